@@ -1,0 +1,31 @@
+# `make run` and `make test` need Python >= 3.11 and a package index; both build .venv on first use.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
+	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VERSION := $(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")')
+BIN := .venv/bin
+WORKDIR ?= runs/default
+ARGS ?=
+
+.PHONY: run test lint bench clean
+run: .venv/ready
+	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir=$(WORKDIR) $(ARGS)
+
+test: .venv/ready
+	$(BIN)/python -m pytest -n auto $(ARGS)
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: .venv/ready
+	for b in benchmarks/[a-z]*.py; do $(BIN)/python $$b || exit 1; done
+
+.venv/ready: pyproject.toml constraints/$(VERSION).txt
+	@test -n "$(PYTHON)" || { echo 'needs Python >= 3.11 on PATH (or PYTHON=...)'; exit 1; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build dist

@@ -1,0 +1,91 @@
+"""Every field of an experiment with its default: the synthetic cohort and the `tiny` policy.
+
+The other files choose where the pipeline stops; `VARIANTS` here chooses the data.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = '') -> ConfigDict:
+  if variant not in VARIANTS:
+    raise ValueError(f'config variant {variant!r} is unknown; choose one of {sorted(v for v in VARIANTS if v)}')
+  config = ConfigDict()
+  config.seed = 0
+  config.target = 'evaluate'  # last stage to run
+  config.data = ConfigDict(dict(
+      source='synthetic',  # synthetic | tjh | physionet2012 | csv
+      path='',  # file or folder of the source
+      outcomes='',  # csv and physionet2012: outcomes file ('' = beside the path)
+      task='mortality',
+      n=2600,  # synthetic: patients
+      prevalence=0.35,  # synthetic
+      informative=0.5,  # synthetic: how much sampling depends on severity, 0 = not at all
+      bin_hours=16.0,  # width of a visit
+      max_visits=3,  # older ones fold into the first
+      window_hours=48.0,  # only data before this; 0 = the whole record
+      aggregate='mean',  # mean | last, within a visit
+      test=600,  # patients (or a fraction below 1)
+      valid_fraction=0.125,  # of the rest
+      splits='',  # a splits.parquet to use instead
+      # csv only
+      features='',  # feature specs, JSON; '' = names alone, no ranges
+      columns=ConfigDict(dict(patient='patient', time='time', feature='feature', value='value', unit='unit',
+                              outcome_patient='patient', label='label', age='age', sex='sex')),
+  ))
+  config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=64, shuffle_features=True))
+  config.expert = ConfigDict(dict(
+      members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',
+      use_mask_channel=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=40, patience=20,
+      select_on='loss', salience='occlusion'))  # salience: attention | grad_x_input | occlusion
+  config.lm = ConfigDict(dict(
+      checkpoint='tiny',  # tiny | a Hugging Face folder or hub name | a .gguf file
+      d_model=192, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=48, d_ff=512, vocab_size=1024,  # tiny only
+      compute_dtype='float32', remat=False))
+  config.base = ConfigDict(dict(
+      steps=700, batch=16, answers=4, learning_rate=2e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
+      micro_batch=16, checkpoint_every=200, schedule='cosine'))
+  config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))
+  config.search = ConfigDict(dict(
+      patients=768, trees=32, rollouts=8, candidates=3, max_depth=2, exploration=1.0, backup='max',
+      alpha=0.4, salience_weight=0.5, question_tokens=10, answer_tokens=16, question_temperature=1.2,
+      answer_temperature=0.9, top_p=0.8,
+      top_k=2, min_reward=-0.5, min_jaccard=0.1, balance=True))
+  config.sft = ConfigDict(dict(
+      epochs=4, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=32, checkpoint_every=100, schedule='cosine'))
+  config.rl = ConfigDict(dict(
+      steps=40, prompts=16, group=8, inner_steps=2, temperature=1.0, max_new=96, learning_rate=3e-4, warmup=5,
+      weight_decay=0.0, micro_batch=8, advantage='grpo', loss='token_mean',
+      clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
+      dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
+      align_per_token=True, align_layers=(), align_control='expert', checkpoint_every=10, schedule='constant'))
+  config.evaluate = ConfigDict(dict(batch=64, max_new=96, temperature=0.0, bootstrap=1000, cases=3))
+  config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
+  VARIANTS[variant](config)
+  return config
+
+
+def _synthetic(config):
+  del config
+
+
+def _tjh(config):
+  config.data.update(source='tjh', path='../shared/data/tjh/time_series_375_prerpocess_en.xlsx', bin_hours=24.0,
+                     max_visits=8, window_hours=0.0, test=200)
+  config.reward.top_k = 10
+
+
+def _tjh24(config):
+  _tjh(config)
+  config.data.update(window_hours=24.0, bin_hours=24.0, max_visits=1)
+
+
+def _physionet2012(config):
+  config.data.update(source='physionet2012', path='../shared/data/physionet2012/set-a.tar.xz',
+                     outcomes='../shared/data/physionet2012/Outcomes-a.txt', bin_hours=12.0, max_visits=4, test=800)
+
+
+def _csv(config):
+  config.data.update(source='csv', path='', outcomes='', bin_hours=24.0, max_visits=8, window_hours=0.0, test=0.2)
+
+
+VARIANTS = {'': _synthetic, 'tjh': _tjh, 'tjh24': _tjh24, 'physionet2012': _physionet2012, 'csv': _csv}

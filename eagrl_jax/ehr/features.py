@@ -1,0 +1,107 @@
+"""Feature specifications: name, unit, reference range, hard range, aliases.
+
+A feature's position in its table is its id everywhere: event arrays, prompts,
+salience vectors, parsed answers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from typing import Any
+
+from eagrl_jax.types import EagrlError
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureSpec:
+  """One clinical feature.
+
+  Attributes:
+    name: how prompts and answers write it, unique in its table.
+    unit: UCUM-like text, '' when dimensionless or unknown.
+    ref_low, ref_high: two-sided reference range in `unit`; None where unknown.
+    hard_low, hard_high: values outside cannot be real and become missing.
+    log: modelled and noised on the log scale (positive, skewed).
+    decimals: digits after the point in a prompt (assay precision).
+    kind: 'numeric', or 'ordinal' whose `levels` are written as words.
+    levels: (value, word) pairs of an ordinal feature.
+    aliases: other spellings in sources and answers.
+    group: organ system or panel; orders the prompt.
+    accepted_units: (unit, scale, offset): value_in_unit = scale * value + offset.
+    sentinels: values that mean missing in this source.
+  """
+
+  name: str
+  unit: str = ''
+  ref_low: float | None = None
+  ref_high: float | None = None
+  hard_low: float | None = None
+  hard_high: float | None = None
+  log: bool = False
+  decimals: int = 1
+  kind: str = 'numeric'
+  levels: tuple[tuple[float, str], ...] = ()
+  aliases: tuple[str, ...] = ()
+  group: str = ''
+  accepted_units: tuple[tuple[str, float, float], ...] = ()
+  sentinels: tuple[float, ...] = ()
+
+
+def canonical(name: str) -> str:
+  """Spelling-insensitive form of a feature name: case, spaces and punctuation do not count."""
+  name = name.replace('α', 'a').replace('β', 'b').replace('γ', 'g')
+  return re.sub(r'[^\w%#+]+|_', '', name.lower())  # letters of every script: hospital exports carry Chinese headers
+
+
+class FeatureTable:
+  """An ordered, immutable set of features with look-up by any known spelling."""
+
+  def __init__(self, specs: tuple[FeatureSpec, ...]):
+    self.specs = tuple(specs)
+    self._index: dict[str, int] = {}
+    for i, spec in enumerate(self.specs):
+      for name in (spec.name, *spec.aliases):
+        if self._index.setdefault(canonical(name), i) != i:
+          raise EagrlError(f'features: the name {name!r} belongs to two features; rename one')
+
+  def __len__(self) -> int:
+    return len(self.specs)
+
+  def __iter__(self):
+    return iter(self.specs)
+
+  def __getitem__(self, i: int) -> FeatureSpec:
+    return self.specs[i]
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    return tuple(s.name for s in self.specs)
+
+  def find(self, name: str) -> int | None:
+    """Id of a feature by name or alias, None where unknown."""
+    return self._index.get(canonical(name))
+
+  def require(self, name: str, field: str) -> int:
+    """Like `find`, but an unknown name is an error that offers the nearest one."""
+    found = self.find(name)
+    if found is None:
+      near = difflib.get_close_matches(canonical(name), self._index, n=1, cutoff=0.0)
+      raise EagrlError(f'{field}: unknown feature {name!r}; did you mean {self.specs[self._index[near[0]]].name!r}?')
+    return found
+
+  def subset(self, ids: list[int]) -> FeatureTable:
+    return FeatureTable(tuple(self.specs[i] for i in ids))
+
+  def to_json(self) -> list[dict]:
+    return [dataclasses.asdict(s) for s in self.specs]
+
+  @classmethod
+  def from_json(cls, rows: list[dict]) -> FeatureTable:
+    def spec(row: dict) -> FeatureSpec:
+      nested: dict[str, Any] = {
+          k: tuple(tuple(x) if isinstance(x, list) else x for x in v) if isinstance(v, list) else v
+          for k, v in row.items()}
+      return FeatureSpec(**nested)
+    return cls(tuple(spec(r) for r in rows))

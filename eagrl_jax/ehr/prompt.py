@@ -1,0 +1,187 @@
+"""Renders one patient for a language model, with the character span of every feature.
+
+Two styles. `full` follows the paper: a role line, the format of the answer, one line a
+feature with unit and reference range, one value a visit and `NaN` where none was taken.
+`compact` is for small policies with short contexts: observed values only, each followed
+by its laboratory flag (H, HH, L, LL) in place of unit and range.
+
+Times are relative, never calendar dates. Features keep the table's clinical order unless
+the caller gives another; an order by the expert's salience would leak the reward's target.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.types import EagrlError
+
+TASKS = {
+    'mortality': ('will the patient die in hospital?', 'the probability that the patient dies in hospital'),
+    'readmission': ('will the patient be readmitted within 30 days?',
+                    'the probability that the patient is readmitted or dies within 30 days of leaving'),
+}
+
+FORMAT = (
+    'Work in numbered sub-questions, at most {depth}, then give the features that matter most (at most {k}, names as '
+    'written above) and the probability between 0 and 1. Write exactly:\n'
+    '<Subquestion 1> a question about the record </Subquestion 1>\n<Answer 1> its answer </Answer 1>\n'
+    '<Final subquestion> Now we can answer the question: {question} </Final subquestion>\n'
+    '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n'
+    'If the record does not allow an estimate, write "I do not know" as the final answer.\n')
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+  """How a record is written.
+
+  Attributes:
+    style: 'full' or 'compact'.
+    max_depth: the most sub-questions the format text asks for.
+    top_k: the most important features it asks for.
+    max_values: the latest values shown of a feature.
+    max_characters: budget of the feature lines; the oldest values go first, then the lines of the
+      features with the fewest values. 0 means no limit.
+  """
+
+  style: str = 'full'
+  max_depth: int = 5
+  top_k: int = 5
+  max_values: int = 8
+  max_characters: int = 0
+
+  def __post_init__(self):
+    if self.style not in ('full', 'compact'):
+      raise EagrlError(f"prompt.style={self.style!r}: choose 'full' or 'compact'")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """A rendered record."""
+
+  text: str
+  spans: tuple[tuple[int, int, int], ...]  # (feature id, first character, one past the last)
+  dropped_values: int  # left out by the budget
+  dropped_features: int
+
+
+def flag(spec: FeatureSpec, value: float) -> str:
+  """Laboratory flag of a value: H or L outside the reference range, doubled when far outside.
+
+  Far is more than half the width of the range beyond its bound, on the log scale for skewed features.
+  """
+  low, high = spec.ref_low, spec.ref_high
+  if high is not None and value > high:
+    side, bound = 'H', high
+  elif low is not None and value < low:
+    side, bound = 'L', low
+  else:
+    return ''
+  if low is None or high is None or high <= low:
+    return side
+  if spec.log and low > 0 and value > 0:
+    excess, width = abs(np.log(value / bound)), np.log(high / low)
+  else:
+    excess, width = abs(value - bound), high - low
+  return side * 2 if excess > width / 2 else side
+
+
+def write_value(spec: FeatureSpec, value: float) -> str:
+  """A value at assay precision; an ordinal level as its word; large values without decimals."""
+  for level, word in spec.levels:
+    if value == level:
+      return word
+  decimals = 0 if abs(value) >= 100 else spec.decimals
+  text = f'{value:.{decimals}f}'
+  return '0' + text[2:] if text.startswith('-0') and float(text) == 0 else text
+
+
+def _range(spec: FeatureSpec) -> str:
+  if spec.ref_low is None and spec.ref_high is None:
+    return '/'
+  ends = ['' if v is None else f'{v:g}' for v in (spec.ref_low, spec.ref_high)]
+  return f'{ends[0]} to {ends[1]}'.strip()
+
+
+def _line(spec: FeatureSpec, series: np.ndarray, style: str, keep: int) -> str:
+  # In: series [T] with NaN where not measured.  Out: at most `keep` of its latest entries.
+  if style == 'compact':
+    seen = series[~np.isnan(series)][-keep:]
+    return f'{spec.name}:' + ''.join(f' {write_value(spec, v)}{_spaced(flag(spec, v))}' for v in seen) + '\n'
+  shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v) for v in series[-keep:])
+  return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
+
+
+def _spaced(text: str) -> str:
+  return f' {text}' if text else ''
+
+
+def _fit(series: dict[int, np.ndarray], features: FeatureTable, config: PromptConfig):
+  """Lines within the character budget. `-> ({feature: line}, dropped values, dropped features)`."""
+
+  def shown(keep, order):
+    return {f: _line(features[f], series[f], config.style, keep) for f in order}
+
+  def count(keep, order):
+    # The full style cuts positions, the compact style cuts observations.
+    return sum(int(np.sum(~np.isnan(series[f][-keep:]))) if config.style == 'full'
+               else min(keep, int(np.sum(~np.isnan(series[f])))) for f in order)
+
+  order = list(series)
+  total = sum(int(np.sum(~np.isnan(s))) for s in series.values())
+  keep = config.max_values
+  lines = shown(keep, order)
+  budget = config.max_characters or float('inf')
+  while sum(map(len, lines.values())) > budget and keep > 1:
+    keep -= 1
+    lines = shown(keep, order)
+  if sum(map(len, lines.values())) > budget:
+    by_count = sorted(order, key=lambda f: -int(np.sum(~np.isnan(series[f]))))
+    kept, used = set(), 0
+    for f in by_count:
+      if used + len(lines[f]) <= budget:
+        kept.add(f)
+        used += len(lines[f])
+    order = [f for f in order if f in kept]
+    lines = {f: lines[f] for f in order}
+  return lines, total - count(keep, order), len(series) - len(order)
+
+
+def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: float, sex: int, *, task: str,
+           setting: str, config: PromptConfig, order: np.ndarray | None = None) -> Prompt:
+  """Writes one patient.
+
+  Args:
+    values: [T, F] raw values of the real visits (no padding), NaN where not measured.
+    hours: [T] hours since the first record.
+    age: years, NaN unknown. sex: 1 male, 0 female, -1 unknown.
+    order: permutation of the features; the table's order when None.
+  """
+  question, quantity = TASKS[task]
+  order = np.arange(len(features)) if order is None else order
+  series = {int(f): values[:, f] for f in order if not np.all(np.isnan(values[:, f]))}
+  lines, dropped_values, dropped_features = _fit(series, features, config)
+  who = {1: 'male', 0: 'female'}.get(int(sex), 'unknown')
+  years = 'unknown' if np.isnan(age) else f'{min(age, 90):.0f}'
+
+  if config.style == 'compact':
+    head = f'Sex: {who} Age: {years} Visits: {len(hours)}\n'
+    tail = f'Question: {question}\n'
+  else:
+    times = ', '.join(f'{h / 24:.3g}' for h in hours)
+    head = (f'You are an experienced physician reading the record of {setting}.\n'
+            f'Estimate {quantity}.\n'
+            f'The record has {len(hours)} visits, {times} days after the first measurement. Each line is one feature '
+            'with one value per visit, oldest first; NaN means not measured at that visit.\n'
+            f'Sex: {who}. Age: {years} years.\n')
+    absent = [s.name for i, s in enumerate(features) if i not in series]
+    tail = f'Never measured: {", ".join(absent)}.\n' if absent else ''
+    tail += FORMAT.format(depth=config.max_depth, k=config.top_k, question=question)
+
+  text, spans = head, []
+  for f, line in lines.items():
+    spans.append((f, len(text), len(text) + len(line) - 1))
+    text += line
+  return Prompt(text + tail, tuple(spans), dropped_values, dropped_features)

@@ -1,0 +1,124 @@
+"""The canonical cohort: ragged events in flat arrays, one row of statics and one label a patient.
+
+Host side and numpy only. `Visits` is the dense view that the expert and the prompt
+renderer share: events binned on a time grid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from eagrl_jax.ehr.features import FeatureTable
+
+
+@dataclasses.dataclass(frozen=True)
+class Truth:
+  """What only a synthetic cohort knows."""
+
+  salience: np.ndarray  # [N, F] float32, rows sum to 1; 0 where never measured
+  risk: np.ndarray  # [N] float32, the true probability of the outcome
+
+
+@dataclasses.dataclass(frozen=True)
+class Cohort:
+  """N patients. Events are sorted by (patient, hour); `patient` holds row numbers, not ids."""
+
+  name: str
+  task: str  # 'mortality' | 'readmission'
+  setting: str  # one clause for the prompt: who these patients are
+  features: FeatureTable
+  subject_id: np.ndarray  # [N] str; private, never in a prompt or a log
+  age: np.ndarray  # [N] float32 years, NaN unknown
+  sex: np.ndarray  # [N] int8, 1 male, 0 female, -1 unknown
+  label: np.ndarray  # [N] int8
+  patient: np.ndarray  # [events] int32
+  hour: np.ndarray  # [events] float32, hours since the patient's first record
+  feature: np.ndarray  # [events] int16
+  value: np.ndarray  # [events] float32, finite
+  attrition: tuple[tuple[str, int, str], ...]  # (step, count, 'patients' | 'rows' | 'values')
+  truth: Truth | None = None
+
+  def __len__(self) -> int:
+    return len(self.label)
+
+  def take(self, rows: np.ndarray) -> Cohort:
+    """The sub-cohort of these distinct rows, in this order; events end up sorted by (patient, hour)."""
+    if len(np.unique(rows)) != len(rows):
+      raise ValueError('Cohort.take: a row is repeated; its events cannot belong to two patients')
+    new_row = np.full(len(self), -1, np.int32)
+    new_row[rows] = np.arange(len(rows), dtype=np.int32)
+    patient = new_row[self.patient]
+    keep = np.flatnonzero(patient >= 0)
+    keep = keep[np.lexsort((self.hour[keep], patient[keep]))]
+    truth = self.truth and Truth(self.truth.salience[rows], self.truth.risk[rows])
+    return dataclasses.replace(
+        self, subject_id=self.subject_id[rows], age=self.age[rows], sex=self.sex[rows], label=self.label[rows],
+        patient=patient[keep], hour=self.hour[keep], feature=self.feature[keep], value=self.value[keep], truth=truth)
+
+
+@dataclasses.dataclass(frozen=True)
+class Visits:
+  """Events on a grid; padding is on the right, `values` is NaN where nothing was measured."""
+
+  values: np.ndarray  # [N, T, F] float32, raw units
+  hours: np.ndarray  # [N, T] float32, end of the bin (or day) since the first record
+  valid: np.ndarray  # [N, T] bool
+
+
+def hashed_order(subject_id: np.ndarray, salt: str = '') -> np.ndarray:
+  """Row numbers sorted by a salted SHA-256 of the id: the same for every order of the input. `[N] -> [N] int64`."""
+  digests = [hashlib.sha256(f'{salt}/{i}'.encode()).hexdigest() for i in subject_id]
+  return np.argsort(np.array(digests, '<U64'), kind='stable')
+
+
+def to_visits(cohort: Cohort, bin_hours: float, max_visits: int, aggregate: str = 'mean',
+              window_hours: float | None = None) -> Visits:
+  """Bins a cohort's events.
+
+  Args:
+    bin_hours: width of a visit; empty bins are dropped, so visits may be unevenly spaced.
+    max_visits: the latest visits kept; older ones are folded into the first kept row, which
+      takes for each feature the latest folded value it does not have itself.
+    aggregate: 'mean' or 'last' inside a bin.
+    window_hours: only events with hour < window_hours are used; None uses all.
+
+  Raises:
+    ValueError: unknown `aggregate`, or a width or count that is not positive.
+  """
+  if aggregate not in ('mean', 'last') or bin_hours <= 0 or max_visits < 1:
+    raise ValueError(f"to_visits: aggregate={aggregate!r} must be 'mean' or 'last', bin_hours and max_visits positive")
+  n, f = len(cohort), len(cohort.features)
+  use = np.ones(len(cohort.hour), bool) if window_hours is None else cohort.hour < window_hours
+  patient, feature = cohort.patient[use].astype(np.int64), cohort.feature[use].astype(np.int64)
+  value, slot = cohort.value[use].astype(np.float64), np.floor(cohort.hour[use] / bin_hours).astype(np.int64)
+
+  # Rank of each (patient, slot) among the patient's non-empty slots.
+  span = int(slot.max(initial=0)) + 1
+  keys, visit_of_event = np.unique(patient * span + slot, return_inverse=True)
+  owner = keys // span
+  first = np.searchsorted(owner, np.arange(n))
+  count = np.searchsorted(owner, np.arange(n), side='right') - first
+  rank = np.arange(len(keys)) - first[owner]
+  row = np.maximum(rank - np.maximum(count[owner] - max_visits, 0), 0)  # older visits fold into row 0
+
+  cell = visit_of_event * f + feature
+  order = np.argsort(cell, kind='stable')  # events are time-ordered within a cell
+  unique, start = np.unique(cell[order], return_index=True)
+  stop = np.append(start, len(order))[1:]  # empty when there are no events
+  if aggregate == 'mean':
+    sums = np.add.reduceat(value[order], start) if len(start) else np.zeros(0)
+    cells = sums / (stop - start)
+  else:
+    cells = value[order][stop - 1]
+
+  values = np.full((n, max_visits, f), np.nan, np.float32)
+  hours = np.zeros((n, max_visits), np.float32)
+  visit, feat = unique // f, unique % f
+  # `unique` ascends in (patient, slot): a later visit of a folded row overwrites an earlier one.
+  values[owner[visit], row[visit], feat] = cells
+  hours[owner, row] = (keys % span + 1) * bin_hours
+  valid = np.arange(max_visits)[None, :] < np.minimum(count, max_visits)[:, None]
+  return Visits(values, hours, valid)

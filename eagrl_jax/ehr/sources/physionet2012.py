@@ -1,0 +1,184 @@
+"""PhysioNet/CinC Challenge 2012: first 48 hours of adult ICU stays (doi 10.13026/7ff7-7r27, ODC-By 1.0).
+
+One text file a stay, `Time,Parameter,Value`, in a folder or an archive, which is read in memory and
+never unpacked. Scores, length of stay and survival time stand in the outcomes file only and are
+outcomes, not inputs.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from eagrl_jax.ehr import validation
+from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.ehr.sources.physionet2012_features import FEATURES
+from eagrl_jax.types import EagrlError
+
+_HEADER = b'Time,Parameter,Value'
+_LARGEST = 4 << 20  # bytes of one stay; real ones are below 50 kB
+_STATIC = ('RecordID', 'Age', 'Gender')
+_DESCRIPTORS = (*_STATIC, 'Height', 'ICUType')  # and the first Weight: written at 00:00 of every stay
+_LABEL = 'In-hospital_death'
+
+
+def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequence[str | Path] | None = None) -> Cohort:
+  """Reads one set or several.
+
+  Args:
+    path: a tar archive (any compression) or a folder of stays, or several of them.
+    outcomes: an outcomes file for each; by default `Outcomes-<x>.txt` beside `set-<x>`.
+
+  Returns:
+    A validated cohort. Hours count from 00:00, when every stay's descriptors are written.
+
+  Raises:
+    EagrlError: unreadable files, a stay in two sets, contradictory outcomes.
+  """
+  paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+  if outcomes is None:
+    files = [p.parent / f'Outcomes-{p.name.removeprefix("set-").split(".")[0]}.txt' for p in paths]
+  else:
+    files = [Path(outcomes)] if isinstance(outcomes, str | Path) else [Path(p) for p in outcomes]
+  if not paths or len(files) != len(paths):
+    raise EagrlError('data.outcomes: give one outcomes file for each set')
+  label = _outcomes(files)
+  stays = [(name, body) for p in paths for name, body in (_folder(p) if p.is_dir() else _archive(p))]
+  names = np.array([name for name, _ in stays], str)
+  if len(np.unique(names)) != len(names):
+    raise EagrlError('data.path: a stay occurs in two of the sets; give each set once')
+  if not stays:
+    raise EagrlError('data.path: no <stay>.txt found in the set; give the challenge archive or its folder')
+
+  stay, hour, parameter, number = _parse(stays)
+  bare = _bare_stays(stay, hour, parameter, len(names))
+  known = np.array([name in label for name in names])
+  feature = _feature_ids(parameter)
+  event = (feature >= 0) & ~np.isnan(number.value)
+  gender = _static(stay, parameter, number.value, 'Gender', len(names))
+  age = _static(stay, parameter, number.value, 'Age', len(names))
+  steps = (('read', len(names), 'patients'), ('read', len(stay), 'rows'),
+           ('without time series', int(bare.sum()), 'patients'),
+           ('without outcome', int((~known & ~bare).sum()), 'patients'),
+           ('outcome without a stay', len(label.keys() - set(names.tolist())), 'patients'),
+           ('assay limit written as < or >', number.censored, 'values'), ('text', number.text, 'values'),
+           ('sex unknown', int((known & ~bare & ~np.isin(gender, (0, 1))).sum()), 'patients'))
+  cohort = Cohort(
+      name='physionet2012', task='mortality', setting='adults in the first 48 hours of an intensive care stay',
+      features=FEATURES, subject_id=names, age=np.where(age >= 0, age, np.nan).astype(np.float32),
+      sex=np.where(np.isin(gender, (0, 1)), gender, -1).astype(np.int8),
+      label=np.array([label.get(name, 0) for name in names], np.int8), patient=stay[event].astype(np.int32),
+      hour=hour[event].astype(np.float32), feature=feature[event].astype(np.int16),
+      value=number.value[event].astype(np.float32), attrition=steps)
+  order = hashed_order(names, cohort.name)
+  cohort = validation.validate(cohort.take(order[(known & ~bare)[order]]))
+  validation.check(cohort)
+  return cohort
+
+
+def _folder(path: Path) -> Iterator[tuple[str, bytes]]:
+  for file in sorted(path.glob('*.txt')):
+    if not file.name.startswith('Outcomes'):
+      yield file.stem, file.read_bytes()
+
+
+def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
+  """Regular files of a tar archive; links and other entries are passed over."""
+  if not path.is_file():
+    raise EagrlError(f'data.path: there is no file or folder {path.name}')
+  try:
+    with tarfile.open(path) as archive:
+      for member in archive:
+        name = PurePosixPath(member.name)
+        if not member.isfile() or name.suffix != '.txt' or name.name.startswith('Outcomes'):
+          continue
+        if member.size > _LARGEST:
+          raise EagrlError(f'data.path: a file in {path.name} is too large for one stay; get the archive again')
+        content = archive.extractfile(member)
+        if content is not None:
+          yield name.stem, content.read()
+  except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError):
+    raise EagrlError(f'data.path: {path.name} is not a complete tar archive; get it again') from None
+
+
+def _parse(stays: list[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray, pa.Array, validation.Numbers]:
+  """All stays at once: stay number, hour, parameter and value of every row."""
+  bodies = []
+  for name, content in stays:
+    header, _, body = content.partition(b'\n')
+    first = body.partition(b'\n')[0].strip()
+    if header.strip() != _HEADER or first != f'00:00,RecordID,{name}'.encode() or b'"' in body:
+      raise EagrlError('data.path: a stay does not begin with "Time,Parameter,Value" and its RecordID; '
+                       'give the files of the challenge')
+    bodies.append(body if body.endswith(b'\n') else body + b'\n')
+  try:
+    table = pacsv.read_csv(
+        io.BytesIO(b''.join(bodies)), pacsv.ReadOptions(column_names=['time', 'parameter', 'value']),
+        convert_options=pacsv.ConvertOptions(column_types={
+            'time': pa.string(), 'parameter': pa.dictionary(pa.int32(), pa.string()), 'value': pa.string()},
+            strings_can_be_null=True))
+    clock = pc.cast(pc.split_pattern(table['time'], ':'), pa.list_(pa.int32()))
+    minutes = [pc.list_element(clock, i).to_numpy() for i in (0, 1)]
+  except pa.ArrowException:
+    raise EagrlError('data.path: a stay has a row that is not HH:MM,parameter,value; get the set again') from None
+  parameter = table['parameter'].unify_dictionaries().combine_chunks()
+  starts = _is(parameter, 'RecordID')
+  if starts.sum() != len(stays):
+    raise EagrlError('data.path: a stay has two RecordIDs; get the set again')
+  value = validation.parse_numbers(table['value'].combine_chunks())
+  return np.cumsum(starts) - 1, minutes[0] + minutes[1] / 60, parameter, value
+
+
+def _is(parameter: pa.DictionaryArray, *names: str) -> np.ndarray:
+  wanted = np.isin(np.array(parameter.dictionary.to_pylist(), str), names)
+  return np.append(wanted, False)[parameter.indices.fill_null(-1).to_numpy()]
+
+
+def _bare_stays(stay: np.ndarray, hour: np.ndarray, parameter: pa.DictionaryArray, n: int) -> np.ndarray:
+  """Stays with nothing but the descriptors of 00:00."""
+  descriptor = _is(parameter, *_DESCRIPTORS) | (_is(parameter, 'Weight') & (hour == 0))
+  return np.bincount(stay[~descriptor], minlength=n) == 0
+
+
+def _feature_ids(parameter: pa.DictionaryArray) -> np.ndarray:
+  """Feature id of every row, -1 for static facts and rows without a name. An unknown parameter is an error."""
+  ids = [-1 if name in _STATIC else FEATURES.require(name, 'data.path') for name in parameter.dictionary.to_pylist()]
+  return np.array([*ids, -1], np.int64)[parameter.indices.fill_null(-1).to_numpy()]
+
+
+def _static(stay: np.ndarray, parameter: pa.DictionaryArray, value: np.ndarray, name: str, n: int) -> np.ndarray:
+  out = np.full(n, -1.0)
+  rows = np.flatnonzero(_is(parameter, name) & ~np.isnan(value))
+  out[stay[rows]] = value[rows]
+  return out
+
+
+def _outcomes(files: list[Path]) -> dict[str, int]:
+  label: dict[str, int] = {}
+  for file in files:
+    if not file.is_file():
+      raise EagrlError(f'data.outcomes: there is no file {file.name}; it belongs beside the set')
+    try:
+      table = pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(
+          column_types={'RecordID': pa.string(), _LABEL: pa.float64()}))
+    except (pa.ArrowException, UnicodeDecodeError):
+      raise EagrlError(f'data.outcomes: {file.name} is not the comma-separated outcomes file') from None
+    columns = {name.strip(): name for name in table.column_names}
+    for name in ('RecordID', _LABEL):
+      if name not in columns:
+        raise EagrlError(f'data.outcomes: {file.name} has no column {name!r}; it has {", ".join(columns)}')
+    for stay, died in zip(table[columns['RecordID']].to_pylist(), table[columns[_LABEL]].to_pylist()):
+      if died not in (0, 1):
+        continue
+      if label.setdefault(str(stay).strip(), int(died)) != died:
+        raise EagrlError('data.outcomes: a stay has two different outcomes; keep one')
+  return label

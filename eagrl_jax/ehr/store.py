@@ -1,0 +1,153 @@
+"""A cohort in a folder: MEDS-like events and labels as parquet, specs and counts as JSON.
+
+    events.parquet    subject_id, time (hours since the first record), code, numeric_value, unit
+    labels.parquet    subject_id, boolean_value, age, sex; the order of rows is the order of patients
+    features.json     the feature table
+    truth.parquet     risk and salience, only of a synthetic cohort
+    manifest.json     name, task, counts, attrition, SHA-256 of the content; written last
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.records import Cohort, Truth
+from eagrl_jax.types import EagrlError
+
+_FORMAT = 1
+
+
+def fingerprint(cohort: Cohort) -> str:
+  """SHA-256 over everything a model or a prompt can see, and the labels."""
+  digest = hashlib.sha256()
+  head = [cohort.name, cohort.task, cohort.setting, cohort.features.to_json(), cohort.subject_id.astype(str).tolist()]
+  digest.update(json.dumps(head, ensure_ascii=False).encode())
+  arrays = [(cohort.age, '<f4'), (cohort.sex, 'i1'), (cohort.label, 'i1'), (cohort.patient, '<i4'),
+            (cohort.hour, '<f4'), (cohort.feature, '<i2'), (cohort.value, '<f4')]
+  if cohort.truth is not None:
+    arrays += [(cohort.truth.salience, '<f4'), (cohort.truth.risk, '<f4')]
+  for array, dtype in arrays:
+    digest.update(np.ascontiguousarray(array, dtype).tobytes())
+  return digest.hexdigest()
+
+
+def save(cohort: Cohort, folder: str | Path) -> None:
+  """Writes a cohort; what the folder held before is replaced, and unusable until the last file is written."""
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'manifest.json').unlink(missing_ok=True)
+  (folder / 'truth.parquet').unlink(missing_ok=True)
+  ids = pa.array(cohort.subject_id.astype(str).tolist(), pa.string())
+  code, unit = (pa.array([getattr(s, k) for s in cohort.features], pa.string()) for k in ('name', 'unit'))
+  feature = pa.array(cohort.feature)
+  pq.write_table(pa.table({
+      'subject_id': pa.DictionaryArray.from_arrays(pa.array(cohort.patient), ids),
+      'time': pa.array(cohort.hour), 'code': pa.DictionaryArray.from_arrays(feature, code),
+      'numeric_value': pa.array(cohort.value),
+      'unit': pa.DictionaryArray.from_arrays(feature, unit).dictionary_decode()}), folder / 'events.parquet')
+  pq.write_table(pa.table({
+      'subject_id': ids, 'boolean_value': pa.array(cohort.label.astype(bool)),
+      'age': pa.array(cohort.age), 'sex': pa.array(cohort.sex)}), folder / 'labels.parquet')
+  _write_json(folder / 'features.json', cohort.features.to_json())
+  if cohort.truth is not None:
+    flat = pa.array(cohort.truth.salience.reshape(-1))
+    pq.write_table(pa.table({
+        'risk': pa.array(cohort.truth.risk),
+        'salience': pa.FixedSizeListArray.from_arrays(flat, len(cohort.features))}), folder / 'truth.parquet')
+  _write_json(folder / 'manifest.json', {
+      'format': _FORMAT, 'name': cohort.name, 'task': cohort.task, 'setting': cohort.setting,
+      'patients': len(cohort), 'positives': int(cohort.label.sum()), 'events': len(cohort.value),
+      'features': len(cohort.features), 'synthetic': cohort.truth is not None,
+      'attrition': [list(step) for step in cohort.attrition], 'sha256': fingerprint(cohort)})
+
+
+def _write_json(path: Path, content: object) -> None:
+  path.write_text(json.dumps(content, indent=1, ensure_ascii=False), encoding='utf-8')
+
+
+def load(folder: str | Path) -> Cohort:
+  """Reads what `save` wrote, array for array.
+
+  Raises:
+    EagrlError: files missing, damaged, or not those that the manifest describes.
+  """
+  folder = Path(folder)
+  try:
+    manifest = json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))
+    features = FeatureTable.from_json(json.loads((folder / 'features.json').read_text(encoding='utf-8')))
+    labels = pq.read_table(folder / 'labels.parquet')
+    events = pq.read_table(folder / 'events.parquet', columns=['subject_id', 'time', 'code', 'numeric_value'])
+    ids = labels['subject_id'].to_numpy(zero_copy_only=False).astype(str)
+    truth = None
+    if manifest['synthetic']:
+      table = pq.read_table(folder / 'truth.parquet')
+      salience = table['salience'].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+      truth = Truth(salience.reshape(len(ids), len(features)), table['risk'].to_numpy())
+    cohort = Cohort(
+        name=manifest['name'], task=manifest['task'], setting=manifest['setting'], features=features, subject_id=ids,
+        age=labels['age'].to_numpy(), sex=labels['sex'].to_numpy(),
+        label=labels['boolean_value'].to_numpy(zero_copy_only=False).astype(np.int8),
+        patient=_codes(events['subject_id'], ids, np.int32), hour=events['time'].to_numpy(),
+        feature=_codes(events['code'], features.names, np.int16), value=events['numeric_value'].to_numpy(),
+        attrition=tuple((step, count, unit) for step, count, unit in manifest['attrition']), truth=truth)
+    stored = manifest['sha256']
+  except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
+    raise EagrlError(f'cohort: {folder.name} is missing, unfinished or damaged; run prepare again') from None
+  if fingerprint(cohort) != stored:
+    raise EagrlError(f'cohort: the files in {folder.name} are not those its manifest describes; run prepare again')
+  return cohort
+
+
+def _codes(column: pa.ChunkedArray, names: tuple[str, ...] | np.ndarray, dtype: type) -> np.ndarray:
+  """Position in `names` of every entry."""
+  encoded = column.unify_dictionaries().combine_chunks()
+  position = {name: i for i, name in enumerate(names)}
+  local: np.ndarray = np.array([position[name] for name in encoded.dictionary.to_pylist()], dtype)
+  return local[encoded.indices.to_numpy()]
+
+
+def read_features(path: str | Path) -> FeatureTable:
+  """Reads a table of feature specs written by hand: a YAML or JSON list of mappings with FeatureSpec's fields.
+
+  Raises:
+    EagrlError: no such file, not a list, unknown or missing fields, ranges upside down.
+  """
+  path, fields = Path(path), {f.name: f for f in dataclasses.fields(FeatureSpec)}
+  try:
+    rows = yaml.safe_load(path.read_text(encoding='utf-8'))
+  except (OSError, UnicodeDecodeError):
+    raise EagrlError(f'features: cannot read {path.name}; give a YAML or JSON file') from None
+  except yaml.YAMLError as error:
+    mark = getattr(error, 'problem_mark', None)
+    raise EagrlError(f'features: {path.name} is not YAML or JSON'
+                     + (f', see line {mark.line + 1}' if mark else '')) from None
+  if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) and r.get('name') for r in rows):
+    raise EagrlError(f'features: {path.name} must be a list of entries that each have a name')
+  for row in rows:
+    name = row['name'] = str(row['name']).strip()
+    for field, entry in row.items():
+      if field not in fields:
+        near = difflib.get_close_matches(str(field), fields, n=1, cutoff=0.0)[0]
+        raise EagrlError(f'features: {name!r} has the unknown field {field!r}; did you mean {near!r}?')
+      number = field in ('ref_low', 'ref_high', 'hard_low', 'hard_high')
+      wants = (int, float, type(None)) if number else type(fields[field].default)
+      if field != 'name' and not isinstance(entry, list if wants is tuple else wants):
+        raise EagrlError(f'features: {name!r}: {field} has the wrong type')
+    for low, high in (('ref_low', 'ref_high'), ('hard_low', 'hard_high')):
+      if row.get(low) is not None and row.get(high) is not None and row[low] > row[high]:
+        raise EagrlError(f'features: {name!r}: {low} is above {high}; swap them')
+    if any(c in name for c in ',;<>\n'):
+      raise EagrlError(f'features: {name!r} holds one of , ; < >, which answers use as marks; rename it')
+    if row.get('kind', 'numeric') not in ('numeric', 'ordinal'):
+      raise EagrlError(f'features: {name!r}: kind must be numeric or ordinal')
+  return FeatureTable.from_json(rows)

@@ -1,0 +1,182 @@
+"""What every source shares: numbers out of text, impossible values out of the cohort, and the last check.
+
+Nothing is clipped or guessed: a value is kept, becomes missing and is counted in the
+attrition table, or the load stops with one line that holds no value and no id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.types import EagrlError
+
+Attrition = tuple[tuple[str, int, str], ...]
+
+_NUMBER = r'^\s*([<>≤≥]=?)?\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$'
+_MISSING_CODES = (-9999.0, -999.0, -99.0, -9.0, -1.0, 99.0, 999.0, 9999.0, 99999.0)
+_ENOUGH = 20  # values of a feature below which its distribution says nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbers:
+  """Text parsed to numbers."""
+
+  value: np.ndarray  # [rows] float64, NaN where empty or text
+  censored: int  # entries written as '<0.05' or '>21', read as the assay limit
+  text: int  # entries that are no number
+
+
+def parse_numbers(texts: pa.Array | Sequence[str | None]) -> Numbers:
+  """Reads numbers and assay limits; a decimal comma, a word or a trailing mark is text, hence missing."""
+  column = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.string())
+  number = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
+  matched = pc.if_else(number, column, pa.scalar(None, pa.string()))
+  censored = pc.sum(pc.match_substring_regex(matched, '[<>≤≥]')).as_py() or 0
+  bare = pc.utf8_trim_whitespace(pc.replace_substring_regex(matched, r'^\s*[<>≤≥]=?\s*|^\s*\+', ''))
+  value = pc.cast(bare, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+  return Numbers(value, censored, len(column) - column.null_count - pc.sum(number).as_py() if len(column) else 0)
+
+
+def hard_limits(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
+  """Lowest and highest possible value of every feature, infinite where the spec sets none. `[F], [F] float32`."""
+  low = [-np.inf if s.hard_low is None else s.hard_low for s in features]
+  high = [np.inf if s.hard_high is None else s.hard_high for s in features]
+  return np.array(low, np.float32), np.array(high, np.float32)
+
+
+def validate(cohort: Cohort) -> Cohort:
+  """Drops impossible values, merges duplicates, drops patients left without any observation; counts each step.
+
+  Values that a spec lists as sentinels, that lie outside a hard range or are not finite become
+  missing. Of several values of one feature at one time, equal ones count once and different ones
+  are averaged.
+
+  Raises:
+    EagrlError: a feature's values fit another unit's range better than their own.
+  """
+  steps: list[tuple[str, int, str]] = []
+  value, feature = cohort.value, cohort.feature
+  drop = ~np.isfinite(value)
+  _count(steps, 'not finite', drop, 'values')
+  for f, spec in enumerate(cohort.features):
+    if spec.sentinels:
+      missing = (feature == f) & np.isin(value, np.array(spec.sentinels, np.float32)) & ~drop
+      _count(steps, f'code for missing: {spec.name}', missing, 'values')
+      drop |= missing
+
+  low, high = hard_limits(cohort.features)
+  outside = ((value < low[feature]) | (value > high[feature])) & ~drop
+  total = np.bincount(feature[~drop], minlength=len(low))
+  for f in np.flatnonzero(np.bincount(feature[outside], minlength=len(low))).tolist():
+    spec, mine = cohort.features[f], outside & (feature == f)
+    _refuse_wrong_unit(spec, value[mine], int(total[f]))
+    _count(steps, f'outside hard range: {spec.name}', mine, 'values')
+  keep = ~(drop | outside)
+  for f in np.flatnonzero(np.bincount(feature[keep], minlength=len(low)) >= _ENOUGH).tolist():
+    count = _suspected_code(value[keep & (feature == f)])
+    if count:
+      steps.append((f'kept, looks like a code for missing: {cohort.features[f].name}', count, 'values'))
+
+  cohort = dataclasses.replace(cohort, patient=cohort.patient[keep], hour=cohort.hour[keep],
+                               feature=feature[keep], value=value[keep])
+  cohort = _merge_duplicates(cohort, steps)
+  seen = np.bincount(cohort.patient, minlength=len(cohort)) > 0
+  _count(steps, 'without any observation', ~seen, 'patients')
+  if not seen.all():
+    cohort = cohort.take(np.flatnonzero(seen))
+  steps += [('kept', len(cohort), 'patients'), ('kept', len(cohort.value), 'values')]
+  return dataclasses.replace(cohort, attrition=(*cohort.attrition, *steps))
+
+
+def _count(steps: list[tuple[str, int, str]], step: str, mask: np.ndarray, unit: str) -> None:
+  if mask.any():
+    steps.append((step, int(mask.sum()), unit))
+
+
+def _refuse_wrong_unit(spec: FeatureSpec, outside: np.ndarray, total: int) -> None:
+  if total < _ENOUGH:
+    return
+  low, high = (limit[0] for limit in hard_limits(FeatureTable((spec,))))
+  for unit, scale, offset in spec.accepted_units:
+    inside = np.mean((scale * outside + offset >= low) & (scale * outside + offset <= high))
+    if unit != spec.unit and len(outside) > 0.2 * total and inside > 0.8:
+      raise EagrlError(f'features: {len(outside)} of {total} values of {spec.name!r} are impossible in {spec.unit!r} '
+                       f'but possible in {unit!r}; give the unit of each value')
+  if len(outside) > 0.5 * total:
+    raise EagrlError(f'features: {len(outside)} of {total} values of {spec.name!r} lie outside its hard range; '
+                     'check its unit and specimen')
+
+
+def _suspected_code(value: np.ndarray) -> int:
+  """How many values look like an unlisted missing code: frequent, extreme and far from the rest."""
+  for code in _MISSING_CODES:
+    same = value == np.float32(code)
+    rest = value[~same]
+    if same.mean() >= 0.05 and len(rest) and (code < rest.min() or code > rest.max()):
+      gap = max(rest.min() - code, code - rest.max())
+      if gap > rest.max() - rest.min() > 0:
+        return int(same.sum())
+  return 0
+
+
+def _merge_duplicates(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Cohort:
+  order = np.lexsort((cohort.value, cohort.feature, cohort.hour, cohort.patient))
+  patient, hour = cohort.patient[order], cohort.hour[order]
+  feature, value = cohort.feature[order], cohort.value[order]
+  same_cell = (np.diff(patient) == 0) & (np.diff(hour) == 0) & (np.diff(feature) == 0)
+  repeated = np.append(False, same_cell & (np.diff(value) == 0))[:len(value)]
+  _count(steps, 'identical duplicate', repeated, 'values')
+
+  start = np.flatnonzero(np.append(True, ~same_cell)[:len(value)])
+  distinct = np.add.reduceat((~repeated).astype(np.int64), start) if len(start) else np.zeros(0, np.int64)
+  _count(steps, 'conflicting values at one time, averaged', distinct > 1, 'values')
+  sums = np.add.reduceat(np.where(repeated, 0.0, value.astype(np.float64)), start) if len(start) else distinct
+  mean = np.where(distinct == 1, value[start], sums / np.maximum(distinct, 1)).astype(np.float32)
+  return dataclasses.replace(cohort, patient=patient[start], hour=hour[start], feature=feature[start], value=mean)
+
+
+def check(cohort: Cohort) -> None:
+  """Refuses a cohort that no stage can use.
+
+  Raises:
+    EagrlError: no patients or events, one class only, repeated ids, events out of order or out of
+      range, NaN, impossible age, sex or label, arrays of unequal length.
+  """
+  n, f, events = len(cohort), len(cohort.features), len(cohort.value)
+  if not n or not events:
+    raise EagrlError('data: the cohort is empty; check the path and the columns')
+  sizes = {'subject_id': n, 'age': n, 'sex': n, 'patient': events, 'hour': events, 'feature': events}
+  for field, size in sizes.items():
+    if len(getattr(cohort, field)) != size:
+      raise EagrlError(f'data.{field}: has {len(getattr(cohort, field))} entries and needs {size}')
+  repeats = n - len(np.unique(cohort.subject_id))
+  age = cohort.age[~np.isnan(cohort.age)]
+  step = np.diff(cohort.patient)
+  problems = (
+      (repeats, 'subject_id', 'ids are repeated; give each patient one row'),
+      (int(np.sum(~np.isin(cohort.label, (0, 1)))), 'label', 'labels are neither 0 nor 1; recode them'),
+      (int(np.sum(~np.isin(cohort.sex, (-1, 0, 1)))), 'sex', 'codes are not 1 (male), 0 (female) or -1; recode them'),
+      (int(np.sum((age < 0) | (age > 120))), 'age', 'ages are outside 0 to 120 years; compute them again'),
+      (int(np.sum(~np.isfinite(cohort.value))), 'value', 'values are NaN or infinite; leave them out'),
+      (int(np.sum(~(cohort.hour >= 0) | np.isinf(cohort.hour))), 'hour', 'times are negative or NaN; count from 0'),
+      (int(np.sum((cohort.patient < 0) | (cohort.patient >= n))), 'patient', 'row numbers do not exist'),
+      (int(np.sum((cohort.feature < 0) | (cohort.feature >= f))), 'feature', 'ids are not in the feature table'),
+      (int(np.sum((step < 0) | ((step == 0) & (np.diff(cohort.hour) < 0)))), 'hour',
+       'events are out of order; sort them by patient and time'),
+  )
+  for count, field, problem in problems:
+    if count:
+      raise EagrlError(f'data.{field}: {count} {problem}')
+  if len(np.unique(cohort.patient)) != n:
+    raise EagrlError(f'data: {n - len(np.unique(cohort.patient))} patients have no event; leave them out')
+  positives = int(np.sum(cohort.label == 1))
+  if positives in (0, n):
+    raise EagrlError(f'data.label: all {n} patients are {"positive" if positives else "negative"}; '
+                     'the task needs both outcomes, check the outcome column')

@@ -1,0 +1,119 @@
+"""How good a vector of probabilities is: discrimination, overall error, calibration.
+
+A test set with one class has no AUROC and no AUPRC: they are NaN, and `undefined` says why.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sklearn import metrics as sk
+
+from eagrl_jax.types import ArrayLike, EagrlError
+
+CLIP = 0.01  # a policy writes 0.dd: 0.00 and 1.00 would make one wrong answer cost an infinite log loss
+
+
+def check(label: ArrayLike, prob: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+  """Validated (label, prob), both float64 [N].
+
+  Raises:
+    EagrlError: another rank, unequal lengths, a label outside {0, 1}, a probability outside [0, 1].
+  """
+  y, p = np.asarray(label, np.float64), np.asarray(prob, np.float64)
+  if y.ndim != 1 or y.shape != p.shape:
+    raise EagrlError(f'evaluate: label and prob must be vectors of one length, got {y.shape} and {p.shape}')
+  if not np.isin(y, (0.0, 1.0)).all():
+    raise EagrlError('evaluate: label must hold only 0 and 1')
+  if not ((p >= 0) & (p <= 1)).all():
+    raise EagrlError('evaluate: prob must lie in [0, 1]; score an unparsed answer at the training prevalence')
+  return y, p
+
+
+def undefined(label: ArrayLike) -> str | None:
+  """Why AUROC and AUPRC do not exist for these labels; None when they do."""
+  y = np.asarray(label)
+  if not len(y):
+    return 'no patients'
+  if y.min() == y.max():
+    return f'only one class: all {len(y)} patients have outcome {int(y[0])}'
+  return None
+
+
+def auroc(label: ArrayLike, prob: ArrayLike) -> float:
+  """Area under the ROC curve; NaN when `undefined`."""
+  y, p = check(label, prob)
+  return float('nan') if undefined(y) else float(sk.roc_auc_score(y, p))
+
+
+def auprc(label: ArrayLike, prob: ArrayLike) -> float:
+  """Average precision (no interpolation); NaN when `undefined`."""
+  y, p = check(label, prob)
+  return float('nan') if undefined(y) else float(sk.average_precision_score(y, p))
+
+
+def brier(label: ArrayLike, prob: ArrayLike) -> float:
+  """Mean squared error of the probability; NaN without patients."""
+  y, p = check(label, prob)
+  return float(np.mean((p - y) ** 2)) if len(y) else float('nan')
+
+
+def log_loss(label: ArrayLike, prob: ArrayLike) -> float:
+  """Mean negative log-likelihood in nats, probabilities clipped to [CLIP, 1 − CLIP]; NaN without patients."""
+  y, p = check(label, prob)
+  return float(np.mean(log_losses(y, p))) if len(y) else float('nan')
+
+
+def log_losses(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+  """Per-patient negative log-likelihood in nats, clipped as in `log_loss`. [N]"""
+  p = np.clip(p, CLIP, 1 - CLIP)
+  return -(y * np.log(p) + (1 - y) * np.log1p(-p))
+
+
+METRICS = {'auroc': auroc, 'auprc': auprc, 'brier': brier, 'log_loss': log_loss}
+
+
+def calibration(label: ArrayLike, prob: ArrayLike) -> dict[str, float]:
+  """Logistic recalibration: slope 1 and intercept 0 are perfect.
+
+  `slope` comes from logit P(y) = a + slope · logit p; `intercept` (calibration in the large) from
+  the same with the slope held at 1 (Cox 1958). NaN where the fit does not exist: one class,
+  constant predictions, or perfect separation.
+  """
+  y, p = check(label, prob)
+  if undefined(y):
+    return {'slope': float('nan'), 'intercept': float('nan')}
+  p = np.clip(p, CLIP, 1 - CLIP)
+  logit = np.log(p) - np.log1p(-p)
+  ones = np.ones_like(logit)
+  intercept = _logistic_fit(ones[:, None], y, logit)
+  both = _logistic_fit(np.stack([ones, logit], 1), y, 0 * logit)
+  return {'slope': float(both[-1]), 'intercept': float(intercept[0])}
+
+
+def _logistic_fit(x: np.ndarray, y: np.ndarray, offset: np.ndarray) -> np.ndarray:
+  """Maximum likelihood by Newton's method; NaN where it does not converge. x [N, P] -> [P]."""
+  w = np.zeros(x.shape[1])
+  for _ in range(50):
+    mean = 1 / (1 + np.exp(-np.clip(x @ w + offset, -30, 30)))
+    hessian = (x * (mean * (1 - mean))[:, None]).T @ x
+    if np.linalg.cond(hessian) > 1e10:
+      break
+    step = np.linalg.solve(hessian, x.T @ (y - mean))
+    w = w + step
+    if np.abs(step).max() < 1e-10:
+      return w
+  return np.full(x.shape[1], np.nan)
+
+
+def calibration_bins(label: ArrayLike, prob: ArrayLike, bins: int = 10) -> dict[str, np.ndarray]:
+  """Equal-width bins of the probability; empty bins are left out.
+
+  Returns:
+    'predicted' mean probability, 'observed' share of positives, 'count' patients: each [bins used].
+  """
+  y, p = check(label, prob)
+  which = np.minimum((p * bins).astype(int), bins - 1)
+  count = np.bincount(which, minlength=bins)
+  used = count > 0
+  predicted, observed = (np.bincount(which, weights=v, minlength=bins)[used] / count[used] for v in (p, y))
+  return {'predicted': predicted, 'observed': observed, 'count': count[used]}

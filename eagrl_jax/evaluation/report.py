@@ -1,0 +1,298 @@
+"""One self-contained report.html from a run's folder, and the table printed at the end of a run.
+
+The folder is the only input. A file that is not there becomes a line "not in this run"; a file
+that is there and broken is an error. The page needs no network and no script.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import pyarrow.parquet as pq
+from markupsafe import Markup
+
+from eagrl_jax.evaluation import figures, metrics
+from eagrl_jax.types import EagrlError
+
+ARMS = {  # arms in reading order; another arm follows with no gloss
+    'base': 'policy before search', 'sft': 'after trajectory distillation', 'rl': 'after attention-aligned RL',
+    'expert': 'the expert model alone', 'oracle': 'the true risk, an upper bound'}
+STAGES = ('expert', 'base', 'sft', 'rl')
+TAG = r'</?(?:Subquestion \d+|Answer \d+|Final subquestion|Important Features|Final answer)>'
+
+
+def write_report(workdir: Path, share: bool = False) -> Path:
+  """Writes report.html into the run folder, or report_share.html without anything about a single patient.
+
+  Args:
+    workdir: a run folder, finished or not.
+    share: leave out the patient cases and the search tree's text, and shorten paths to their last part.
+
+  Returns:
+    The file written.
+
+  Raises:
+    EagrlError: the folder or a file in it cannot be read.
+  """
+  workdir = Path(workdir)
+  if not workdir.is_dir():
+    raise EagrlError(f'workdir: {workdir.name} is not a folder; give the folder of a run')
+  environment = jinja2.Environment(
+      loader=jinja2.PackageLoader('eagrl_jax.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
+      trim_blocks=True, lstrip_blocks=True)
+  environment.filters.update(num=number, interval=interval_text, count=lambda n: f'{n:,}')
+  page = environment.get_template('report.html.j2').render(**_context(workdir, share))
+  path = workdir / ('report_share.html' if share else 'report.html')
+  path.write_text(page, encoding='utf-8')
+  return path
+
+
+def summary_table(result: Mapping) -> str:
+  """The arms of metrics.json as an aligned plain-text table for a terminal."""
+  rows = [('arm', 'AUROC (95% CI)', 'AUPRC (95% CI)', 'parsed', 'Jaccard@K', 'chance', 'attention KL', 'permuted')]
+  for arm in arm_rows(result):
+    rows.append((arm['name'], *(interval_text(arm[m]) for m in ('auroc', 'auprc')), _percent(arm['parse_rate']),
+                 *(number(_mean(arm[m])) for m in ('jaccard_expert', 'jaccard_random', 'kl', 'kl_permuted'))))
+  width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = ['  '.join([row[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(row[1:], width[1:], strict=True))])
+           for row in rows]
+  return '\n'.join([lines[0], '─' * len(lines[0]), *lines[1:]])
+
+
+def arm_rows(result: Mapping) -> list[dict]:
+  """The arms of metrics.json in reading order, every figure an interval dict or None."""
+  arms = dict(result.get('arms') or {})
+  oracle = result.get('oracle')
+  if oracle is not None and 'oracle' not in arms:
+    arms['oracle'] = oracle if isinstance(oracle, Mapping) else {'auroc': oracle}
+  rows = []
+  for name in [*(a for a in ARMS if a in arms), *(a for a in arms if a not in ARMS)]:
+    arm = arms[name]
+    named, kl = arm.get('jaccard_at_k'), arm.get('attention_kl')
+    named = named if isinstance(named, Mapping) and 'mean' not in named else {'expert': named}
+    rate = _interval(arm.get('parse_rate'))
+    rows.append({
+        'name': name, 'gloss': ARMS.get(name, ''), 'token': figures.token(name),
+        **{m: _interval(arm.get(m)) for m in metrics.METRICS}, 'parse_rate': rate and rate['mean'],
+        **{f'jaccard_{kind}': _interval(named.get(kind)) for kind in ('expert', 'random', 'truth', 'random_truth')},
+        'kl': _interval(kl), 'kl_permuted': _interval(kl.get('permuted')) if isinstance(kl, Mapping) else None})
+  return rows
+
+
+def number(value: Any, digits: int = 3) -> str:
+  """Fixed digits, or an en dash for what is missing or undefined."""
+  if not _finite(value):
+    return '–'
+  return f'{value:.{digits}f}'.replace('-', '−')
+
+
+def interval_text(value: Mapping | None) -> str:
+  """'0.843 (0.801–0.884)', without the bracket where there is no interval."""
+  if value is None or not _finite(value['mean']):
+    return '–'
+  bracket = f' ({number(value["lo"])}–{number(value["hi"])})' if _finite(value['lo']) else ''
+  return number(value['mean']) + bracket
+
+
+def _context(workdir: Path, share: bool) -> dict[str, Any]:
+  result = _json(workdir / 'evaluate/metrics.json') or {}
+  manifest = _json(workdir / 'prepare/manifest.json') or {}
+  arms = arm_rows(result)
+  notes = {kind: {a['name']: interval_text(a[kind]) for a in arms} for kind in ('auroc', 'auprc')}
+  for arm in arms:
+    for kind, mark in (('auroc', 0.5), ('auprc', result.get('prevalence'))):
+      low = 0.4 if kind == 'auroc' else 0.0
+      arm[f'{kind}_bar'] = _bar(arm[kind], arm['name'], low, mark)
+  headline = [a for a in arms if a['name'] in ('base', 'rl', 'expert') and a['auroc']]  # before, after, the expert
+  predictions = _predictions(workdir / 'evaluate/predictions.parquet')
+  logs = {stage: _jsonl(workdir / stage / 'metrics.jsonl') for stage in STAGES}
+  curves = [(stage, [Markup(svg) for _, svg in figures.learning_curves(rows, stage)]) for stage, rows in logs.items()]
+  rewards = _json(workdir / 'search/rewards.json')
+  tree = _json(workdir / 'search/tree.json')
+  cases = None if share else _json(workdir / 'evaluate/cases.json')
+  return {
+      'share': share, 'result': result, 'arms': arms, 'paired': _paired(result),
+      'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
+                         'log_loss': metrics.log_loss(*yp)} for arm, yp in predictions.items()],
+      'plots': [Markup(svg) for svg in (
+          figures.roc(predictions, notes['auroc']), figures.precision_recall(predictions, notes['auprc']),
+          figures.calibration(predictions))] if predictions else [],
+      'curves': curves, 'rewards': Markup(figures.rewards(rewards['all'], rewards['selected'])) if rewards else None,
+      'tree': _roots(tree, share) if tree else None, 'cases': [_case(c) for c in cases] if cases else None,
+      'attrition': _attrition(manifest), 'config': _flat(_json(workdir / 'config.json'), share),
+      'environment': _flat(_json(workdir / 'environment.json'), share), 'headline': headline,
+      'cohort': _flat({k: v for k, v in manifest.items() if k != 'attrition'}, share)}
+
+
+def _predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+  """Test-set labels and probabilities of every arm, in reading order."""
+  if not path.exists():
+    return {}
+  try:
+    table = pq.read_table(path)
+    names = ('arm', 'boolean_value', 'predicted_boolean_probability')
+    arm, label, prob = (np.asarray(table[c].to_pylist()) for c in names)
+    split = np.asarray(table['split'].to_pylist()) if 'split' in table.column_names else np.full(len(arm), 'test')
+  except (KeyError, OSError, ValueError) as error:
+    raise EagrlError('evaluate/predictions.parquet cannot be read; run the evaluate stage again') from error
+  test = np.isin(split, ('test', 'held_out'))
+  order = [*(a for a in ARMS if a in arm), *sorted(set(arm.tolist()) - set(ARMS))]
+  return {a: (label[test & (arm == a)].astype(float), prob[test & (arm == a)].astype(float))
+          for a in order if (test & (arm == a)).any()}
+
+
+def _paired(result: Mapping) -> list[dict]:
+  rows = []
+  for row in result.get('paired') or []:
+    p = row.get('p')
+    rows.append({'a': row['a'], 'b': row['b'], 'metric': row['metric'].upper(),
+                 'diff': _interval({'mean': row['diff'], 'ci95': row.get('ci95')}),
+                 'p': '–' if not _finite(p) else f'{p:.3f}' if p >= 0.001 else '<0.001'})
+  return rows
+
+
+def _roots(tree: Mapping, share: bool) -> list[dict]:
+  """Nested copies of the tree's nodes; a shared report keeps the shape and withholds the text."""
+  blank = {'parent': None, 'depth': 0, 'visits': 0, 'value': None, 'reward': None, 'terminal': False,
+           'on_best_path': False}
+  nodes = {}
+  for node in tree['nodes']:
+    text = '' if share else node.get('text') or ''
+    nodes[node['id']] = {**blank, **node, 'children': [], 'segments': list(_segments(text, [])), 'title': _title(text)}
+  roots: list[dict] = []
+  for node in nodes.values():
+    parent = nodes.get(node['parent'])
+    # A parent has a smaller id than its child: anything else would be a loop.
+    (parent['children'] if parent and parent['id'] < node['id'] else roots).append(node)
+  return roots
+
+
+def _title(text: str, limit: int = 110) -> str:
+  """One line that says what a step is about: a final answer with its features, else the text without tags."""
+  final = re.search(r'<Important Features>(.*?)</.*<Final answer>(.*?)</', text, re.DOTALL)
+  line = f'{final[2].strip()} because of {final[1].strip()}' if final else re.sub(TAG, '', text)
+  line = re.sub(r'\s+', ' ', line).strip()
+  return line if len(line) <= limit else line[:limit - 1].rsplit(' ', 1)[0] + ' …'
+
+
+def _segments(text: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
+  """Cuts an answer into ('tag' | 'name' | 'text', piece): the template escapes and marks each."""
+  longest_first = sorted(filter(None, names), key=len, reverse=True)
+  pattern = f'(?P<tag>{TAG})'
+  if longest_first:
+    pattern += rf'|(?<!\w)(?P<name>{"|".join(map(re.escape, longest_first))})(?!\w)'
+  at = 0
+  for match in re.finditer(pattern, text, re.IGNORECASE):
+    if match.start() > at:
+      yield 'text', text[at:match.start()]
+    yield match.lastgroup or 'text', match.group()
+    at = match.end()
+  if at < len(text):
+    yield 'text', text[at:]
+
+
+def _case(case: Mapping) -> dict:
+  features, rows = case['features'], []
+  for f in features:
+    seen = [v for v in f['values'] if _finite(v)]
+    low, high, last = f.get('ref_low'), f.get('ref_high'), seen[-1] if seen else None
+    flag = '' if last is None else 'high' if high is not None and last > high else \
+        'low' if low is not None and last < low else ''
+    values = [v if _finite(v) else None for v in f['values']]
+    rows.append({'name': f['name'], 'unit': f.get('unit') or '', 'range': _range(low, high), 'flag': flag,
+                 'last': '–' if last is None else f'{last:g}',
+                 'spark': Markup(figures.sparkline(values, case['hours'], low, high)),
+                 'weight': max(f.get('salience') or 0, f.get('attention') or 0)})
+  rows.sort(key=lambda r: -r['weight'])
+  names = [f['name'] for f in features]
+  bars = figures.paired_bars(names, [f.get('salience') or 0 for f in features],
+                             [f.get('attention') or 0 for f in features], case['label'])
+  answers = [(arm, list(_segments(text or '', names))) for arm, text in case.get('answers', {}).items()]
+  return {**case, 'top': rows[:10], 'rest': rows[10:], 'bars': Markup(bars), 'shown_answers': answers[::-1]}
+
+
+def _range(low: float | None, high: float | None) -> str:
+  if low is None or high is None:
+    return '' if low is None and high is None else f'≥ {low:g}' if high is None else f'≤ {high:g}'
+  return f'{low:g}–{high:g}'
+
+
+def _attrition(manifest: Mapping) -> list[dict]:
+  """Rows are (step, count, unit), as lists or as dicts."""
+  rows = manifest.get('attrition') or []
+  return [dict(zip(('step', 'count', 'unit'), row.values() if isinstance(row, Mapping) else row, strict=False))
+          for row in rows]
+
+
+def _flat(value: Any, share: bool, prefix: str = '') -> list[tuple[str, str]]:
+  """Nested settings as (dotted key, text); long lists are counted, not printed."""
+  if isinstance(value, Mapping):
+    return [row for k, v in value.items() for row in _flat(v, share, f'{prefix}.{k}' if prefix else str(k))]
+  if value is None or value == '' or value == []:
+    return [(prefix, 'not set')] if prefix else []
+  if isinstance(value, list):
+    return [(prefix, ', '.join(map(str, value)) if len(value) <= 12 and not isinstance(value[0], (list, dict))
+             else f'{len(value):,} entries')]
+  text = str(value)
+  return [(prefix, re.split(r'[/\\]', text.rstrip('/\\'))[-1] if share and re.match(r'[/~\\]|\w:\\', text) else text)]
+
+
+def _bar(value: Mapping | None, arm: str, low: float, mark: float | None) -> Markup:
+  if value is None or not _finite(value['mean']):
+    return Markup('')
+  lo, hi = (value[k] if _finite(value[k]) else value['mean'] for k in ('lo', 'hi'))
+  return Markup(figures.interval_bar(value['mean'], lo, hi, arm, low, mark))
+
+
+def _interval(value: Any) -> dict | None:
+  """A number, or {'point' and/or 'mean', 'ci95'}, as {'mean', 'lo', 'hi', 'reason'}; None where absent."""
+  if value is None:
+    return None
+  if not isinstance(value, Mapping):
+    return {'mean': value, 'lo': None, 'hi': None, 'reason': ''}
+  lo, hi = value.get('ci95') or (None, None)
+  return {'mean': value.get('point', value.get('mean')), 'lo': lo, 'hi': hi, 'reason': value.get('reason', '')}
+
+
+def _mean(value: Mapping | None) -> Any:
+  return value and value['mean']
+
+
+def _percent(value: Any) -> str:
+  return f'{100 * value:.1f}%' if _finite(value) else '–'
+
+
+def _finite(value: Any) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _json(path: Path) -> Any:
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise EagrlError(f'{path.parent.name}/{path.name} is not valid JSON; run its stage again') from error
+
+
+def _jsonl(path: Path) -> list[dict]:
+  """Rows of a log, none without one; a last line cut short by a killed run is left out."""
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding='utf-8').splitlines()
+  rows = []
+  for i, line in enumerate(lines):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      if i < len(lines) - 1:
+        where = f'{path.parent.name}/{path.name} line {i + 1}'
+        raise EagrlError(f'{where} is not valid JSON; run the stage again') from error
+  return rows

@@ -1,0 +1,92 @@
+"""A checkpoint's own description of itself -> `LMConfig`; refuses what the decoder does not compute."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from eagrl_jax.lm.config import LMConfig, RopeScaling
+from eagrl_jax.types import EagrlError
+
+ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')  # SmolLM2 and SmolLM are 'llama'
+CLASS_NAMES = {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
+
+
+def from_hf(c: dict[str, Any]) -> LMConfig:
+  """Reads a `config.json`.
+
+  Raises:
+    EagrlError: another architecture, a missing field, or a feature that would change the result.
+  """
+  kind = c.get('model_type')
+  if kind not in ARCHITECTURES:
+    raise EagrlError(f'config.json: model_type={kind!r} is not supported; use one of {", ".join(ARCHITECTURES)}')
+  rope = c.get('rope_parameters') or c.get('rope_scaling') or {}
+  _refuse(c, kind)
+  try:
+    heads = c['num_attention_heads']
+    return LMConfig(
+        vocab_size=c['vocab_size'],
+        d_model=c['hidden_size'],
+        n_layers=c['num_hidden_layers'],
+        n_heads=heads,
+        n_kv_heads=c.get('num_key_value_heads') or heads,
+        head_dim=c.get('head_dim') or c['hidden_size'] // heads,
+        d_ff=c['intermediate_size'],
+        rope_theta=float(rope.get('rope_theta') or c.get('rope_theta') or 10_000.0),
+        rope_scaling=_rope_scaling(rope),
+        norm_eps=c['rms_norm_eps'],
+        qkv_bias=kind == 'qwen2',
+        qk_norm=kind == 'qwen3',
+        tie_embeddings=bool(c.get('tie_word_embeddings', False)),
+    )
+  except KeyError as e:
+    raise EagrlError(f'config.json lacks {e.args[0]!r}; copy it again from its source') from e
+
+
+def to_hf(cfg: LMConfig, eos_id: int, pad_id: int) -> dict[str, Any]:
+  """The `config.json` that transformers reads back as the same model."""
+  if cfg.qkv_bias and cfg.qk_norm:
+    raise EagrlError('lm: no Hugging Face architecture has both qkv_bias and qk_norm; switch one of them off')
+  kind = 'qwen2' if cfg.qkv_bias else 'qwen3' if cfg.qk_norm else 'llama'
+  rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
+  if cfg.rope_scaling is not None:
+    s = cfg.rope_scaling
+    rope |= {'rope_type': 'llama3', 'factor': s.factor, 'low_freq_factor': s.low_freq_factor,
+             'high_freq_factor': s.high_freq_factor, 'original_max_position_embeddings': s.original_max_position}
+  return {
+      'architectures': [CLASS_NAMES[kind]],
+      'model_type': kind,
+      'vocab_size': cfg.vocab_size,
+      'hidden_size': cfg.d_model,
+      'num_hidden_layers': cfg.n_layers,
+      'num_attention_heads': cfg.n_heads,
+      'num_key_value_heads': cfg.n_kv_heads,
+      'head_dim': cfg.head_dim,
+      'intermediate_size': cfg.d_ff,
+      'rope_parameters': rope,
+      'rms_norm_eps': cfg.norm_eps,
+      'tie_word_embeddings': cfg.tie_embeddings,
+      'hidden_act': 'silu',
+      'eos_token_id': eos_id,
+      'pad_token_id': pad_id,
+      'bos_token_id': None,
+  }
+
+
+def _refuse(c: dict[str, Any], kind: str) -> None:
+  if c.get('hidden_act', 'silu') != 'silu':
+    raise EagrlError(f'config.json: hidden_act={c["hidden_act"]!r} is not supported; only silu is')
+  if (kind != 'qwen2' and c.get('attention_bias')) or c.get('mlp_bias'):
+    raise EagrlError('config.json: attention_bias and mlp_bias are not supported outside qwen2; use another checkpoint')
+  if c.get('sliding_window') and (kind == 'mistral' or c.get('use_sliding_window')):
+    raise EagrlError('config.json: sliding_window is not supported; set it to null if prompts are shorter than it')
+
+
+def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
+  kind = rope.get('rope_type') or rope.get('type') or 'default'
+  if kind == 'default':
+    return None
+  if kind != 'llama3':
+    raise EagrlError(f'config.json: rope_type={kind!r} is not supported; only default and llama3 are')
+  return RopeScaling(float(rope['factor']), float(rope['low_freq_factor']), float(rope['high_freq_factor']),
+                     int(rope['original_max_position_embeddings']))

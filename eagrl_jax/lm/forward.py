@@ -1,0 +1,125 @@
+"""The three ways through the decoder: fill a prompt, extend siblings, train on a prompt with its answers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from eagrl_jax.lm import attention, layers, rope
+from eagrl_jax.lm.cache import KV
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.types import Array, Params
+
+
+@struct.dataclass
+class AttentionTap:
+  """Which attention to read: answer rows, weighted, and the prompt tokens that each feature owns."""
+
+  indicator: Array  # [B, S, F] float32, 1 where prompt token s belongs to feature f
+  row_weight: Array  # [B, G, T] float32, sums to 1 (or 0) over T
+
+
+@struct.dataclass
+class SharedForward:
+  """What the update needs of a prompt and its answers."""
+
+  hidden: Array  # [B, G, T, D], the states that predict answer tokens 0 .. T-1
+  prompt_hidden: Array  # [B, S, D]
+  attention: Array | None  # [L, B, G, F], None without a tap
+
+
+def prefill(params: Params, cfg: LMConfig, tokens: Array, valid: Array) -> tuple[Array, KV]:
+  """Runs left-padded prompts.
+
+  Args:
+    tokens, valid: `[B, S]`.
+
+  Returns:
+    The last position's normed state `[B, D]`, and the keys and values `[L, B, S, K, H]`.
+  """
+  cos, sin = rope.angles(cfg, _positions(valid))
+
+  def step(x, layer):
+    x, k, v = _prompt_layer(layer, cfg, x, valid, cos, sin)
+    return x, KV(k, v)
+
+  x, kv = jax.lax.scan(step, layers.embed(params, cfg, tokens), params['layers'])
+  return layers.rms_norm(x[:, -1], params['final_norm'], cfg.norm_eps), kv
+
+
+def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, shared: tuple[tuple[KV, Array], ...],
+           own: KV, own_mask: Array, write_at: Array | int) -> tuple[Array, KV]:
+  """Runs T new tokens of each sibling against shared segments and the sibling's own block.
+
+  Args:
+    tokens, positions: `[B, G, T]`.
+    shared: segments `(KV [L, B, S, K, H], valid [B, S] or broadcastable to [B, G, T, S])`, none or more.
+    own: `[L, B, G, S2, K, H]`; carry it through a loop and it is updated in place.
+    own_mask: which own slots each new token sees, its own slot included; broadcastable to `[B, G, T, S2]`.
+    write_at: first slot written, the same for all siblings; `write_at + T <= S2`.
+
+  Returns:
+    Normed states `[B, G, T, D]`, and `own` with the new entries in slots `write_at .. write_at + T - 1`.
+  """
+  cos, sin = rope.angles(cfg, positions)
+
+  def step(carry, xs):
+    x, own = carry
+    layer, index, segments = xs
+    q, k, v = layers.qkv(layer, cfg, x, cos, sin)
+    at = (index, 0, 0, write_at, 0, 0)
+    own = KV(jax.lax.dynamic_update_slice(own.k, k[None].astype(own.k.dtype), at),
+             jax.lax.dynamic_update_slice(own.v, v[None].astype(own.v.dtype), at))
+    block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), own)
+    seen = tuple((kv.k, kv.v, mask) for kv, (_, mask) in zip(segments, shared))
+    mixed, _ = attention.attend(q, seen, (block.k, block.v, own_mask))
+    return (layers.finish(layer, cfg, x, mixed), own), None
+
+  xs = (params['layers'], jnp.arange(cfg.n_layers), tuple(kv for kv, _ in shared))
+  (x, own), _ = jax.lax.scan(step, (layers.embed(params, cfg, tokens), own), xs)
+  return layers.rms_norm(x, params['final_norm'], cfg.norm_eps), own
+
+
+def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: Array, prompt_valid: Array, answer_tokens: Array,
+                   answer_valid: Array, tap: AttentionTap | None = None) -> SharedForward:
+  """Runs each prompt once together with its G answers; gradients flow through both.
+
+  With a tap, `attention[l, b, g, f]` is the attention of answer row t (the query at answer token t) to the
+  prompt tokens of feature f, weighted by `row_weight` over t and averaged over heads: exact values and gradients.
+
+  Args:
+    prompt_tokens, prompt_valid: `[B, S]`, left-padded.
+    answer_tokens, answer_valid: `[B, G, T]`, right-padded.
+    tap: rows and features to read; None builds nothing.
+  """
+  start = prompt_valid.sum(-1, dtype=jnp.int32)[:, None, None]
+  prompt_rope = rope.angles(cfg, _positions(prompt_valid))
+  answer_rope = rope.angles(cfg, start + jnp.arange(answer_tokens.shape[-1])[None, None])
+
+  def step(carry, layer):
+    x, y = carry
+    x, k, v = _prompt_layer(layer, cfg, x, prompt_valid, *prompt_rope)
+    q, own_k, own_v = layers.qkv(layer, cfg, y, *answer_rope)
+    weight = None if tap is None else tap.row_weight
+    mixed, read = attention.causal(q, own_k, own_v, answer_valid, ((k, v, prompt_valid),), weight)
+    if tap is not None:
+      read = jnp.einsum('BGS,BSF->BGF', read, tap.indicator)
+    return (x, layers.finish(layer, cfg, y, mixed)), read
+
+  carry = (layers.embed(params, cfg, prompt_tokens), layers.embed(params, cfg, answer_tokens))
+  (x, y), read = jax.lax.scan(jax.checkpoint(step) if cfg.remat else step, carry, params['layers'])
+  x = layers.rms_norm(x, params['final_norm'], cfg.norm_eps)
+  y = layers.rms_norm(y, params['final_norm'], cfg.norm_eps)
+  first = jnp.broadcast_to(x[:, None, -1:], (*y.shape[:2], 1, y.shape[-1]))
+  return SharedForward(jnp.concatenate([first, y[:, :, :-1]], axis=2), x, read)
+
+
+def _positions(valid: Array) -> Array:
+  return jnp.maximum(jnp.cumsum(valid, -1, dtype=jnp.int32) - 1, 0)
+
+
+def _prompt_layer(layer: Params, cfg: LMConfig, x: Array, valid: Array, cos: Array, sin: Array):
+  q, k, v = layers.qkv(layer, cfg, x, cos, sin)
+  mixed, _ = attention.causal(q[:, None], k[:, None], v[:, None], valid[:, None])
+  return layers.finish(layer, cfg, x, mixed[:, 0]), k, v

@@ -1,0 +1,190 @@
+"""Hugging Face checkpoints: safetensors in, safetensors out; the key table is here and nowhere else."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors' numpy reader returns
+import numpy as np
+import safetensors
+from safetensors import numpy as safetensors_numpy
+
+from eagrl_jax.lm import checkpoint_config, model
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.tokenizer import Tokenizer
+from eagrl_jax.types import EagrlError, Params
+
+TOP = {'embed': 'model.embed_tokens.weight', 'final_norm': 'model.norm.weight', 'lm_head': 'lm_head.weight'}
+LAYER = {
+    'attn_norm': 'input_layernorm.weight',
+    'wq': 'self_attn.q_proj.weight',
+    'wk': 'self_attn.k_proj.weight',
+    'wv': 'self_attn.v_proj.weight',
+    'wo': 'self_attn.o_proj.weight',
+    'bq': 'self_attn.q_proj.bias',
+    'bk': 'self_attn.k_proj.bias',
+    'bv': 'self_attn.v_proj.bias',
+    'q_norm': 'self_attn.q_norm.weight',
+    'k_norm': 'self_attn.k_norm.weight',
+    'mlp_norm': 'post_attention_layernorm.weight',
+    'w_gate': 'mlp.gate_proj.weight',
+    'w_up': 'mlp.up_proj.weight',
+    'w_down': 'mlp.down_proj.weight',
+}
+INDEX, WEIGHTS = 'model.safetensors.index.json', 'model.safetensors'
+IGNORED = ('rotary_emb.inv_freq',)  # recomputed from the config
+Dtype = np.dtype | type
+
+
+def load_hf(path: str | Path, dtype: Dtype = np.float32) -> tuple[Params, LMConfig, Tokenizer]:
+  """Loads a directory, or a hub name when no such directory exists.
+
+  Args:
+    path: holds config.json, safetensors (one file or an index with shards) and a tokenizer.
+    dtype: of the weights in memory; float32 is exact for bfloat16 and float16 files.
+
+  Returns:
+    `(params as numpy arrays, config, tokenizer)`.
+
+  Raises:
+    EagrlError: names the file or key that is missing, corrupt or of the wrong shape.
+  """
+  directory = _directory(path)
+  cfg = checkpoint_config.from_hf(_json(directory / 'config.json'))
+  tensors = _Tensors(directory)
+  if not cfg.tie_embeddings and TOP['lm_head'] not in tensors.names:
+    raise EagrlError(f'{directory.name}: no {TOP["lm_head"]} and tie_word_embeddings is false; set it to true in'
+                     ' config.json if the head is tied')
+  ignored = {TOP['lm_head']} if cfg.tie_embeddings else set()
+  params = assemble(cfg, lambda name, index: tensors.read(hf_key(name, index)), dtype)
+  wanted = {hf_key(name, i) for name, i in leaves(cfg)} | ignored
+  extra = sorted(n for n in tensors.names - wanted if not n.endswith(IGNORED))
+  if extra:
+    raise EagrlError(f'{directory.name}: {len(extra)} unknown weights, the first is {extra[0]!r}; the checkpoint does'
+                     ' not match its config.json')
+  return params, cfg, Tokenizer.load(directory)
+
+
+def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenizer) -> None:
+  """Writes config.json, model.safetensors and the tokenizer, as transformers and `load_hf` read them."""
+  directory = Path(path)
+  directory.mkdir(parents=True, exist_ok=True)
+  params = jax.tree.map(np.asarray, params)
+  tensors = {}
+  for name, index in leaves(cfg):
+    value = params[name] if index is None else params['layers'][name][index]
+    tensors[hf_key(name, index)] = np.ascontiguousarray(_to_hf(name, value))
+  safetensors_numpy.save_file(tensors, directory / WEIGHTS, metadata={'format': 'pt'})
+  config = checkpoint_config.to_hf(cfg, tokenizer.eos_id, tokenizer.pad_id)
+  (directory / 'config.json').write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
+  tokenizer.save(directory)
+
+
+def leaves(cfg: LMConfig) -> list[tuple[str, int | None]]:
+  """Every weight of a checkpoint as (our name, layer), layer None outside the layers."""
+  spec = model.declare(cfg)
+  top: list[tuple[str, int | None]] = [(name, None) for name in spec if name != 'layers']
+  return top + [(name, i) for name in spec['layers'] for i in range(cfg.n_layers)]
+
+
+def hf_key(name: str, index: int | None) -> str:
+  """The checkpoint's key of one weight."""
+  return TOP[name] if index is None else f'model.layers.{index}.{LAYER[name]}'
+
+
+def assemble(cfg: LMConfig, read: Callable[[str, int | None], np.ndarray], dtype: Dtype = np.float32) -> Params:
+  """Builds the params from `read(name, layer)`, which gives matrices as `[out, in]`."""
+  spec = model.declare(cfg)
+
+  def one(name, index, shape):
+    raw = read(name, index)
+    if raw.size != np.prod(shape):
+      raise EagrlError(f'{hf_key(name, index)} has shape {raw.shape}, which is not {shape}; the weights do not match'
+                       ' the config')
+    return _from_hf(name, raw, shape).astype(dtype)
+
+  params = {name: one(name, None, s.shape) for name, s in spec.items() if name != 'layers'}
+  params['layers'] = {}
+  for name, s in spec['layers'].items():
+    stacked = np.empty(s.shape, dtype)
+    for i in range(cfg.n_layers):
+      stacked[i] = one(name, i, s.shape[1:])
+    params['layers'][name] = stacked
+  return params
+
+
+def _from_hf(name: str, raw: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  return (raw.T if _is_linear(name) else raw).reshape(shape)
+
+
+def _to_hf(name: str, value: np.ndarray) -> np.ndarray:
+  if name == 'wo':
+    return value.reshape(-1, value.shape[-1]).T
+  if _is_linear(name):
+    return value.reshape(value.shape[0], -1).T
+  return value.reshape(-1) if name[0] == 'b' else value
+
+
+def _is_linear(name: str) -> bool:
+  return name[0] == 'w' or name == 'lm_head'
+
+
+class _Tensors:
+  """Reads tensors by name out of one safetensors file or an index of shards."""
+
+  def __init__(self, directory: Path):
+    self._directory = directory
+    self._open: dict[str, safetensors.safe_open] = {}
+    if (directory / INDEX).is_file():
+      self._file_of = _json(directory / INDEX).get('weight_map', {})
+    else:
+      self._file_of = {name: WEIGHTS for name in self._file(WEIGHTS).keys()}
+    self.names = set(self._file_of)
+
+  def read(self, key: str) -> np.ndarray:
+    if key not in self._file_of:
+      raise EagrlError(f'{self._directory.name}: weight {key!r} is missing; the checkpoint does not match its'
+                       ' config.json')
+    try:
+      return self._file(self._file_of[key]).get_tensor(key)
+    except safetensors.SafetensorError as e:
+      raise EagrlError(f'{self._file_of[key]}: weight {key!r} cannot be read ({e}); copy the file again') from e
+
+  def _file(self, name: str):
+    if name not in self._open:
+      file = self._directory / name
+      if not file.is_file():
+        raise EagrlError(f'lm.checkpoint: {self._directory.name} has no {name}; only safetensors weights are read')
+      try:
+        self._open[name] = safetensors.safe_open(str(file), framework='numpy')
+      except (safetensors.SafetensorError, OSError) as e:
+        raise EagrlError(f'{name} is not a readable safetensors file ({e}); copy it again from its source') from e
+    return self._open[name]
+
+
+def _directory(path: str | Path) -> Path:
+  directory = Path(path).expanduser()
+  if directory.is_dir():
+    return directory
+  if directory.exists() or not 1 <= len(directory.parts) <= 2 or directory.is_absolute():
+    raise EagrlError(f'lm.checkpoint={path} is not a directory; give a Hugging Face directory, a hub name or a'
+                     ' .gguf file')
+  import huggingface_hub.errors  # only a hub name reaches the network
+
+  try:
+    return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', '*.jinja']))
+  except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
+    raise EagrlError(f'lm.checkpoint={path} is no directory here and the hub gives no such model ({type(e).__name__});'
+                     ' check the name and the network, or give a local directory') from e
+
+
+def _json(file: Path) -> dict:
+  if not file.is_file():
+    raise EagrlError(f'lm.checkpoint: {file.parent.name} has no {file.name}; give a complete Hugging Face directory')
+  try:
+    return json.loads(file.read_text('utf-8'))
+  except ValueError as e:
+    raise EagrlError(f'{file.name} is not valid JSON ({e}); copy it again from its source') from e

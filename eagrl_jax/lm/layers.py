@@ -1,0 +1,49 @@
+"""The pieces of one decoder layer, on activations of any leading shape."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from eagrl_jax.lm import rope
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.types import Array, Params
+
+
+def rms_norm(x: Array, gain: Array, eps: float) -> Array:
+  """Root-mean-square norm over the last axis, computed in float32, in the dtype of `x`."""
+  wide = x.astype(jnp.float32)
+  scale = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
+  return (wide * scale * _align(gain.astype(jnp.float32), x.ndim)).astype(x.dtype)
+
+
+def embed(params: Params, cfg: LMConfig, tokens: Array) -> Array:
+  """Token ids `[...]` -> activations `[..., D]` in the compute dtype."""
+  return params['embed'][tokens].astype(cfg.compute_dtype)
+
+
+def qkv(layer: Params, cfg: LMConfig, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+  """Normed, projected and rotated queries `[..., N, H]`, keys and values `[..., K, H]`."""
+  x = rms_norm(x, layer['attn_norm'], cfg.norm_eps)
+  heads = []
+  for name in 'qkv':
+    y = jnp.einsum('...D,DNH->...NH', x, layer['w' + name].astype(x.dtype))
+    if cfg.qkv_bias:
+      y = y + _align(layer['b' + name].astype(x.dtype), y.ndim)
+    if cfg.qk_norm and name != 'v':
+      y = rms_norm(y, layer[name + '_norm'], cfg.norm_eps)
+    heads.append(y)
+  q, k, v = heads
+  return rope.rotate(q, cos, sin), rope.rotate(k, cos, sin), v
+
+
+def finish(layer: Params, cfg: LMConfig, x: Array, mixed: Array) -> Array:
+  """Adds the attention output `mixed [..., N, H]` to the residual `x [..., D]`, then the gated MLP."""
+  x = x + jnp.einsum('...NH,NHD->...D', mixed, layer['wo'].astype(x.dtype))
+  y = rms_norm(x, layer['mlp_norm'], cfg.norm_eps)
+  gate = jax.nn.silu(y @ layer['w_gate'].astype(y.dtype))
+  return x + (gate * (y @ layer['w_up'].astype(y.dtype))) @ layer['w_down'].astype(y.dtype)
+
+
+def _align(weight: Array, ndim: int) -> Array:
+  return weight.reshape((1,) * (ndim - weight.ndim) + weight.shape)

@@ -1,0 +1,83 @@
+"""The weights of a decoder: one declaration each, giving shape, logical axes and initial scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.types import Array, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class ParamSpec:
+  """Shape, logical axes (names of `mesh.RULES`) and standard deviation at the start."""
+
+  shape: tuple[int, ...]
+  axes: tuple[str | None, ...]
+  init_scale: float | None = None  # None: ones (norm gains); 0: zeros (biases)
+
+
+def declare(cfg: LMConfig) -> Params:
+  """The tree of `ParamSpec`; layer weights carry a leading axis `L`."""
+  n, k, h, d, f, depth = cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_model, cfg.d_ff, cfg.n_layers
+  narrow = 1 / math.sqrt(2 * depth)  # residual branches start small (GPT-2)
+
+  def layer(shape, axes, scale=None):
+    return ParamSpec((depth, *shape), ('layers', *axes), scale)
+
+  layers = {
+      'attn_norm': layer((d,), ('embed',)),
+      'wq': layer((d, n, h), ('embed', 'heads', 'head_dim'), d**-0.5),
+      'wk': layer((d, k, h), ('embed', 'kv_heads', 'head_dim'), d**-0.5),
+      'wv': layer((d, k, h), ('embed', 'kv_heads', 'head_dim'), d**-0.5),
+      'wo': layer((n, h, d), ('heads', 'head_dim', 'embed'), narrow * (n * h) ** -0.5),
+      'mlp_norm': layer((d,), ('embed',)),
+      'w_gate': layer((d, f), ('embed', 'mlp'), d**-0.5),
+      'w_up': layer((d, f), ('embed', 'mlp'), d**-0.5),
+      'w_down': layer((f, d), ('mlp', 'embed'), narrow * f**-0.5),
+  }
+  if cfg.qkv_bias:
+    layers['bq'] = layer((n, h), ('heads', 'head_dim'), 0.0)
+    layers['bk'] = layer((k, h), ('kv_heads', 'head_dim'), 0.0)
+    layers['bv'] = layer((k, h), ('kv_heads', 'head_dim'), 0.0)
+  if cfg.qk_norm:
+    layers['q_norm'] = layer((h,), ('head_dim',))
+    layers['k_norm'] = layer((h,), ('head_dim',))
+  tree = {
+      'embed': ParamSpec((cfg.vocab_size, d), ('vocab', 'embed'), 0.02),
+      'layers': layers,
+      'final_norm': ParamSpec((d,), ('embed',)),
+  }
+  if not cfg.tie_embeddings:
+    tree['lm_head'] = ParamSpec((d, cfg.vocab_size), ('embed', 'vocab'), 0.02)
+  return tree
+
+
+def init(cfg: LMConfig, key: Array) -> Params:
+  """Float32 weights; each depends on `key` and its own name only."""
+
+  def make(path, spec):
+    if not spec.init_scale:
+      return jnp.full(spec.shape, 1.0 if spec.init_scale is None else 0.0)
+    name = jax.tree_util.keystr(path)
+    return spec.init_scale * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), spec.shape)
+
+  return jax.tree_util.tree_map_with_path(make, declare(cfg))
+
+
+def param_shardings(cfg: LMConfig, mesh: Mesh) -> Params:
+  """Tree of `NamedSharding`; an axis that the mesh does not divide (few kv heads) is replicated."""
+
+  def place(spec):
+    names = [mesh_lib.RULES[axis] for axis in spec.axes]
+    fits = [name if name and size % mesh.shape[name] == 0 else None for name, size in zip(names, spec.shape)]
+    return NamedSharding(mesh, PartitionSpec(*fits))
+
+  return jax.tree.map(place, declare(cfg))

@@ -1,0 +1,153 @@
+"""Text to token ids and back, over the `tokenizers` library; files are those of Hugging Face."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import jinja2.sandbox
+import tokenizers
+
+from eagrl_jax.lm import bpe
+from eagrl_jax.types import EagrlError
+
+_BYTE_OF = bpe.byte_characters()
+
+
+class Tokenizer:
+  """A fast tokenizer with its end and padding tokens and, if the model has one, its chat template.
+
+  Nothing is added to a text unless the template adds it: `encode` puts no begin or end token.
+  """
+
+  def __init__(self, fast: tokenizers.Tokenizer, eos: str, pad: str | None = None, bos: str | None = None,
+               chat_template: str | None = None):
+    fast.no_padding()
+    fast.no_truncation()
+    self._fast = fast
+    self._names = {'eos_token': eos, 'pad_token': pad or eos, 'bos_token': bos}
+    self._template = chat_template
+    for field in ('eos_token', 'pad_token'):
+      if fast.token_to_id(self._names[field]) is None:
+        raise EagrlError(f'tokenizer: {field} is not in the vocabulary; correct tokenizer_config.json')
+    self.eos_id: int = fast.token_to_id(eos)
+    self.pad_id: int = fast.token_to_id(self._names['pad_token'])
+    self.vocab_size: int = fast.get_vocab_size()
+    self._added = {i: token.content for i, token in fast.get_added_tokens_decoder().items()}
+    self._byte_level = 'ByteLevel' in repr(fast.decoder)
+
+  def encode(self, text: str) -> list[int]:
+    """Ids of `text`; special tokens written out in it become their ids."""
+    return self._fast.encode(text, add_special_tokens=False).ids
+
+  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, and for each the half-open range of characters of `text` that it covers."""
+    encoding = self._fast.encode(text, add_special_tokens=False)
+    return encoding.ids, encoding.offsets
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Text of `ids`, special tokens included; inverse of `encode` for byte-level vocabularies."""
+    return self._fast.decode([int(i) for i in ids], skip_special_tokens=False)
+
+  def piece(self, token: int) -> str:
+    """Text of one token, its leading space kept; an incomplete UTF-8 sequence gives U+FFFD, no token ''."""
+    token = int(token)
+    if token in self._added:
+      return self._added[token]
+    raw = self._fast.id_to_token(token)
+    if raw is None:
+      return ''
+    if self._byte_level:
+      return bytes(_BYTE_OF[c] for c in raw).decode('utf-8', 'replace')
+    if len(raw) == 6 and raw.startswith('<0x') and raw.endswith('>'):
+      return bytes([int(raw[3:5], 16)]).decode('utf-8', 'replace')
+    return raw.replace('\u2581', ' ')
+
+  def apply_chat(self, prompt: str) -> str:
+    """`prompt` as one user turn, up to where the assistant begins; unchanged without a template."""
+    if self._template is None:
+      return prompt
+    messages = [{'role': 'user', 'content': prompt}]
+    try:
+      return _compile(self._template).render(messages=messages, add_generation_prompt=True, **self._names)
+    except jinja2.TemplateError as e:
+      raise EagrlError(f'tokenizer: chat_template cannot be rendered ({e}); correct tokenizer_config.json') from e
+
+  def save(self, directory: str | Path) -> None:
+    """Writes `tokenizer.json` and `tokenizer_config.json`, readable by `load` and by transformers."""
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    self._fast.save(str(directory / 'tokenizer.json'))
+    config = {'tokenizer_class': 'PreTrainedTokenizerFast', **self._names, 'chat_template': self._template}
+    config = {k: v for k, v in config.items() if v is not None}
+    (directory / 'tokenizer_config.json').write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
+
+  @classmethod
+  def load(cls, directory: str | Path) -> Tokenizer:
+    """Reads what `save` wrote, or a Hugging Face directory.
+
+    Raises:
+      EagrlError: no tokenizer there, or one that cannot be read.
+    """
+    directory = Path(directory)
+    file = directory / 'tokenizer.json'
+    if not file.is_file():
+      return _from_transformers(directory)
+    try:
+      fast = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as e:  # the library raises bare Exception
+      raise EagrlError(f'tokenizer.json is not a readable tokenizer ({e}); copy it again from its source') from e
+    config = _read_json(directory / 'tokenizer_config.json')
+    template = config.get('chat_template')
+    if isinstance(template, list):  # named templates: the one for plain chat
+      template = next((t['template'] for t in template if t['name'] == 'default'), None)
+    if (directory / 'chat_template.jinja').is_file():
+      template = (directory / 'chat_template.jinja').read_text('utf-8')
+    names = {k: _content(config.get(k)) for k in ('eos_token', 'pad_token', 'bos_token')}
+    if names['eos_token'] is None:
+      raise EagrlError('tokenizer_config.json has no eos_token; add the token that ends an answer')
+    return cls(fast, names['eos_token'], names['pad_token'], names['bos_token'], template)
+
+
+def train_tokenizer(texts: Iterable[str], names: Iterable[str], vocab_size: int) -> Tokenizer:
+  """The tokenizer of the `tiny` policy; see `bpe.train`."""
+  return Tokenizer(bpe.train(texts, names, vocab_size), bpe.EOS, bpe.PAD)
+
+
+def _from_transformers(directory: Path) -> Tokenizer:
+  import transformers  # slow to import, and needed for the older file layouts only
+
+  try:
+    slow = transformers.AutoTokenizer.from_pretrained(str(directory), use_fast=True, local_files_only=True)
+    fast = slow.backend_tokenizer
+  except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
+    raise EagrlError(
+        f'lm.checkpoint: no fast tokenizer in {directory.name} ({type(e).__name__}); add its tokenizer.json') from e
+  if slow.eos_token is None:
+    raise EagrlError('tokenizer_config.json has no eos_token; add the token that ends an answer')
+  return Tokenizer(fast, slow.eos_token, slow.pad_token, slow.bos_token, slow.chat_template)
+
+
+def _compile(template: str) -> jinja2.Template:
+  def raise_exception(message):
+    raise jinja2.TemplateError(message)
+
+  # Sandboxed: the template comes with the weights. No clock is offered, so a prompt never depends on the date.
+  env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+  env.globals['raise_exception'] = raise_exception
+  env.filters['tojson'] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
+  return env.from_string(template)
+
+
+def _content(token: str | dict | None) -> str | None:
+  return token['content'] if isinstance(token, dict) else token
+
+
+def _read_json(file: Path) -> dict:
+  if not file.is_file():
+    return {}
+  try:
+    return json.loads(file.read_text('utf-8'))
+  except ValueError as e:
+    raise EagrlError(f'{file.name} is not valid JSON ({e}); copy it again from its source') from e

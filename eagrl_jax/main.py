@@ -1,0 +1,68 @@
+"""Command line: `python -m eagrl_jax.main --config=configs/rl.py --workdir=runs/first`.
+
+Any field of the config is a flag: `--config.rl.learning_rate=3e-6`. A variant follows a
+colon: `--config=configs/rl.py:tjh`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+PACKAGED = pathlib.Path(__file__).parent / 'packaged'
+
+
+def _find_config(argument: str) -> str:
+  """In an installed wheel `configs/rl.py` lies inside the package; a checkout's own file wins."""
+  path, colon, variant = argument.partition(':')
+  if not os.path.exists(path) and (PACKAGED / path).exists():
+    sys.path.append(str(PACKAGED))
+    path = str(PACKAGED / path)
+  return path + colon + variant
+
+
+_CONFIG = config_flags.DEFINE_config_file('config', help_string='experiment, e.g. configs/rl.py or configs/rl.py:tjh',
+                                          lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/default', 'folder of the run; finished stages in it are skipped')
+_DRY_RUN = flags.DEFINE_bool('dry_run', False, 'print the resolved config, stages, sizes and memory; touch nothing')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'call jax.distributed.initialize first (several hosts)')
+
+
+def main(argv: list[str]) -> None:
+  from eagrl_jax.types import EagrlError
+  if len(argv) > 1:
+    raise EagrlError(f'unexpected argument {argv[1]!r}: overrides look like --config.rl.steps=10')
+  if _CONFIG.value is None:
+    raise EagrlError('--config is missing: try --config=configs/rl.py')
+  if _DISTRIBUTED.value:
+    import jax
+    jax.distributed.initialize()
+  from eagrl_jax.stages import pipeline
+  workdir = pathlib.Path(_WORKDIR.value)
+  if _DRY_RUN.value:
+    pipeline.describe(_CONFIG.value, workdir)
+  else:
+    pipeline.run(_CONFIG.value, workdir)
+
+
+def run() -> None:
+  """Entry point: flags are parsed here so that a mistake in one is a line, not a traceback."""
+  from eagrl_jax.types import EagrlError
+  argv = [f'--config={_find_config(a.partition("=")[2])}' if a.startswith('--config=') else a for a in sys.argv]
+  logging.use_absl_handler()
+  logging.set_verbosity(logging.INFO)
+  try:
+    app.run(main, argv=argv, flags_parser=lambda args: flags.FLAGS(args, known_only=False))
+  except (EagrlError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
+    if not isinstance(e, (EagrlError, flags.Error)) and flags.FLAGS.is_parsed():
+      raise  # a defect of ours: the traceback helps
+    print(f'eagrl_jax: {" ".join(str(e).split())}', file=sys.stderr)
+    sys.exit(1)
+
+
+if __name__ == '__main__':
+  run()

@@ -1,0 +1,137 @@
+"""Aligning the policy's own attention with the expert's salience.
+
+    p_LM(f) ~ mean over chosen layers, heads and answer tokens of the attention mass on feature f's prompt tokens
+    L_align = KL(p_exp || p_LM), or Jensen-Shannon, or 1 - cosine
+
+The masses come from `lm.attention`'s tap, are differentiable, and never need the full attention map.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from eagrl_jax import rng
+from eagrl_jax.types import Array, ArrayLike, EagrlError
+
+KINDS = ('kl', 'js', 'cosine')
+TINY = 1e-12  # far below any attention mass, far above float32's smallest
+
+
+def feature_indicator(feature: ArrayLike, valid: ArrayLike, n_features: int) -> Array:
+  """1 where a prompt token renders a feature: `feature` `[B, S]` ids, -1 none -> `[B, S, F]` float32."""
+  chex.assert_equal_shape([feature, valid])
+  return jax.nn.one_hot(jnp.where(valid, feature, -1), n_features)
+
+
+def tap_rows(mask: ArrayLike) -> Array:
+  """Row weights of the attention tap: an equal share for each chosen token, 0 where none is. `[B, G, T]`."""
+  mask = jnp.asarray(mask, jnp.float32)
+  return mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
+
+
+def policy_salience(attention: Array, span: Array, layers: tuple[int, ...] = (), per_token: bool = False) -> Array:
+  """p_LM from attention masses.
+
+  Args:
+    attention: `[L, B, G, F]` mass on every feature, mean over heads and chosen answer tokens.
+    span: `[B, F]` number of prompt tokens that render a feature, 0 where it is absent.
+    layers: which layers to average, negative from the last; () = all.
+    per_token: divide a feature's mass by its span, so that a long line is not salient by its length.
+
+  Returns:
+    `[B, G, F]`, sums to 1 over the features present; all 0 where no row was chosen.
+  """
+  chex.assert_rank([attention, span], [4, 2])
+  if layers:
+    attention = attention[jnp.asarray(layers)]
+  mass = attention.mean(0)
+  if per_token:
+    mass = mass / jnp.maximum(span, 1)[:, None, :]
+  return _normalise(jnp.where((span > 0)[:, None, :], mass, 0))
+
+
+def expert_salience(salience: Array, span: Array) -> Array:
+  """p_exp over the features that the prompt shows: `[B, F], [B, F] -> [B, F]`, sums to 1 or all 0."""
+  chex.assert_equal_shape([salience, span])
+  return _normalise(jnp.where(span > 0, salience, 0))
+
+
+def _normalise(mass: Array) -> Array:
+  return mass / jnp.maximum(mass.sum(-1, keepdims=True), TINY)
+
+
+def alignment_weights(expert: Array, rows: ArrayLike, group_weight: Array) -> Array:
+  """Weight of every answer in the mean alignment loss of a batch; they sum to 1, or to 0 when none counts.
+
+  An answer counts when its group does, the expert finds a shown feature salient, and it has a chosen row.
+
+  Args:
+    expert: `[B, F]` from `expert_salience`.
+    rows: `[B, G, T]` bool, the chosen answer tokens.
+    group_weight: `[B]`.
+  """
+  weight = jnp.where(expert.sum(-1) > 0.5, group_weight, 0)[:, None] * jnp.asarray(rows).any(-1)
+  total = weight.sum()
+  return weight / jnp.where(total > 0, total, 1)
+
+
+def _kl(p: Array, q: Array) -> Array:
+  # In: p = 0 -> the term is 0 and passes no gradient. Out: finite wherever q lost a feature.
+  return jnp.sum(jnp.where(p > 0, p * (jnp.log(jnp.maximum(p, TINY)) - jnp.log(jnp.maximum(q, TINY))), 0), -1)
+
+
+def alignment_loss(expert: Array, policy: Array, kind: str = 'kl') -> Array:
+  """Distance of the policy's salience from the expert's. `[..., F], [..., F] -> [...]`, 0 when equal.
+
+  Args:
+    kind: 'kl' KL(expert || policy), 'js' Jensen-Shannon in nats (at most log 2), 'cosine' 1 - cosine.
+  """
+  chex.assert_equal_shape([expert, policy])
+  if kind == 'kl':
+    return _kl(expert, policy)
+  if kind == 'js':
+    middle = (expert + policy) / 2
+    return (_kl(expert, middle) + _kl(policy, middle)) / 2
+  if kind == 'cosine':
+    norms = jnp.sum(expert**2, -1) * jnp.sum(policy**2, -1)
+    return 1 - jnp.sum(expert * policy, -1) / jnp.sqrt(jnp.maximum(norms, TINY))
+  raise EagrlError(f'rl.align={kind!r} is unknown; choose one of {", ".join(KINDS)}')
+
+
+def top_k_mask(salience: Array, k: int) -> Array:
+  """The k most salient features; a feature without mass is never among them. `[..., F] -> [..., F] bool`."""
+  f = salience.shape[-1]
+  _, best = jax.lax.top_k(salience, min(k, f))
+  return jax.nn.one_hot(best, f, dtype=bool).any(-2) & (salience > 0)
+
+
+def top_k_jaccard(expert: Array, policy: Array, k: int) -> Array:
+  """Jaccard index of the two top-k sets; 0 when both are empty. `[..., F], [..., F] -> [...]`."""
+  ours, theirs = top_k_mask(policy, k), top_k_mask(expert, k)
+  return jnp.sum(ours & theirs, -1) / jnp.maximum(jnp.sum(ours | theirs, -1), 1)
+
+
+def random_control(key: Array, example: Array, salience: Array, present: Array) -> Array:
+  """The random-feature control: each patient's salience, dealt anew among the features that the prompt shows.
+
+  Args:
+    key: of the control; the deal is f(key, example), the same at every epoch.
+    example: `[B]` patient ids.
+    salience: `[B, F]`.
+    present: `[B, F]` bool.
+
+  Returns:
+    `[B, F]`: the same values over present features, in another order.
+  """
+  chex.assert_equal_shape([salience, present])
+
+  def deal(k, values, shown):
+    slot = jnp.arange(values.shape[0], dtype=jnp.float32)
+    draw = jax.random.uniform(k, values.shape) - 1
+    order = jnp.argsort(jnp.where(shown, slot, slot + values.shape[0]))
+    shuffled = jnp.argsort(jnp.where(shown, draw, slot))
+    return jnp.zeros_like(values).at[order].set(values[shuffled])
+
+  return jax.vmap(deal)(rng.example_keys(key, example), salience, present)

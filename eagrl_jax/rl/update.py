@@ -1,0 +1,262 @@
+"""One policy update: shared-prefix forward, clipped objective, attention alignment, optimiser step, in one jit.
+
+    total loss = -J + c_kl KL(policy || reference) + c_align L_align
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.forward import AttentionTap, forward_shared
+from eagrl_jax.lm.logprobs import token_logprobs
+from eagrl_jax.rl import alignment, losses
+from eagrl_jax.types import Array, ArrayLike, EagrlError, Params, PromptBatch, Rollout
+
+MAX_LOG_RATIO = 20.0  # far outside any clip; keeps exp and its gradient finite
+ALIGN_ROWS = ('features', 'all')
+
+
+@struct.dataclass
+class RLBatch:
+  """B groups of G scored answers."""
+
+  prompt: PromptBatch
+  rollout: Rollout
+  advantage: ArrayLike  # [B, G] float32
+  eps_high: ArrayLike  # [B, G] float32, upper clip of every answer
+  weight: ArrayLike  # [B] float32, 0 drops a group (dynamic sampling, padding of a short batch)
+  salience: ArrayLike  # [B, F] float32, the expert's
+  align_mask: ArrayLike  # [B, G, T] bool, answer tokens from <Important Features> on
+  ref_logprobs: ArrayLike | None = None  # [B, G, T] float32, only with a KL to a reference
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateConfig:
+  """Switches of the update.
+
+  Attributes:
+    micro_batch: groups a forward and backward pass; must divide B. Does not change the result.
+    reduction: 'token_mean' (DAPO) or 'sequence_mean' (GRPO).
+    eps_low: lower clip.
+    dual_clip: bound c > 1 on the objective of tokens with a negative advantage; None = off.
+    kl_coef: weight of the k3 KL to the reference; needs `RLBatch.ref_logprobs`.
+    c_align: weight of the alignment loss; 0 builds nothing of it.
+    align: 'kl', 'js' or 'cosine'.
+    align_rows: which answer tokens' attention is aligned: 'features' (`align_mask`) or 'all'.
+    align_layers: layers to average, negative from the last; () = all.
+    align_per_token: divide a feature's mass by the length of its span.
+    align_top_k: K of the reported attention Jaccard.
+  """
+
+  micro_batch: int
+  reduction: str = 'token_mean'
+  eps_low: float = 0.2
+  dual_clip: float | None = None
+  kl_coef: float = 0.0
+  c_align: float = 0.0
+  align: str = 'kl'
+  align_rows: str = 'features'
+  align_layers: tuple[int, ...] = ()
+  align_per_token: bool = False
+  align_top_k: int = 10
+
+  def __post_init__(self):
+    choices = (('reduction', losses.REDUCTIONS), ('align', alignment.KINDS), ('align_rows', ALIGN_ROWS))
+    for name, allowed in choices:
+      if getattr(self, name) not in allowed:
+        raise EagrlError(f'rl.{name}={getattr(self, name)!r} is unknown; choose one of {", ".join(allowed)}')
+    if self.micro_batch < 1:
+      raise EagrlError(f'rl.micro_batch={self.micro_batch} must be at least 1')
+    if not 0 < self.eps_low < 1:
+      raise EagrlError(f'rl.eps_low={self.eps_low} must lie in (0, 1)')
+    if self.dual_clip is not None and self.dual_clip <= 1:
+      raise EagrlError(f'rl.dual_clip={self.dual_clip} must exceed 1, or be None')
+    if self.kl_coef < 0 or self.c_align < 0:
+      raise EagrlError(f'rl.kl_coef={self.kl_coef} and rl.c_align={self.c_align} must not be negative')
+
+
+@struct.dataclass
+class Stats:
+  """What a loss reports: `sums` add up over micro-batches, of `peaks` (never negative) the largest counts."""
+
+  sums: dict[str, Array]
+  peaks: dict[str, Array]
+
+
+@struct.dataclass
+class Weighted:
+  """A batch with its tokens' and answers' weights in the mean over the whole batch."""
+
+  batch: RLBatch
+  token_weight: Array  # [B, G, T]
+  rows: Array | None  # [B, G, T] bool, aligned answer tokens; None without an alignment loss
+  align_weight: Array | None  # [B, G]
+
+
+def weigh(batch: RLBatch, cfg: UpdateConfig) -> Weighted:
+  """Weights of a whole batch, taken before it is split into micro-batches."""
+  rollout, prompt = batch.rollout, batch.prompt
+  chex.assert_equal_shape([rollout.tokens, rollout.valid, rollout.logprobs, batch.align_mask])
+  chex.assert_equal_shape([batch.advantage, batch.eps_high])
+  weight = jnp.asarray(batch.weight, jnp.float32)
+  token_weight = losses.token_weights(rollout.valid, weight, cfg.reduction)
+  if not cfg.c_align:
+    return Weighted(batch=batch, token_weight=token_weight, rows=None, align_weight=None)
+  rows = rollout.valid if cfg.align_rows == 'all' else rollout.valid & batch.align_mask
+  span = alignment.feature_indicator(prompt.feature, prompt.valid, batch.salience.shape[-1]).sum(1)
+  expert = alignment.expert_salience(batch.salience, span)
+  align_weight = alignment.alignment_weights(expert, rows, weight)
+  return Weighted(batch=batch, token_weight=token_weight, rows=rows, align_weight=align_weight)
+
+
+def policy_loss(params: Params, part: Weighted, lm_cfg: LMConfig, cfg: UpdateConfig) -> tuple[Array, Stats]:
+  """Loss of a (micro-)batch: a weighted sum, so the losses of micro-batches add up to the batch's."""
+  batch, weight = part.batch, part.token_weight
+  prompt, rollout = batch.prompt, batch.rollout
+  tap = None
+  if cfg.c_align:
+    indicator = alignment.feature_indicator(prompt.feature, prompt.valid, batch.salience.shape[-1])
+    tap = AttentionTap(indicator=indicator, row_weight=alignment.tap_rows(part.rows))
+  out = forward_shared(params, lm_cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid, tap)
+  logp, entropy = token_logprobs(params, lm_cfg, out.hidden, rollout.tokens)
+
+  gap = jnp.where(rollout.valid, logp - rollout.logprobs, 0)
+  log_ratio = jnp.clip(gap, -MAX_LOG_RATIO, MAX_LOG_RATIO)
+  advantage = jnp.broadcast_to(batch.advantage[..., None], logp.shape)
+  eps_high = jnp.broadcast_to(batch.eps_high[..., None], logp.shape)
+  value = losses.clipped_surrogate(log_ratio, advantage, cfg.eps_low, eps_high, cfg.dual_clip)
+  objective = jnp.sum(weight * value)
+  low, high = losses.clip_active(log_ratio, advantage, cfg.eps_low, eps_high)
+  counted = (weight > 0).astype(jnp.float32)
+  sums = {
+      'objective': objective,
+      'entropy': jnp.sum(weight * entropy),
+      'clip_low': jnp.sum(weight * low),
+      'clip_high': jnp.sum(weight * high),
+      'approx_kl': jnp.sum(weight * losses.k3(log_ratio)),
+      'logp_gap_mean': jnp.sum(weight * jnp.abs(gap)),
+  }
+  peaks = {'ratio_max': jnp.max(counted * jnp.exp(log_ratio)), 'logp_gap_max': jnp.max(counted * jnp.abs(gap))}
+  loss = -objective
+  if cfg.kl_coef:
+    to_ref = jnp.where(rollout.valid, batch.ref_logprobs - logp, 0)
+    sums['ref_kl'] = jnp.sum(weight * losses.k3(jnp.clip(to_ref, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
+    loss += cfg.kl_coef * sums['ref_kl']
+  if tap is not None:
+    span = tap.indicator.sum(1)
+    policy = alignment.policy_salience(out.attention, span, cfg.align_layers, cfg.align_per_token)
+    expert = jnp.broadcast_to(alignment.expert_salience(batch.salience, span)[:, None, :], policy.shape)
+    sums['align_loss'] = jnp.sum(part.align_weight * alignment.alignment_loss(expert, policy, cfg.align))
+    sums['align_jaccard'] = jnp.sum(part.align_weight * alignment.top_k_jaccard(expert, policy, cfg.align_top_k))
+    loss += cfg.c_align * sums['align_loss']
+  sums['loss'] = loss
+  return loss, jax.lax.stop_gradient(Stats(sums=sums, peaks=peaks))
+
+
+def accumulate(
+    loss_fn: Callable[[Params, Any], tuple[Array, Stats]], params: Params, batch: Any, micro: int
+) -> tuple[Params, Stats]:
+  """Gradient and statistics of `batch`, `micro` leading rows at a time under `lax.scan`.
+
+  `loss_fn` returns a sum over rows. Micro-batch i takes every n-th row, so that an axis sharded over devices stays
+  spread over all of them.
+
+  Raises:
+    EagrlError: `micro` does not divide the number of rows.
+  """
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  if rows % micro:
+    raise EagrlError(f'micro_batch={micro} must divide the batch of {rows} prompts')
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+  if rows == micro:
+    return grad_fn(params, batch)
+  parts = jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (micro, -1, *x.shape[1:])), 0, 1), batch)
+
+  def step(carry, part):
+    grads, stats = carry
+    g, s = grad_fn(params, part)
+    grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, g)
+    merged = Stats(jax.tree.map(jnp.add, stats.sums, s.sums), jax.tree.map(jnp.maximum, stats.peaks, s.peaks))
+    return (grads, merged), None
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(loss_fn, params, first)[1])
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+  (grads, stats), _ = jax.lax.scan(step, (zeros, stats), parts)
+  return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), stats
+
+
+def guarded_step(
+    state: Any, grads: Params, loss: Array, optimizer: optax.GradientTransformation
+) -> tuple[Any, dict[str, Array]]:
+  """Optimiser step; a non-finite loss or gradient changes nothing but `state.step`, and `finite` says so."""
+  norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  keep = lambda new, old: jnp.where(finite, new, old)
+  state = state.replace(
+      params=jax.tree.map(keep, params, state.params),
+      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+      step=state.step + 1,
+  )
+  return state, {'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
+
+
+def make_update(
+    lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: UpdateConfig, state_shardings: Any = None
+) -> Callable[[Any, RLBatch], tuple[Any, dict[str, Array]]]:
+  """Compiled `(state, batch) -> (state, metrics)`; the state is donated.
+
+  Args:
+    state_shardings: `NamedSharding` of every leaf of the state (`train.state.state_shardings`), so that it leaves the
+      step where it came in; None on one device.
+
+  Returns:
+    The update. Its state is any flax.struct with `params`, `opt_state`, `step`. Metrics are device scalars: `logp_gap_*`
+    is |log p of the trainer - log p of the sampler|, which on the first update of a batch is numerical mismatch alone.
+  """
+  outside = [i for i in cfg.align_layers if not -lm_cfg.n_layers <= i < lm_cfg.n_layers]
+  if outside:
+    raise EagrlError(f'rl.align_layers names layer {outside[0]}; the policy has layers 0..{lm_cfg.n_layers - 1}')
+
+  def update(state, batch):
+    if cfg.kl_coef and batch.ref_logprobs is None:
+      raise EagrlError('rl.kl_coef > 0 needs the log-probabilities of a reference: RLBatch.ref_logprobs')
+    loss_fn = lambda params, part: policy_loss(params, part, lm_cfg, cfg)
+    grads, stats = accumulate(loss_fn, state.params, weigh(batch, cfg), cfg.micro_batch)
+    state, health = guarded_step(state, grads, stats.sums['loss'], optimizer)
+    return state, stats.sums | stats.peaks | health
+
+  if state_shardings is None:
+    return jax.jit(update, donate_argnums=0)
+  return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, None))
+
+
+def policy_steps(
+    update: Callable[[Any, RLBatch], tuple[Any, dict[str, Array]]], state: Any, batch: RLBatch, steps: int = 2
+) -> tuple[Any, list[dict[str, Array]]]:
+  """Several updates on one rollout batch: with a single one every ratio is 1 and the clip never acts.
+
+  Returns:
+    The state and the metrics of each update; the first also holds `sampler_gap_mean`, `sampler_gap_max`: the mismatch
+    of sampler and trainer at equal weights.
+  """
+  if steps < 1:
+    raise EagrlError(f'rl.updates_per_batch={steps} must be at least 1')
+  history = []
+  for _ in range(steps):
+    state, metrics = update(state, batch)
+    history.append(metrics)
+  first = history[0]
+  history[0] = first | {'sampler_gap_mean': first['logp_gap_mean'], 'sampler_gap_max': first['logp_gap_max']}
+  return state, history

@@ -1,0 +1,19 @@
+"""Everything random is a function of (seed, stage, step, example); no generator state is kept."""
+
+from __future__ import annotations
+
+import zlib
+
+import jax
+
+from eagrl_jax.types import Array
+
+
+def stage_key(seed: int, stage: str) -> Array:
+  """Typed key of a stage; the stage's name is hashed, so adding a stage moves no other."""
+  return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
+
+
+def example_keys(key: Array, example: Array) -> Array:
+  """One key per example id, independent of batch size and order. `[B] -> key[B]`."""
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(example)

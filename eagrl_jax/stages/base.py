@@ -1,0 +1,103 @@
+"""Makes the policy that the method starts from.
+
+1. `tiny`: train a tokenizer on the rendered train patients, initialise a small decoder.
+   Otherwise: load the checkpoint.
+2. Train `base.steps` steps on rule-written answers (`ehr.warmup`): reading and format, no outcome.
+3. Save the policy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from absl import logging
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
+from eagrl_jax.ehr import warmup
+from eagrl_jax.ehr.prompt import Prompt
+from eagrl_jax.lm import model
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.tokenizer import train_tokenizer
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages import supervised
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.encode import Encoder, pad_answers
+from eagrl_jax.train.supervised import SupervisedBatch
+from eagrl_jax.types import EagrlError
+
+
+def run(context: Context) -> None:
+  data = data_lib.load(context)
+  policy = initial_policy(context, data)
+  c = context.config.base
+  if c.steps:
+    encoder = data_lib.encoder(context, data, policy.tokenizer)
+    stream = lambda start: batches(context, encoder, data.splits.train, start)  # noqa: E731
+    params = supervised.fit(context, 'base', policy, stream, c, c.steps)
+    policy = dataclasses.replace(policy, params=params)
+  policy_lib.save(context.folder('base'), policy)
+
+
+def initial_policy(context: Context, data: data_lib.Data) -> policy_lib.Policy:
+  """The `tiny` decoder with a tokenizer of its own, or the checkpoint of `lm.checkpoint`."""
+  lm = context.config.lm
+  if lm.checkpoint != 'tiny':
+    policy = policy_lib.load_pretrained(lm)
+    shardings = model.param_shardings(policy.config, context.mesh)
+    return dataclasses.replace(policy, params=jax.tree.map(jax.device_put, policy.params, shardings))
+  tokenizer = train_tokenizer(corpus(context, data), data.cohort.features.names, lm.vocab_size)
+  shape = LMConfig(vocab_size=tokenizer.vocab_size, d_model=lm.d_model, n_layers=lm.n_layers, n_heads=lm.n_heads,
+                   n_kv_heads=lm.n_kv_heads, head_dim=lm.head_dim, d_ff=lm.d_ff, compute_dtype=lm.compute_dtype,
+                   remat=lm.remat)
+  shardings = model.param_shardings(shape, context.mesh)
+  key = rng.stage_key(context.config.seed, 'base')
+  params = jax.jit(lambda k: model.init(shape, k), out_shardings=shardings)(key)
+  count = sum(x.size for x in jax.tree.leaves(params))
+  logging.info('tiny policy: %.1f M parameters, vocabulary %d', count / 1e6, tokenizer.vocab_size)
+  return policy_lib.Policy(params, shape, tokenizer)
+
+
+def corpus(context: Context, data: data_lib.Data) -> Iterator[str]:
+  """Prompts and rule-written answers of the train patients, for the tokenizer."""
+  c = context.config
+  encoder = data_lib.encoder(context, data, tokenizer=None)
+  for row in data.splits.train:
+    prompt = encoder.prompt(int(row))
+    if not prompt.spans:
+      raise EagrlError('prompt.max_characters leaves no feature line; raise it')
+    yield prompt.text + written(encoder, int(row), prompt, np.random.default_rng((c.seed, int(row))))
+
+
+def written(encoder: Encoder, row: int, prompt: Prompt, generator: np.random.Generator) -> str:
+  """One rule-written answer to a patient's prompt."""
+  values = encoder.visits.values[row][encoder.visits.valid[row]]
+  visible = [f for f, _, _ in prompt.spans]
+  return warmup.write_answer(encoder.cohort.features, values, visible, encoder.cohort.task, encoder.config.top_k,
+                             encoder.config.max_depth, generator)
+
+
+def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) -> Iterator[SupervisedBatch]:
+  """Endless batches from step `start` on; each is a function of (seed, step) alone."""
+  c, seed = context.config.base, context.config.seed
+  features, tokenizer = encoder.cohort.features, encoder.tokenizer
+  step = start
+  while True:
+    generator = np.random.default_rng((seed, 1, step))
+    chosen = generator.choice(rows, size=c.batch, replace=len(rows) < c.batch)
+    prompt = encoder.batch(chosen, (seed, step) if context.config.prompt.shuffle_features else None)
+    ids = []
+    for row, shown in zip(chosen, prompt.feature):
+      values = encoder.visits.values[row][encoder.visits.valid[row]]
+      visible = [int(f) for f in np.unique(shown) if f >= 0]
+      group = [warmup.write_answer(features, values, visible, encoder.cohort.task, encoder.config.top_k,
+                                   encoder.config.max_depth, generator) for _ in range(c.answers - 1)]
+      ids.append([[*tokenizer.encode(text), tokenizer.eos_id] for text in group]
+                 + [tokenizer.encode(warmup.write_usefulness(features, values, visible, generator))])
+    tokens, valid = pad_answers(ids, tokenizer.pad_id)
+    yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, valid.astype(np.float32)))
+    step += 1

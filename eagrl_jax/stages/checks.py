@@ -1,0 +1,81 @@
+"""Refuses a config that cannot work, before any data is read or anything is compiled."""
+
+from __future__ import annotations
+
+import os
+
+from ml_collections import ConfigDict
+
+from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.mesh import make_mesh
+from eagrl_jax.rl import advantages, alignment
+from eagrl_jax.stages import settings
+from eagrl_jax.types import EagrlError
+
+SOURCES = ('synthetic', 'tjh', 'physionet2012', 'csv')
+CONTROLS = ('expert', 'random')
+
+
+def check(config: ConfigDict) -> None:
+  """Builds every frozen config once: each names the field and the fix when it refuses.
+
+  Raises:
+    EagrlError: the first thing that is wrong.
+  """
+  c = config
+  _one_of('data.source', c.data.source, SOURCES)
+  _one_of('expert.salience', c.expert.salience, SALIENCE_SOURCES)
+  _one_of('rl.advantage', c.rl.advantage, advantages.KINDS)
+  _one_of('rl.align', c.rl.align, alignment.KINDS)
+  _one_of('rl.align_control', c.rl.align_control, CONTROLS)
+  if c.data.source != 'synthetic':
+    _file('data.path', c.data.path)
+    if c.data.source == 'csv':
+      _file('data.outcomes', c.data.outcomes)
+  for name in ('splits', 'features'):
+    if c.data[name]:
+      _file(f'data.{name}', c.data[name])
+  if c.lm.checkpoint == 'tiny':
+    LMConfig(**{k: c.lm[k] for k in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'd_ff')})
+  elif c.lm.checkpoint.endswith('.gguf'):
+    _file('lm.checkpoint', c.lm.checkpoint)
+  if c.rl.group < 2:
+    raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
+  for name in ('base.batch', 'base.answers', 'sft.batch', 'sft.epochs', 'rl.prompts', 'rl.steps', 'rl.inner_steps',
+               'rl.max_new', 'search.patients', 'search.trees', 'search.top_k', 'evaluate.batch', 'evaluate.max_new',
+               'evaluate.bootstrap', 'prompt.bucket', 'prompt.max_values', 'data.max_visits', 'base.checkpoint_every',
+               'sft.checkpoint_every', 'rl.checkpoint_every'):
+    section, field = name.split('.')
+    if c[section][field] < 1:
+      raise EagrlError(f'{name}={c[section][field]} must be at least 1')
+  if c.rl.temperature <= 0:
+    raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
+  _divides('base', c.base.micro_batch, c.base.batch)
+  _divides('rl', c.rl.micro_batch, c.rl.prompts)
+  settings.prompt(c)
+  settings.expert(c)
+  settings.reward(c)
+  settings.search(c)
+  settings.step(c)
+  settings.clip(c)
+  settings.update(c)
+  for stage, steps in (('base', c.base.steps), ('rl', c.rl.steps * c.rl.inner_steps)):
+    if steps:
+      settings.optimizer(c[stage], steps)
+  make_mesh(**c.mesh.to_dict())
+
+
+def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise EagrlError(f'{field}={value!r} is unknown; choose one of {", ".join(allowed)}')
+
+
+def _file(field: str, path: str) -> None:
+  if not path or not os.path.exists(path):
+    raise EagrlError(f'{field}={path!r}: no such file or folder; set --config.{field}=')
+
+
+def _divides(stage: str, micro: int, batch: int) -> None:
+  if micro < 1 or batch % micro:
+    raise EagrlError(f'{stage}.micro_batch={micro} must divide the {batch} prompts of a step')

@@ -1,0 +1,48 @@
+"""The prepared cohort as later stages read it back."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from eagrl_jax.ehr import normalise, splits, store
+from eagrl_jax.ehr.records import Cohort, Visits, to_visits
+from eagrl_jax.lm.tokenizer import Tokenizer
+from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.encode import Encoder
+from eagrl_jax.types import ExpertBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  cohort: Cohort
+  visits: Visits
+  splits: splits.Splits
+  expert: ExpertBatch  # all N patients, normalised with train statistics
+
+
+def grid(cohort: Cohort, data: ConfigDict) -> Visits:
+  """The cohort on the config's time grid."""
+  return to_visits(cohort, data.bin_hours, data.max_visits, data.aggregate, data.window_hours or None)
+
+
+def load(context: Context) -> Data:
+  folder = context.folder('prepare')
+  cohort = store.load(folder)
+  visits = grid(cohort, context.config.data)
+  parts = splits.load(folder / 'splits.parquet', cohort.subject_id)
+  statistics = normalise.load(folder / 'statistics.json')
+  return Data(cohort, visits, parts, normalise.apply(statistics, visits, cohort))
+
+
+def encoder(context: Context, data: Data, tokenizer: Tokenizer) -> Encoder:
+  c = context.config
+  return Encoder(data.cohort, data.visits, tokenizer, settings.prompt(c), c.prompt.bucket)
+
+
+def prevalence(data: Data) -> float:
+  """Of the train patients: the score of an answer that cannot be parsed."""
+  return float(np.mean(data.cohort.label[data.splits.train]))

@@ -1,0 +1,123 @@
+"""Joins the renderer and the tokenizer: patients in, padded token batches out."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from eagrl_jax.ehr import answers
+from eagrl_jax.ehr.prompt import Prompt, PromptConfig, render
+from eagrl_jax.ehr.records import Cohort, Visits
+from eagrl_jax.lm.tokenizer import Tokenizer
+from eagrl_jax.types import EagrlError, PromptBatch, Rollout
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """Renders and tokenizes patients of one cohort.
+
+  Attributes:
+    bucket: prompt lengths are padded up to a multiple of it, to bound recompilation.
+  """
+
+  cohort: Cohort
+  visits: Visits
+  tokenizer: Tokenizer
+  config: PromptConfig
+  bucket: int
+
+  def prompt(self, row: int, order: np.ndarray | None = None) -> Prompt:
+    """The rendered record of one patient; `order` permutes its features."""
+    c, real = self.cohort, self.visits.valid[row]
+    return render(c.features, self.visits.values[row][real], self.visits.hours[row][real], float(c.age[row]),
+                  int(c.sex[row]), task=c.task, setting=c.setting, config=self.config, order=order)
+
+  def tokens(self, row: int, order: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
+    """Token ids of a prompt and, for each, the feature it renders (-1 none)."""
+    prompt = self.prompt(row, order)
+    text = self.tokenizer.apply_chat(prompt.text)
+    shift = text.find(prompt.text)
+    if shift < 0:
+      raise EagrlError('lm.checkpoint: its chat template rewrites the prompt, so feature spans are lost')
+    ids, offsets = self.tokenizer.encode_with_offsets(text)
+    starts = np.array([s for s, _ in offsets]) - shift
+    stops = np.array([e for _, e in offsets]) - shift
+    feature = np.full(len(ids), -1, np.int32)
+    for f, first, last in prompt.spans:
+      feature[(stops > first) & (starts < last)] = f
+    return ids, feature
+
+  def batch(self, rows: np.ndarray, order_seed: tuple[int, ...] | None = None) -> PromptBatch:
+    """Left-padded batch. With `order_seed`, features are shuffled per (seed, patient)."""
+    def order(row):
+      if order_seed is None:
+        return None
+      return np.random.default_rng((*order_seed, int(row))).permutation(len(self.cohort.features))
+    encoded = [self.tokens(int(r), order(r)) for r in rows]
+    longest = max(len(ids) for ids, _ in encoded)
+    width = -(-longest // self.bucket) * self.bucket
+    tokens = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
+    feature = np.full((len(rows), width), -1, np.int32)
+    valid = np.zeros((len(rows), width), bool)
+    for i, (ids, spans) in enumerate(encoded):
+      tokens[i, width - len(ids):], feature[i, width - len(ids):] = ids, spans
+      valid[i, width - len(ids):] = True
+    return PromptBatch(tokens, valid, feature, np.asarray(rows, np.int32))
+
+
+def pad_answers(ids: list[list[list[int]]], pad_id: int, multiple: int = 16) -> tuple[np.ndarray, np.ndarray]:
+  """`[B][G][*]` token ids -> right-padded tokens and validity `[B, G, T]`."""
+  longest = max(len(a) for group in ids for a in group)
+  width = -(-longest // multiple) * multiple
+  tokens = np.full((len(ids), len(ids[0]), width), pad_id, np.int32)
+  valid = np.zeros(tokens.shape, bool)
+  for b, group in enumerate(ids):
+    for g, answer in enumerate(group):
+      tokens[b, g, :len(answer)] = answer
+      valid[b, g, :len(answer)] = True
+  return tokens, valid
+
+
+@dataclasses.dataclass(frozen=True)
+class Parsed:
+  """What a batch of answers says, as arrays the reward reads."""
+
+  prob: np.ndarray  # [B, G] float32, 0.5 where unparsed
+  parsed: np.ndarray  # [B, G] bool
+  named: np.ndarray  # [B, G, P] int32 feature ids in written order, -1 padding
+  key_mask: np.ndarray  # [B, G, T] bool, tokens inside <Important Features>
+  align_mask: np.ndarray  # [B, G, T] bool, tokens from <Important Features> on
+  text: list[list[str]]  # [B][G]
+  refused: np.ndarray  # [B, G] bool
+
+
+def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_named: int) -> Parsed:
+  """Reads every sampled answer on the host."""
+  tokens, valid = np.asarray(rollout.tokens), np.asarray(rollout.valid)
+  b, g, t = tokens.shape
+  prob = np.full((b, g), 0.5, np.float32)
+  parsed, refused = np.zeros((b, g), bool), np.zeros((b, g), bool)
+  named = np.full((b, g, max_named), -1, np.int32)
+  key_mask, align_mask = np.zeros((b, g, t), bool), np.zeros((b, g, t), bool)
+  texts: list[list[str]] = [[''] * g for _ in range(b)]
+  for i in range(b):
+    for j in range(g):
+      ids = tokens[i, j][valid[i, j]]
+      pieces = [tokenizer.piece(int(x)) if x != tokenizer.eos_id else '' for x in ids]
+      text = ''.join(pieces)
+      texts[i][j] = text
+      answer = answers.parse(text, cohort.features)
+      refused[i, j] = answer.refused
+      if answer.probability is not None:
+        prob[i, j], parsed[i, j] = answer.probability, True
+      count = min(len(answer.features), max_named)
+      named[i, j, :count] = answer.features[:count]
+      inside, begin = answers.find_sections(text)
+      if begin is not None and inside is not None:
+        ends = np.cumsum([len(p) for p in pieces])
+        starts = ends - np.array([len(p) for p in pieces])
+        n = len(ids)
+        key_mask[i, j, :n] = (ends > inside[0]) & (starts < inside[1])
+        align_mask[i, j, :n] = ends > begin
+  return Parsed(prob, parsed, named, key_mask, align_mask, texts, refused)

@@ -1,0 +1,167 @@
+"""Judges the arms base, sft and rl beside the expert, on test patients.
+
+1. Each policy writes one answer a test patient; unparsed answers get the train prevalence.
+2. The policy's own attention is read on what it wrote.
+3. AUROC, AUPRC, agreement and their controls, all with intervals by patient.
+4. metrics.json, predictions.parquet, cases.json, report.html and the table on the terminal.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import logging
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
+from eagrl_jax.evaluation import agreement, bootstrap, report
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.forward import AttentionTap, forward_shared
+from eagrl_jax.rl import alignment
+from eagrl_jax.stages import cases
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import expert as expert_stage
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.encode import Encoder, parse_rollout
+from eagrl_jax.stages.pipeline import write_json
+from eagrl_jax.stages.rl import sample
+from eagrl_jax.train.progress import Progress
+from eagrl_jax.types import Array, Params, PromptBatch, Rollout
+
+POLICIES = ('base', 'sft', 'rl')
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """What one policy said about n test patients."""
+
+  prob: np.ndarray  # [n], the train prevalence where unparsed
+  parsed: np.ndarray  # [n] bool
+  refused: np.ndarray  # [n] bool
+  named: list[list[int]]
+  attention: np.ndarray  # [n, F] p_LM, rows sum to 1 (0 where no feature list was written)
+  text: list[str]
+
+
+def run(context: Context) -> None:
+  c = context.config.evaluate
+  folder = context.folder('evaluate')
+  data = data_lib.load(context)
+  rows = data.splits.test
+  arms = {}
+  for name in POLICIES:
+    policy = policy_lib.load(context.folder(name), context.mesh)
+    encoder = data_lib.encoder(context, data, policy.tokenizer)
+    arms[name] = answer(context, name, encoder, policy, rows, data_lib.prevalence(data))
+    logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows))
+  label = data.cohort.label[rows].astype(int)
+  probs = {name: arm.prob for name, arm in arms.items()} | {'expert': expert_stage.load_prob(context)[rows]}
+  if data.cohort.truth is not None:
+    probs['oracle'] = data.cohort.truth.risk[rows]
+
+  summary = summarise(context, data, rows, label, arms, probs)
+  write_json(folder / 'metrics.json', summary)
+  write_predictions(context, data, rows, label, probs)
+  shown = cases.choose(arms['rl'].prob, label, c.cases)
+  write_json(folder / 'cases.json', cases.build(data, rows, shown, arms, expert_stage.load_salience(context)))
+  path = report.write_report(context.workdir)
+  print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
+  logging.info('report: %s', path)
+
+
+def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Policy, rows: np.ndarray,
+           unparsed: float) -> Arm:
+  """Greedy (or sampled) answers of one policy, in batches of one size."""
+  c, k = context.config.evaluate, context.config.reward.top_k
+  size = min(c.batch, len(rows))
+  n_features = len(encoder.cohort.features)
+  key = rng.stage_key(context.config.seed, 'evaluate')
+  read = functools.partial(read_attention, policy.config, n_features, context.config.rl.align_rows == 'all',
+                           tuple(context.config.rl.align_layers), context.config.rl.align_per_token)
+  prob, parsed, refused, named, attention, text = [], [], [], [], [], []
+  with Progress(f'evaluate {name}', len(rows)) as progress:
+    for start in range(0, len(rows), size):
+      part = rows[start:start + size]
+      full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
+      prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(full))
+      rollout = sample(policy.params, policy, prompt, key, 1, c.max_new, c.temperature)
+      answers = parse_rollout(rollout, policy.tokenizer, encoder.cohort, max_named=4 * k)
+      mass = np.asarray(read(policy.params, prompt, rollout, jnp.asarray(answers.align_mask)))[:, 0]
+      n = len(part)
+      prob.append(np.where(answers.parsed, answers.prob, unparsed)[:n, 0])
+      parsed.append(answers.parsed[:n, 0])
+      refused.append(answers.refused[:n, 0])
+      named += [[int(f) for f in ids if f >= 0] for ids in answers.named[:n, 0]]
+      attention.append(mass[:n])
+      text += [group[0] for group in answers.text[:n]]
+      progress.update(n, parsed=float(np.mean(np.concatenate(parsed))))
+  join = np.concatenate
+  return Arm(join(prob), join(parsed), join(refused), named, join(attention), text)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def read_attention(lm: LMConfig, n_features: int, all_rows: bool, layers: tuple[int, ...], per_token: bool,
+                   params: Params, prompt: PromptBatch, rollout: Rollout, align_mask: Array) -> Array:
+  """p_LM over features of answers already written, `[B, G, F]`."""
+  rows = rollout.valid if all_rows else rollout.valid & align_mask
+  indicator = alignment.feature_indicator(prompt.feature, prompt.valid, n_features)
+  tap = AttentionTap(indicator, alignment.tap_rows(rows))
+  out = forward_shared(params, lm, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid, tap)
+  return alignment.policy_salience(out.attention, indicator.sum(1), layers, per_token)
+
+
+def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray, arms: dict[str, Arm],
+              probs: dict[str, np.ndarray]) -> dict:
+  """The content of metrics.json."""
+  n, k = context.config.evaluate.bootstrap, context.config.reward.top_k
+  salience = expert_stage.load_salience(context)[rows]
+  truth = data.cohort.truth.salience[rows] if data.cohort.truth is not None else None
+  present = data.expert.observed[rows].astype(bool).any(1)
+  table: dict[str, dict] = {}
+  for name, prob in probs.items():
+    table[name] = bootstrap.bootstrap(label, prob, n)
+    if name in arms:
+      arm = arms[name]
+      wrote = arm.attention.sum(1) > 0
+      table[name] |= {
+          'parse_rate': float(arm.parsed.mean()), 'refusal_rate': float(arm.refused.mean()),
+          'jaccard_at_k': agreement.named_agreement(arm.named, present, k, expert=salience, truth=truth, n=n)}
+      if wrote.any():
+        table[name]['attention_kl'] = agreement.attention_agreement(
+            arm.attention[wrote], salience[wrote], present[wrote], n)
+    elif name == 'expert':
+      order = np.argsort(-salience, axis=1, kind='stable')[:, :k]
+      lists = [[int(f) for f in ids if s[f] > 0] for ids, s in zip(order, salience)]
+      table[name]['jaccard_at_k'] = agreement.named_agreement(lists, present, k, expert=salience, truth=truth, n=n)
+  pairs = [('rl', 'base'), ('rl', 'sft'), ('sft', 'base'), ('expert', 'rl')]
+  return {'task': data.cohort.task, 'cohort': data.cohort.name, 'n_test': len(rows), 'prevalence': float(label.mean()),
+          'unparsed_score': data_lib.prevalence(data), 'seed': context.config.seed, 'top_k': k, 'arms': table,
+          'paired': bootstrap.paired_rows(label, probs, pairs, n=n)}
+
+
+def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray,
+                      probs: dict[str, np.ndarray]) -> None:
+  """One row a patient and arm, with MEDS-evaluation's column names."""
+  names = [a for a in probs for _ in rows]
+  window = context.config.data.window_hours
+  last = data.visits.hours.max(1)[rows]
+  time = np.minimum(last, window) if window else last
+  prob = np.concatenate([probs[a] for a in probs]).astype(np.float64)
+  repeat = len(probs)
+  table = pa.table({
+      'subject_id': np.tile(data.cohort.subject_id[rows], repeat).tolist(),
+      'prediction_time': np.tile(time, repeat),  # hours since the patient's first record
+      'boolean_value': np.tile(label.astype(bool), repeat),
+      'predicted_boolean_value': prob >= 0.5,
+      'predicted_boolean_probability': prob,
+      'arm': names,
+      'split': ['held_out'] * len(names)})
+  pq.write_table(table, context.folder('evaluate') / 'predictions.parquet')

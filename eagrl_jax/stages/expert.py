@@ -1,0 +1,68 @@
+"""Trains the expert and writes what the language model learns from it.
+
+1. Train the ConCare ensemble on train patients, early stop on validation.
+2. Predict all patients; salience from three sources, with its stability between members.
+3. Save parameters, predictions and salience; log validation AUROC (the test set is for `evaluate`).
+"""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from absl import logging
+
+from eagrl_jax import rng
+from eagrl_jax.evaluation.metrics import auroc
+from eagrl_jax.expert import salience
+from eagrl_jax.expert import train as expert_train
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.pipeline import write_json
+from eagrl_jax.train import checkpoint
+from eagrl_jax.train.metrics import MetricWriter
+from eagrl_jax.train.progress import Progress
+from eagrl_jax.types import ExpertBatch
+
+def run(context: Context) -> None:
+  c, top_k = context.config.expert, context.config.reward.top_k
+  folder = context.folder('expert')
+  data = data_lib.load(context)
+  config = settings.expert(context.config)
+  with Progress('expert', c.epochs) as progress, MetricWriter(folder) as writer:
+    def report(epoch: int, figures: dict[str, np.ndarray]) -> None:
+      means = {name: float(np.mean(value)) for name, value in figures.items()}
+      writer.write(epoch, means)
+      progress.update(**means)
+    params, _ = expert_train.train_ensemble(
+        rng.stage_key(context.config.seed, 'expert'), config, take(data.expert, data.splits.train),
+        take(data.expert, data.splits.valid), report, context.mesh)
+  checkpoint.save_params(folder / 'checkpoints', params)
+
+  prob = expert_train.predict(params, config.model, data.expert)  # [E, N]
+  np.save(folder / 'prob.npy', prob)
+  valid, stability = data.splits.valid, {}
+  for source in salience.SOURCES:
+    per_member = salience.member_salience(params, config.model, data.expert, source)
+    stability[source] = salience.stability(per_member[:, valid], top_k)
+    np.save(folder / f'salience_{source}.npy', salience.ensemble_salience(per_member))
+  figures = {'valid_auroc': auroc(data.cohort.label[valid], prob.mean(0)[valid]), 'top_k': top_k,
+             'stability': stability}
+  write_json(folder / 'summary.json', figures)
+  found = stability[c.salience]
+  logging.info('expert: validation AUROC %.3f; %s top-%d overlap between members %.2f (chance %.2f)',
+               figures['valid_auroc'], c.salience, top_k, found['jaccard'], found['chance'])
+
+
+def take(batch: ExpertBatch, rows: np.ndarray) -> ExpertBatch:
+  return jax.tree.map(lambda x: x[rows], batch)
+
+
+def load_salience(context: Context) -> np.ndarray:
+  """Salience of the configured source, `[N, F]`."""
+  return np.load(context.folder('expert') / f'salience_{context.config.expert.salience}.npy')
+
+
+def load_prob(context: Context) -> np.ndarray:
+  """The ensemble's probability, `[N]`."""
+  return np.load(context.folder('expert') / 'prob.npy').mean(0)

@@ -1,0 +1,168 @@
+"""Runs the stages in order. A stage whose config and inputs have not changed is skipped.
+
+A stage's hash covers the config sections it reads and the hashes of the stages before it.
+`<stage>/started.json` holds the hash of work under way, so an interrupted stage resumes
+from its checkpoints; `<stage>/done.json` is written last. A folder with another hash is
+moved to `superseded/`, never overwritten.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import time
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax.mesh import make_mesh
+from eagrl_jax.stages.context import Context
+from eagrl_jax.types import EagrlError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  name: str
+  sections: tuple[str, ...]  # config sections it reads
+  needs: tuple[str, ...]  # stages it reads
+
+
+STAGES = (
+    Stage('prepare', ('data',), ()),
+    Stage('expert', ('expert',), ('prepare',)),
+    Stage('base', ('lm', 'base', 'prompt', 'reward', 'search'), ('prepare',)),
+    Stage('search', ('search', 'reward', 'prompt'), ('prepare', 'expert', 'base')),
+    Stage('sft', ('sft', 'prompt'), ('prepare', 'base', 'search')),
+    Stage('rl', ('rl', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'sft')),
+    Stage('evaluate', ('evaluate', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
+)
+NAMES = tuple(s.name for s in STAGES)
+
+
+def stage_hashes(config: ConfigDict) -> dict[str, str]:
+  """Hash of every stage: its config sections, the seed, its source files and its inputs."""
+  hashes: dict[str, str] = {}
+  for stage in STAGES:
+    content = {
+        'config': {s: config[s].to_dict() for s in stage.sections},
+        'seed': config.seed,
+        'inputs': {n: hashes[n] for n in stage.needs},
+    }
+    if stage.name == 'prepare':
+      content['files'] = [_file_mark(config.data[k]) for k in ('path', 'outcomes', 'splits', 'features')]
+    if stage.name == 'base' and config.lm.checkpoint != 'tiny':
+      content['files'] = [_file_mark(config.lm.checkpoint)]
+    hashes[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+  return hashes
+
+
+def _file_mark(path: str) -> str:
+  """Size and time of a file: enough to notice that it was replaced, cheap for gigabytes."""
+  if not path or not os.path.exists(path):
+    return ''
+  stat = os.stat(path)
+  return f'{stat.st_size}:{stat.st_mtime_ns}'
+
+
+def selected(config: ConfigDict) -> list[Stage]:
+  """The stages up to `config.target`."""
+  if config.target not in NAMES:
+    raise EagrlError(f'target={config.target!r} is no stage; choose one of {", ".join(NAMES)}')
+  return list(STAGES[:NAMES.index(config.target) + 1])
+
+
+def run(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Runs every stage up to `config.target` that is not finished yet."""
+  from eagrl_jax.stages import checks
+  checks.check(config)
+  mesh = make_mesh(**config.mesh.to_dict())
+  hashes = stage_hashes(config)
+  stages = selected(config)
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    write_json(workdir / 'config.json', config.to_dict())
+    write_json(workdir / 'environment.json', environment())
+  except OSError as e:
+    raise EagrlError(f'--workdir={workdir} cannot be written: {e.strerror}; choose another folder') from e
+  context = Context(config, workdir, mesh)
+  started = time.time()
+  for i, stage in enumerate(stages, 1):
+    folder = workdir / stage.name
+    if _read_hash(folder / 'done.json') == hashes[stage.name]:
+      logging.info('[%d/%d] %s: done before, skipped', i, len(stages), stage.name)
+      continue
+    _claim(folder, hashes[stage.name])
+    logging.info('[%d/%d] %s', i, len(stages), stage.name)
+    begun = time.time()
+    importlib.import_module(f'eagrl_jax.stages.{stage.name}').run(context)
+    seconds = round(time.time() - begun, 1)
+    write_json(folder / 'done.json', {'hash': hashes[stage.name], 'seconds': seconds,
+                                      'inputs': {n: hashes[n] for n in stage.needs}})
+    logging.info('[%d/%d] %s finished in %.0f s', i, len(stages), stage.name, seconds)
+  logging.info('all stages done in %.0f s; results in %s', time.time() - started, workdir)
+
+
+def describe(config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Dry run: prints the resolved config, what would run, sizes and memory. Writes nothing."""
+  from eagrl_jax.stages import checks, sizes
+  checks.check(config)
+  hashes = stage_hashes(config)
+  print(json.dumps(config.to_dict(), indent=2, default=str))
+  print(f'\nworkdir {workdir}')
+  for stage in selected(config):
+    folder = workdir / stage.name
+    state = 'done' if _read_hash(folder / 'done.json') == hashes[stage.name] else (
+        'resume' if _read_hash(folder / 'started.json') == hashes[stage.name] else 'run')
+    print(f'  {stage.name:10s} {hashes[stage.name]}  {state}')
+  print()
+  print(sizes.table(config))
+
+
+def _claim(folder: pathlib.Path, digest: str) -> None:
+  """Marks the folder as ours; one that another config left is moved aside."""
+  owner = _read_hash(folder / 'started.json')
+  if folder.exists() and owner != digest:
+    attic = folder.parent / 'superseded' / f'{folder.name}-{owner or "unknown"}-{time.time_ns()}'
+    attic.parent.mkdir(exist_ok=True)
+    folder.rename(attic)
+    logging.info('%s belongs to another config: moved to %s', folder.name, attic.relative_to(folder.parent))
+  folder.mkdir(parents=True, exist_ok=True)
+  write_json(folder / 'started.json', {'hash': digest})
+
+
+def _read_hash(path: pathlib.Path) -> str | None:
+  try:
+    return json.loads(path.read_text())['hash']
+  except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    return None
+
+
+def write_json(path: pathlib.Path, content: object) -> None:
+  """Writes a file that is either the old one or the whole new one."""
+  part = path.with_suffix('.part')
+  part.write_text(json.dumps(content, indent=2, default=str))
+  part.replace(path)
+
+
+def environment() -> dict:
+  """Versions, devices and the commit that a result belongs to."""
+  packages = ('eagrl-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers', 'numpy')
+  versions = {}
+  for p in packages:
+    try:
+      versions[p] = importlib.metadata.version(p)
+    except importlib.metadata.PackageNotFoundError:
+      versions[p] = 'not installed'
+  here = pathlib.Path(__file__).parent
+  git = subprocess.run(['git', '-C', str(here), 'rev-parse', 'HEAD'], capture_output=True, text=True, check=False)
+  return {'python': platform.python_version(), 'machine': platform.machine(), 'cores': os.cpu_count(),
+          'devices': [d.device_kind for d in jax.devices()], 'processes': jax.process_count(),
+          'versions': versions, 'git': git.stdout.strip() or None}

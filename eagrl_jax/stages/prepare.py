@@ -1,0 +1,77 @@
+"""Makes the cohort that every later stage reads.
+
+1. Read the source; count what is dropped and why.
+2. Leave out patients with no record in the window.
+3. Split by patient, or take the given split file.
+4. Fit the expert's statistics on train patients alone.
+5. Save cohort, splits and statistics.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax.ehr import normalise, splits, store, validation
+from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.ehr.sources import long_csv, physionet2012, synthetic, tjh
+from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.data import grid
+from eagrl_jax.types import EagrlError
+
+
+def run(context: Context) -> None:
+  c, seed = context.config.data, context.config.seed
+  folder = context.folder('prepare')
+  cohort = with_records(read_source(c, seed), c.window_hours)
+  validation.check(cohort)
+  if c.splits:
+    parts = splits.load(pathlib.Path(c.splits), cohort.subject_id)
+  else:
+    parts = splits.make_splits(cohort.label, cohort.subject_id, test=c.test, valid_fraction=c.valid_fraction, seed=seed)
+  visits = grid(cohort, c)
+  statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
+  store.save(cohort, folder)
+  splits.save(folder / 'splits.parquet', parts, cohort.subject_id)
+  normalise.save(folder / 'statistics.json', statistics)
+  logging.info('%s\n%s', cohort.name, attrition_table(cohort))
+  for name in ('train', 'valid', 'test'):
+    label = cohort.label[getattr(parts, name)]
+    logging.info('%-5s %5d patients, %.1f %% positive', name, len(label), 100 * label.mean())
+
+
+def read_source(c: ConfigDict, seed: int) -> Cohort:
+  """The cohort that `data.source` names."""
+  if c.source == 'synthetic':
+    fields = {f.name for f in dataclasses.fields(synthetic.SyntheticConfig)}
+    known = {k: v for k, v in c.to_dict().items() if k in fields and k != 'features'}
+    return synthetic.generate(synthetic.SyntheticConfig(**known, features=DEFAULT_FEATURES), seed)
+  if not pathlib.Path(c.path).exists():
+    raise EagrlError(f'data.path={c.path!r} does not exist; give the {c.source} file with --config.data.path=')
+  if c.source == 'tjh':
+    return tjh.load(c.path)
+  if c.source == 'physionet2012':
+    return physionet2012.load(c.path, c.outcomes or None)
+  return long_csv.load(c.path, c.outcomes, columns=long_csv.Columns(**c.columns.to_dict()), features=c.features or None,
+                       task=c.task)
+
+
+def with_records(cohort: Cohort, window_hours: float) -> Cohort:
+  """Drops patients without any event before `window_hours` (0 = no limit) and counts them."""
+  inside = cohort.patient if not window_hours else cohort.patient[cohort.hour < window_hours]
+  rows = np.unique(inside)
+  dropped = len(cohort) - len(rows)
+  if not dropped:
+    return cohort
+  kept = cohort.take(rows)
+  return dataclasses.replace(kept, attrition=(*kept.attrition, ('no record in the window', dropped, 'patients')))
+
+
+def attrition_table(cohort: Cohort) -> str:
+  lines = [f'  {count:8d} {unit:9s} {step}' for step, count, unit in cohort.attrition]
+  return '\n'.join([*lines, f'  {len(cohort):8d} patients  in the cohort, {len(cohort.hour)} values'])

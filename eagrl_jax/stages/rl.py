@@ -1,0 +1,151 @@
+"""Attention-aligned policy optimisation of the sft policy.
+
+Each step:
+1. Sample a group of answers to each of `rl.prompts` train patients, prompt prefilled once.
+2. Read them on the host; joint reward, group advantage, entropy-aware upper clip.
+3. `rl.inner_steps` updates on the batch, with the alignment loss on the policy's attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
+from eagrl_jax.lm import sampler
+from eagrl_jax.lm.forward import forward_shared
+from eagrl_jax.lm.logprobs import token_logprobs
+from eagrl_jax.rl import advantages, alignment, clip, rewards
+from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import expert as expert_stage
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.encode import Encoder, Parsed, parse_rollout
+from eagrl_jax.train import state as state_lib
+from eagrl_jax.train.checkpoint import Checkpoints
+from eagrl_jax.train.metrics import MetricWriter
+from eagrl_jax.train.optimizer import make_optimizer
+from eagrl_jax.train.progress import Progress
+from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
+
+
+def run(context: Context) -> None:
+  c = context.config.rl
+  data = data_lib.load(context)
+  start_policy = policy_lib.load(context.folder('sft'), context.mesh)
+  encoder = data_lib.encoder(context, data, start_policy.tokenizer)
+  salience = guidance(context, data)
+  optimizer = make_optimizer(settings.optimizer(c, c.steps * c.inner_steps))
+  shardings = state_lib.state_shardings(start_policy.config, optimizer, context.mesh)
+  update = make_update(start_policy.config, optimizer, settings.update(context.config), shardings)
+  reference = make_reference(start_policy) if c.kl else None
+  key = rng.stage_key(context.config.seed, 'rl')
+  with Checkpoints(context.folder('rl') / 'checkpoints') as checkpoints:
+    found = checkpoints.restore(state_lib.abstract(start_policy.config, optimizer, context.mesh))
+    if found:
+      state, _, start = found
+      logging.info('rl: resuming at step %d', start)
+    else:
+      state, start = state_lib.from_params(start_policy.params, start_policy.config, optimizer, context.mesh), 0
+    with MetricWriter(context.folder('rl'), start) as writer, Progress('rl', c.steps, start) as progress:
+      for step in range(start, c.steps):
+        rows = draw(context, data.splits.train, step)
+        order = (context.config.seed, 3, step) if context.config.prompt.shuffle_features else None
+        prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows, order))
+        rollout = sample(state.params, start_policy, prompt, jax.random.fold_in(key, step), c.group, c.max_new,
+                         c.temperature)
+        batch, figures = score(context, encoder, data, prompt, rollout, salience)
+        if reference is not None:
+          batch = batch.replace(ref_logprobs=reference(prompt, rollout))
+        state, history = policy_steps(update, state, mesh_lib.shard_batch(context.mesh, batch), c.inner_steps)
+        figures |= {k: float(v) for k, v in (history[0] | history[-1]).items()}
+        if not figures['finite']:
+          raise EagrlError(f'rl step {step}: the gradient is not finite; lower --config.rl.learning_rate and run again, '
+                           'it resumes from the last checkpoint')
+        writer.write(step, figures)
+        progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures['entropy'])
+        if (step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps:
+          checkpoints.save(step + 1, state, {'step': step + 1})
+  policy_lib.save(context.folder('rl'), dataclasses.replace(start_policy, params=state.params))
+
+
+def guidance(context: Context, data: data_lib.Data) -> np.ndarray:
+  """The salience to align with, `[N, F]`: the expert's, or its random-feature control."""
+  salience = expert_stage.load_salience(context)
+  if context.config.rl.align_control == 'expert':
+    return salience
+  measured = data.expert.observed.astype(bool).any(1)
+  key = rng.stage_key(context.config.seed, 'random control')
+  return np.asarray(alignment.random_control(key, np.arange(len(salience)), salience, measured))
+
+
+def draw(context: Context, train: np.ndarray, step: int) -> np.ndarray:
+  """Patients of a step: consecutive blocks of a permutation that is drawn anew every epoch."""
+  n = min(context.config.rl.prompts, len(train))
+  per_epoch = len(train) // n
+  epoch, i = divmod(step, per_epoch)
+  order = np.random.default_rng((context.config.seed, 4, epoch)).permutation(train)
+  return order[i * n:(i + 1) * n]
+
+
+def sample(params: Params, policy: policy_lib.Policy, prompt: PromptBatch, key: Array, group: int, max_new: int,
+           temperature: float) -> Rollout:
+  tokenizer = policy.tokenizer
+  return sampler.generate(params, policy.config, prompt, key, group=group, max_new=max_new, temperature=temperature,
+                          stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id)
+
+
+def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: PromptBatch, rollout: Rollout,
+          salience: np.ndarray) -> tuple[RLBatch, dict[str, float]]:
+  """Reads and rewards a rollout; the batch for the update and the step's figures."""
+  rows = np.asarray(prompt.example)
+  answers = parse_rollout(rollout, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k)
+  batch, parts, total = _score(context.config, prompt, rollout, answers, data.cohort.label[rows],
+                               salience[rows])
+  length = np.asarray(rollout.valid).sum(-1)
+  return batch, {
+      'reward': float(total.mean()), 'reward_classification': float(parts.classification.mean()),
+      'reward_agreement': float(parts.agreement.mean()), 'jaccard': float(parts.jaccard.mean()),
+      'parse_rate': float(answers.parsed.mean()), 'length': float(length.mean()),
+      'groups_used': float(np.mean(batch.weight)), 'eps_high': float(np.mean(batch.eps_high))}
+
+
+def _score(config: ConfigDict, prompt: PromptBatch, rollout: Rollout, answers: Parsed, label: np.ndarray,
+           salience: np.ndarray) -> tuple[RLBatch, rewards.RewardParts, Array]:
+  c, reward = config.rl, settings.reward(config)
+  group = rollout.tokens.shape[1]
+  present = np.asarray(alignment.feature_indicator(prompt.feature, prompt.valid, salience.shape[-1]).sum(1)) > 0
+  expert_mask = alignment.top_k_mask(jnp.asarray(salience * present), reward.top_k)
+  spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (x.shape[0], group, *x.shape[1:]))  # noqa: E731
+  parts = rewards.joint_reward(jnp.asarray(answers.prob), jnp.asarray(answers.parsed), spread(label),
+                               jnp.asarray(answers.named), spread(expert_mask), reward)
+  total = parts.total
+  if c.overlong_buffer:
+    total = total + advantages.overlong_penalty(rollout.valid.sum(-1), c.max_new, c.overlong_buffer)
+  useful = advantages.informative(total) if c.dynamic_sampling else jnp.ones(total.shape[0], bool)
+  entropy = clip.key_entropy(rollout.entropy, rollout.valid, jnp.asarray(answers.key_mask))
+  eps = clip.adaptive_upper_clip(entropy, settings.clip(config))
+  batch = RLBatch(prompt=prompt, rollout=rollout, advantage=advantages.group_advantages(total, c.advantage),
+                  eps_high=eps, weight=useful.astype(jnp.float32), salience=jnp.asarray(salience, jnp.float32),
+                  align_mask=jnp.asarray(answers.align_mask))
+  return batch, parts, total
+
+
+def make_reference(policy: policy_lib.Policy):
+  """`(prompt, rollout) -> [B, G, T]` log-probabilities of the starting policy, for the KL term."""
+  frozen = jax.tree.map(jnp.copy, policy.params)
+
+  @jax.jit
+  def logprobs(params, prompt, rollout):
+    out = forward_shared(params, policy.config, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
+    return token_logprobs(params, policy.config, out.hidden, rollout.tokens)[0]
+
+  return lambda prompt, rollout: logprobs(frozen, prompt, rollout)

@@ -1,0 +1,75 @@
+"""ConfigDict sections -> the frozen dataclasses of the layers below. The only place that does it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from eagrl_jax.ehr import prompt as prompt_lib
+from eagrl_jax.ehr.warmup import USEFUL, final_question
+from eagrl_jax.expert.concare import ConCareConfig
+from eagrl_jax.expert.train import ExpertTrainConfig
+from eagrl_jax.rl.clip import ClipConfig
+from eagrl_jax.rl.rewards import RewardConfig
+from eagrl_jax.rl.update import UpdateConfig
+from eagrl_jax.search.decode import StepConfig
+from eagrl_jax.search.grammar_compiler import GrammarConfig
+from eagrl_jax.search.mcts import SearchConfig
+from eagrl_jax.train.optimizer import OptimizerConfig
+
+
+def prompt(c: ConfigDict) -> prompt_lib.PromptConfig:
+  return prompt_lib.PromptConfig(style=c.prompt.style, max_depth=c.search.max_depth, top_k=c.reward.top_k,
+                                 max_values=c.prompt.max_values, max_characters=c.prompt.max_characters)
+
+
+def expert(c: ConfigDict) -> ExpertTrainConfig:
+  """Every field of `config.expert` but `salience` belongs to the model or to its training."""
+  fields = c.expert.to_dict()
+  fields.pop('salience')
+  own = {f.name for f in dataclasses.fields(ConCareConfig)}
+  model = ConCareConfig(**{k: v for k, v in fields.items() if k in own})
+  return ExpertTrainConfig(model, **{k: v for k, v in fields.items() if k not in own})
+
+
+def reward(c: ConfigDict) -> RewardConfig:
+  return RewardConfig(**c.reward.to_dict())
+
+
+def search(c: ConfigDict) -> SearchConfig:
+  s = c.search
+  return SearchConfig(n_rollouts=s.rollouts, n_candidates=s.candidates, max_depth=s.max_depth,
+                      exploration=s.exploration, backup=s.backup)
+
+
+def step(c: ConfigDict) -> StepConfig:
+  s = c.search
+  return StepConfig(question_temperature=s.question_temperature, answer_temperature=s.answer_temperature,
+                    top_p=s.top_p, alpha=s.alpha, salience_weight=s.salience_weight)
+
+
+def grammar(c: ConfigDict, task: str) -> GrammarConfig:
+  s = c.search
+  return GrammarConfig(final_question=final_question(task), max_depth=s.max_depth, max_features=c.reward.top_k,
+                       question_tokens=s.question_tokens, answer_tokens=s.answer_tokens,
+                       useful_question=f'<Useful> {USEFUL}')
+
+
+def clip(c: ConfigDict) -> ClipConfig:
+  return ClipConfig(high_min=c.rl.clip_min, high_max=c.rl.clip_max, scope=c.rl.clip_over)
+
+
+def update(c: ConfigDict) -> UpdateConfig:
+  r = c.rl
+  return UpdateConfig(
+      micro_batch=r.micro_batch, reduction=r.loss, eps_low=r.clip_low, dual_clip=r.dual_clip or None, kl_coef=r.kl,
+      c_align=r.c_align, align=r.align, align_rows=r.align_rows, align_layers=tuple(r.align_layers),
+      align_per_token=r.align_per_token, align_top_k=c.reward.top_k)
+
+
+def optimizer(stage: ConfigDict, steps: int) -> OptimizerConfig:
+  """AdamW of a training stage: warm-up within its first half, then its schedule down to a tenth."""
+  return OptimizerConfig(learning_rate=stage.learning_rate, total_steps=steps,
+                         warmup_steps=min(stage.warmup, steps // 2), schedule=stage.schedule, end_fraction=0.1,
+                         weight_decay=stage.weight_decay)

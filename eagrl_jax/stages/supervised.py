@@ -1,0 +1,55 @@
+"""The supervised loop that base and sft share: resume, step, log, checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.policy import Policy
+from eagrl_jax.train import state as state_lib
+from eagrl_jax.train.checkpoint import Checkpoints
+from eagrl_jax.train.metrics import LateMetrics, MetricWriter
+from eagrl_jax.train.optimizer import make_optimizer
+from eagrl_jax.train.progress import Progress
+from eagrl_jax.train.supervised import SupervisedBatch, SupervisedConfig, make_sft_step
+from eagrl_jax.types import Params
+
+
+def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], Iterator[SupervisedBatch]],
+        c: ConfigDict, steps: int) -> Params:
+  """Trains a policy on `stream(first step)` up to `steps` and returns its parameters.
+
+  Continues from the newest checkpoint under `<stage>/checkpoints`. A batch is a function of
+  its step, so a resumed run sees what an undisturbed one would.
+  """
+  folder = context.folder(stage)
+  optimizer = make_optimizer(settings.optimizer(c, steps))
+  shardings = state_lib.state_shardings(policy.config, optimizer, context.mesh)
+  step_fn = make_sft_step(policy.config, optimizer, SupervisedConfig(c.micro_batch, c.get('prompt_loss', 0.0)),
+                          shardings)
+  with Checkpoints(folder / 'checkpoints') as checkpoints:
+    found = checkpoints.restore(state_lib.abstract(policy.config, optimizer, context.mesh))
+    if found:
+      state, _, start = found
+      logging.info('%s: resuming at step %d', stage, start)
+    else:
+      state, start = state_lib.from_params(policy.params, policy.config, optimizer, context.mesh), 0
+    late, batches = LateMetrics(), stream(start)
+    with MetricWriter(folder, start) as writer, Progress(stage, steps, start) as progress:
+      def report(row):
+        if row:
+          writer.write(*row)
+          progress.update(loss=row[1]['loss'])
+      for step in range(start, steps):
+        state, metrics = step_fn(state, next(batches))
+        report(late.push(step, metrics))
+        if (step + 1) % c.checkpoint_every == 0 and step + 1 < steps:
+          report(late.flush())
+          checkpoints.save(step + 1, state, {'step': step + 1})
+      report(late.flush())
+  return jax.block_until_ready(state.params)

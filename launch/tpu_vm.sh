@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Runs a config on every worker of a Cloud TPU VM slice.
+# usage: launch/tpu_vm.sh [--dry_run] NAME ZONE ACCELERATOR WORKDIR [main flags ...]
+#   e.g. launch/tpu_vm.sh eagrl us-west4-a v5litepod-8 /mnt/runs/first --config=configs/rl.py
+# WORKDIR is a folder on the workers; a slice of several hosts needs one that they share (a mounted bucket).
+# Creates the slice by a queued resource, installs, runs, fetches the results, deletes it. gcloud must be logged in.
+set -euo pipefail
+usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit "$1"; }
+[ "${1:-}" = --help ] && usage 0
+dry=false; [ "${1:-}" = --dry_run ] && { dry=true; shift; }
+[ $# -ge 4 ] || usage 2
+name=$1 zone=$2 accelerator=$3 workdir=$4; shift 4
+repo=$(cd "$(dirname "$0")/.." && pwd)
+version=${TPU_RUNTIME:-v2-alpha-tpuv5-lite}
+say() { printf '%q ' "$@"; echo; $dry || "$@"; }
+on_all() { say gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
+
+say gcloud compute tpus queued-resources create "$name" --node-id="$name" --zone="$zone" \
+  --accelerator-type="$accelerator" --runtime-version="$version"
+$dry || until gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' \
+  | grep -q ACTIVE; do echo 'waiting for the slice'; sleep 30; done
+trap 'say gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet' EXIT
+say git -C "$repo" archive --format=tar.gz --output=/tmp/eagrl_jax.tar.gz HEAD
+say gcloud compute tpus tpu-vm scp /tmp/eagrl_jax.tar.gz "$name": --zone="$zone" --worker=all
+on_all 'mkdir -p eagrl && tar -xzf eagrl_jax.tar.gz -C eagrl && cd eagrl && python3 -m venv .venv && .venv/bin/pip install -q ".[tpu]"'
+on_all "cd eagrl && .venv/bin/python -m eagrl_jax.main --distributed --workdir=$(printf '%q' "$workdir") $(printf '%q ' "$@")"
+say gcloud compute tpus tpu-vm scp --recurse "$name:$workdir" . --zone="$zone" --worker=0

@@ -1,0 +1,26 @@
+"""Settings of every test: CPU, strict rank promotion, one compile cache shared by all workers."""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ.setdefault('HF_HUB_OFFLINE', '1')
+os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+SHARED = ROOT.parent / 'shared'
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.fixture(scope='session')
+def shared_data() -> pathlib.Path:
+  """The folder of real cohorts; tests that need it skip where it is absent."""
+  if not (SHARED / 'data').is_dir():
+    pytest.skip('the real cohorts are not on this machine')
+  return SHARED / 'data'

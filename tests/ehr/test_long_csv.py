@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import gzip
+
+import numpy as np
+import pytest
+
+from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.types import EagrlError
+
+EVENTS = """patient,time,feature,value,unit
+a,2.5,lactate,<0.5,mmol/L
+a,1.5,lactate,2.0,mmol/L
+a,1.5,temperature,98.6,degF
+b,10,temperature,37.0,degC
+b,,temperature,37.0,degC
+b,12,lactate,clotted,mmol/L
+b,12,sodium,140,
+c,0,sodium,141,
+d,0,sodium,150,
+d,3,sodium,,
+"""
+OUTCOMES = 'patient,label,age,sex\nb,1,70,F\na,0,60.5,male\nc,,50,\nz,1,40,M\n'
+SPEC = """
+- {name: lactate, unit: mmol/L, ref_low: 0.5, ref_high: 2, hard_low: 0, hard_high: 50}
+- {name: temperature, unit: degC, hard_low: 25, hard_high: 45,
+   accepted_units: [[degF, 0.5555555555555556, -17.77777777777778]]}
+- {name: serum sodium, unit: mmol/L, aliases: [sodium]}
+"""
+
+
+def make(tmp_path, events=EVENTS, outcomes=OUTCOMES, spec=SPEC):
+  for name, text in (('e.csv', events), ('o.csv', outcomes), ('f.yaml', spec)):
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+  return tmp_path / 'e.csv', tmp_path / 'o.csv'
+
+
+def rows_of(cohort):
+  return sorted((str(cohort.subject_id[p]), float(h), cohort.features[int(f)].name, round(float(v), 3))
+                for p, h, f, v in zip(cohort.patient, cohort.hour, cohort.feature, cohort.value))
+
+
+def refused(match, *args, **options):
+  with pytest.raises(EagrlError, match=match) as caught:
+    long_csv.load(*args, **options)
+  assert '\n' not in str(caught.value)
+  return str(caught.value)
+
+
+def test_events_outcomes_units_and_counts(tmp_path):
+  cohort = long_csv.load(*make(tmp_path), features=tmp_path / 'f.yaml')
+  assert rows_of(cohort) == [
+      ('a', 0.0, 'lactate', 2.0), ('a', 0.0, 'temperature', 37.0), ('a', 1.0, 'lactate', 0.5),
+      ('b', 0.0, 'temperature', 37.0), ('b', 2.0, 'serum sodium', 140.0)]
+  i = cohort.subject_id.tolist().index('a')
+  assert (cohort.age[i], cohort.sex[i], cohort.label[i]) == (60.5, 1, 0)
+  assert (cohort.age[1 - i], cohort.sex[1 - i], cohort.label[1 - i]) == (70, 0, 1)
+  assert cohort.attrition == (
+      ('read', 4, 'patients'), ('read', 10, 'rows'), ('without patient, time or feature', 1, 'rows'),
+      ('without value', 1, 'values'), ('text', 1, 'values'), ('assay limit written as < or >', 1, 'values'),
+      ('without outcome', 2, 'patients'), ('outcome left empty', 1, 'patients'),
+      ('outcome without a row', 1, 'patients'), ('kept', 2, 'patients'), ('kept', 5, 'values'))
+
+
+def test_specs_derived_from_the_file(tmp_path):
+  events = 'patient,time,feature,value,unit\na,0,Lactate,2.25,mmol/L\nb,0,lactate,3.25,mmol/L\na,0,"Na, serum",140,\n'
+  cohort = long_csv.load(*make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
+  assert cohort.features.names == ('Lactate', 'Na serum')
+  assert [(s.unit, s.decimals, s.ref_low, s.hard_high) for s in cohort.features] == [
+      ('mmol/L', 2, None, None), ('', 0, None, None)]
+  assert cohort.features.find('Na, serum') == 1
+  assert np.isnan(cohort.age).all() and cohort.sex.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize('zone', ['', 'Z', '+08:00', '-0500'])
+def test_timestamps(tmp_path, zone):
+  events = (f'patient,time,feature,value\na,2020-01-31 23:30:00{zone},x,1\na,2020-02-01T01:00:00{zone},x,2\n'
+            f'b,2021-05-05T00:00{zone},x,3\n')
+  cohort = long_csv.load(*make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
+  assert rows_of(cohort) == [('a', 0.0, 'x', 1.0), ('a', 1.5, 'x', 2.0), ('b', 0.0, 'x', 3.0)]
+
+
+def test_dates_alone_are_midnights(tmp_path):
+  events = 'patient,time,feature,value\na,2020-01-31,x,1\na,2020-02-02,x,2\nb,2021-05-05,x,3\n'
+  cohort = long_csv.load(*make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
+  assert cohort.hour[cohort.value == 2].tolist() == [48]
+
+
+@pytest.mark.parametrize(('first', 'second', 'match'), [
+    ('2020-01-31T10:00', '2020-01-31T10:00Z', 'in several ways'),
+    ('2020-01-31T10:00+01:00', '2020-01-31T10:00+02:00', 'in several ways'),
+    ('3.5', '2020-01-31T10:00', 'in several ways'), ('3.5', '<4', 'in several ways'),
+    ('3.5', 'noon', 'neither a number of hours nor ISO 8601'), ('2020-13-41', '2020-01-01', 'nor ISO 8601'),
+    ('20200131', '20200201', 'too large for hours')])
+def test_times_that_would_need_a_guess(tmp_path, first, second, match):
+  events = f'patient,time,feature,value\na,{first},x,1\nb,{second},x,2\n'
+  message = refused(match, *make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
+  assert first not in message and 'data.time' in message
+
+
+def test_other_headers_delimiter_encoding_and_gzip(tmp_path):
+  text = 'Fall;Zeit;Größe; Wert\n1;0;Größe;180\n2;0;Größe;170\n'
+  (tmp_path / 'e.csv.gz').write_bytes(gzip.compress(text.encode('latin-1')))
+  (tmp_path / 'o.csv').write_bytes('Fall;tot;Geschlecht\n1;true;w\n2;false;m\n'.encode('latin-1'))
+  columns = long_csv.Columns(patient='Fall', time='Zeit', feature='Größe', value='Wert', outcome_patient='Fall',
+                             label='tot', sex='Geschlecht')
+  cohort = long_csv.load(tmp_path / 'e.csv.gz', tmp_path / 'o.csv', columns=columns, encoding='latin-1', delimiter=';',
+                         sex_codes={'W': 0, 'm': 1})
+  assert rows_of(cohort) == [('1', 0.0, 'Größe', 180.0), ('2', 0.0, 'Größe', 170.0)]
+  found = sorted(zip(cohort.subject_id.tolist(), cohort.label.tolist(), cohort.sex.tolist()))
+  assert found == [('1', 1, 0), ('2', 0, 1)]
+
+
+def test_a_byte_order_mark_does_not_hide_a_column(tmp_path):
+  paths = make(tmp_path, b'\xef\xbb\xbf' + EVENTS.encode(), b'\xef\xbb\xbf' + OUTCOMES.encode())
+  assert len(long_csv.load(*paths, features=tmp_path / 'f.yaml')) == 2
+
+
+@pytest.mark.parametrize(('outcomes', 'match'), [
+    ('patient,label\na,0\na,1\nb,1\n', 'a patient has two different outcomes'),
+    ('patient,label\na,0\na,0\nb,1\n', '1 patients are listed twice'),
+    ('patient,label\na,0\nb,dead\n', "1 entries of 'label' are not 0, 1"),
+    ('patient,label\n,0\nb,1\n', "a row has no 'patient'"),
+    ('patient,label\n', 'o.csv holds no rows'), ('', 'o.csv is not a CSV'),
+    ('patient,labl\na,0\nb,1\n', "o.csv has no column 'label'; the nearest header is 'labl'"),
+    ('patient,label\na,0\nb,0\n', 'all 2 patients are negative'),
+    ('patient,label\na,1\nb,1\n', 'all 2 patients are positive'),
+    ('patient,label\nx,1\ny,0\n', "no id in 'patient' occurs in the events"),
+    ('patient,label\na,0\nB,1\nb,1\n', '1 patients have two ids'),
+    ('patient,label,sex\na,0,1\nb,1,2\n', "2 entries of 'sex' have an unknown code"),
+    ('patient,label,age\na,0,old\nb,1,60\n', "1 entries of 'age' are not plain numbers"),
+    ('patient,label,age\na,0,-3\nb,1,60\n', 'data.age: 1 ages'),
+    ('patient,label\na,0,3\nb,1\n', 'o.csv is not a CSV .* at row 2')])
+def test_bad_outcomes(tmp_path, outcomes, match):
+  refused(match, *make(tmp_path, outcomes=outcomes), features=tmp_path / 'f.yaml')
+
+
+@pytest.mark.parametrize(('events', 'match'), [
+    ('', 'e.csv is not a CSV'), ('patient,time,feature,value\n', 'holds no row'),
+    ('patient,time,feature,val\na,0,sodium,1\n', "no column 'value'; the nearest header is 'val'"),
+    ('patient,time,feature,value\na,0,sodiun,1\n', "unknown feature 'sodiun'; did you mean 'serum sodium'"),
+    ('patient,time,feature,value,unit\na,0,sodium,1,mg/dL\n', "'serum sodium' occurs in 'mg/dL'"),
+    ('patient,time,feature,value\n007,0,sodium,1\n7,0,sodium,1\n', '1 patients have two ids'),
+    ('patient,time,feature,value\n7.0,0,sodium,1\n7,0,sodium,1\n', '1 patients have two ids'),
+    ('patient,time,feature,value\na,0,sodium,secret,9\n', 'e.csv is not a CSV .* at row 2'),
+    (b'patient,time,feature,value\na,0,sodi\xfcm,1\n', 'e.csv is not a CSV in utf8')])
+def test_bad_events(tmp_path, events, match):
+  message = refused(match, *make(tmp_path, events), features=tmp_path / 'f.yaml')
+  assert 'secret' not in message
+
+
+def test_two_units_without_a_spec_and_absent_files(tmp_path):
+  refused("'temperature' occurs in 2 units; give a features file", *make(tmp_path))
+  refused('data.path: there is no file', tmp_path, tmp_path / 'o.csv')
+  refused('data.outcomes: there is no file', tmp_path / 'e.csv', tmp_path / 'absent.csv')
+  refused("no column 'units'", *make(tmp_path), columns=long_csv.Columns(unit='units'))
+
+
+def test_blocks_join(tmp_path):
+  rng = np.random.default_rng(0)
+  n = 700_000  # more than one 16 MB block
+  who, hour, value = rng.integers(0, 50, n), np.arange(n) / 1000, rng.integers(0, 1000, n)
+  text = 'patient,time,feature,value\n' + ''.join(
+      f'p{p},{h:.3f},a feature with a longer name,{v}\n' for p, h, v in zip(who, hour, value))
+  assert len(text) > 16 << 20
+  cohort = long_csv.load(*make(tmp_path, text, 'patient,label\n' + ''.join(f'p{i},{i % 2}\n' for i in range(50))))
+  assert len(cohort.value) == n
+  mine = cohort.patient == cohort.subject_id.tolist().index('p7')
+  np.testing.assert_array_equal(cohort.value[mine], value[who == 7])
+  np.testing.assert_allclose(cohort.hour[mine], hour[who == 7] - hour[who == 7][0], atol=1e-4)

@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.prompt import PromptConfig, flag, render, write_value
+from eagrl_jax.types import EagrlError
+
+LACTATE = FeatureSpec('lactate', 'mmol/L', 0.5, 2.0, log=True)
+SODIUM = FeatureSpec('sodium', 'mEq/L', 136, 145, decimals=0)
+EYES = FeatureSpec('GCS eye', levels=((1.0, 'None'), (4.0, 'Spontaneously')), kind='ordinal')
+TABLE = FeatureTable((LACTATE, SODIUM, EYES))
+NAN = np.nan
+VALUES = np.array([[1.0, 140, NAN], [NAN, 150, 4], [4.5, 149, NAN]], np.float32)
+
+
+def show(style='full', order=None, values=VALUES, **kw):
+  return render(TABLE, values, np.array([0, 24, 60.0]), 64.2, 1, task='mortality', setting='adults',
+                config=PromptConfig(style=style, **kw), order=order)
+
+
+@pytest.mark.parametrize(('spec', 'value', 'expected'), [
+    (SODIUM, 140, ''), (SODIUM, 136, ''), (SODIUM, 145.1, 'H'), (SODIUM, 149.6, 'HH'), (SODIUM, 131, 'LL'),
+    (SODIUM, 135.9, 'L'), (LACTATE, 3.9, 'H'), (LACTATE, 4.1, 'HH'), (LACTATE, 0.2, 'LL'), (EYES, 1, '')])
+def test_flags_double_half_a_range_beyond(spec, value, expected):
+  assert flag(spec, value) == expected
+
+
+@pytest.mark.parametrize(('value', 'expected'), [(140.4, '140'), (3.96, '4'), (-0.2, '0'), (99.6, '100')])
+def test_values_at_assay_precision(value, expected):
+  assert write_value(SODIUM, value) == expected
+
+
+def test_full_style_lists_every_visit_and_names_levels():
+  text = show().text
+  assert '- lactate (Unit: mmol/L. Reference range: 0.5 to 2.): [1.0, NaN, 4.5]' in text
+  assert '- GCS eye (Unit: /. Reference range: /.): [NaN, Spontaneously, NaN]' in text
+  assert '0, 1, 2.5 days' in text and 'Age: 64 years' in text
+
+
+def test_compact_style_shows_observed_values_with_flags():
+  text = show('compact').text
+  assert 'lactate: 1.0 4.5 HH\n' in text and 'sodium: 140 150 HH 149 H\n' in text
+
+
+@pytest.mark.parametrize('style', ['full', 'compact'])
+def test_spans_cut_out_exactly_the_feature_lines(style):
+  prompt = show(style, order=np.array([2, 0, 1]))
+  assert [f for f, _, _ in prompt.spans] == [2, 0, 1]
+  for f, start, stop in prompt.spans:
+    assert prompt.text[start:stop].lstrip('- ').startswith(TABLE[f].name)
+    assert '\n' not in prompt.text[start:stop] and prompt.text[stop] == '\n'
+
+
+def test_never_measured_features_are_named_once():
+  values = VALUES.copy()
+  values[:, 1] = NAN
+  prompt = show(values=values)
+  assert 'Never measured: sodium.' in prompt.text and [f for f, _, _ in prompt.spans] == [0, 2]
+
+
+def test_budget_drops_old_values_then_rare_features():
+  everything = show('compact')
+  body = sum(stop - start + 1 for _, start, stop in everything.spans)
+  less = show('compact', max_characters=body - 1)
+  assert (less.dropped_values, less.dropped_features) == (1, 0) and '140' not in less.text
+  least = show('compact', max_characters=30)
+  assert [f for f, _, _ in least.spans] == [0, 1] and least.dropped_features == 1
+  assert least.dropped_values == 4  # one value is left of each of two features
+  assert everything.dropped_values == everything.dropped_features == 0
+
+
+def test_old_age_is_not_written():
+  prompt = render(TABLE, VALUES, np.zeros(3), 97.0, -1, task='readmission', setting='x', config=PromptConfig())
+  assert 'Sex: unknown. Age: 90 years' in prompt.text
+
+
+def test_unknown_style_is_refused():
+  with pytest.raises(EagrlError, match=r'prompt\.style'):
+    PromptConfig(style='poem')

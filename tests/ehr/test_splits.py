@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eagrl_jax.ehr import splits
+from eagrl_jax.types import EagrlError
+
+IDS = np.array([f'id{i:03d}' for i in range(300)])
+LABEL = (np.arange(300) >= 180).astype(np.int8)  # 120 positives, all at the end
+
+
+def parts(found, ids):
+  return {name: set(ids[getattr(found, name)]) for name in ('train', 'valid', 'test')}
+
+
+def test_every_patient_is_in_one_part_and_prevalence_is_kept():
+  found = splits.make_splits(LABEL, IDS, test=100, valid_fraction=1 / 8, seed=42)
+  rows = np.concatenate([found.train, found.valid, found.test])
+  assert sorted(rows.tolist()) == list(range(300))
+  assert (len(found.train), len(found.valid), len(found.test)) == (175, 25, 100)
+  assert [int(LABEL[r].sum()) for r in (found.train, found.valid, found.test)] == [70, 10, 40]
+
+
+def test_parts_depend_on_ids_and_seed_not_on_rows():
+  first = parts(splits.make_splits(LABEL, IDS, test=0.2, valid_fraction=0.1, seed=1), IDS)
+  order = np.random.default_rng(0).permutation(300)
+  again = parts(splits.make_splits(LABEL[order], IDS[order], test=0.2, valid_fraction=0.1, seed=1), IDS[order])
+  other = parts(splits.make_splits(LABEL, IDS, test=0.2, valid_fraction=0.1, seed=2), IDS)
+  assert first == again and len(first['test']) == 60
+  assert first['test'] != other['test']
+
+
+def test_few_positives_are_spread_and_none_is_an_error():
+  label = np.zeros(40, np.int8)
+  label[:4] = 1
+  found = splits.make_splits(label, IDS[:40], test=0.25, valid_fraction=0.33, seed=0)
+  assert [int(label[r].sum()) for r in (found.train, found.valid, found.test)] == [2, 1, 1]
+  label[1:] = 0
+  with pytest.raises(EagrlError, match='needs both outcomes'):
+    splits.make_splits(label, IDS[:40], test=0.25, valid_fraction=0.33, seed=0)
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'test': 300}, 'splits.test'), ({'test': 0}, 'splits.test'), ({'test': 1.0}, 'splits.test'),
+    ({'test': -0.5}, 'splits.test'), ({'valid_fraction': 0.0}, 'splits.valid_fraction'),
+    ({'valid_fraction': 1}, 'splits.valid_fraction')])
+def test_sizes_that_do_not_fit(change, message):
+  with pytest.raises(EagrlError, match=message):
+    splits.make_splits(LABEL, IDS, **{'test': 100, 'valid_fraction': 0.1, 'seed': 0} | change)
+
+
+def test_a_repeated_id_is_refused():
+  with pytest.raises(EagrlError, match='an id is repeated'):
+    splits.make_splits(LABEL, np.append(IDS[:-1], IDS[0]), test=100, valid_fraction=0.1, seed=0)
+
+
+def test_file_round_trip_in_another_row_order(tmp_path):
+  found = splits.make_splits(LABEL, IDS, test=100, valid_fraction=1 / 8, seed=42)
+  splits.save(tmp_path / 'splits.parquet', found, IDS)
+  assert set(pq.read_table(tmp_path / 'splits.parquet')['split'].to_pylist()) == {'train', 'tuning', 'held_out'}
+  order = np.random.default_rng(0).permutation(300)
+  again = splits.load(tmp_path / 'splits.parquet', IDS[order])
+  assert parts(again, IDS[order]) == parts(found, IDS)
+  same = splits.load(tmp_path / 'splits.parquet', IDS)
+  for name in ('train', 'valid', 'test'):
+    np.testing.assert_array_equal(getattr(same, name), getattr(found, name))
+
+
+@pytest.mark.parametrize(('ids', 'names', 'message'), [
+    (['a', 'b', 'b', 'c'], ['train', 'tuning', 'held_out', 'train'], '1 patients stand twice'),
+    (['a', 'b', 'c', 'd'], ['train', 'tuning', 'held_out', 'train'], '1 patients of the file are not in the cohort'),
+    (['a', 'b'], ['train', 'held_out'], '1 patients of the cohort are in no split'),
+    (['a', 'b', 'c'], ['train', 'test', 'held_out'], '1 split names')])
+def test_a_file_for_other_patients_is_refused(tmp_path, ids, names, message):
+  pq.write_table(pa.table({'subject_id': ids, 'split': names}), tmp_path / 's.parquet')
+  with pytest.raises(EagrlError, match=message):
+    splits.load(tmp_path / 's.parquet', np.array(['a', 'b', 'c']))
+
+
+def test_not_a_split_file(tmp_path):
+  (tmp_path / 's.parquet').write_text('no parquet')
+  pq.write_table(pa.table({'x': [1]}), tmp_path / 'x.parquet')
+  for name in ('s.parquet', 'x.parquet', 'absent.parquet'):
+    with pytest.raises(EagrlError, match='not a parquet file with subject_id and split'):
+      splits.load(tmp_path / name, IDS)

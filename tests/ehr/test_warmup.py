@@ -1,0 +1,41 @@
+import re
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from eagrl_jax.ehr import warmup
+from eagrl_jax.ehr.answers import parse
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+
+TABLE = FeatureTable(tuple(FeatureSpec(n, ref_low=10, ref_high=20) for n in ('a1', 'b2', 'c3', 'd4')))
+
+
+def answers(values, n=400, top_k=2, max_steps=3):
+  rng = np.random.default_rng(0)
+  return [warmup.write_answer(TABLE, values, [0, 1, 2], 'mortality', top_k, max_steps, rng) for _ in range(n)]
+
+
+def test_statements_are_true_and_the_format_parses():
+  values = np.array([[12, 50, 15, np.nan], [12.5, 40, 9, np.nan]])
+  truth = {'a1': '12.5, in range, steady', 'b2': '40.0, very high, falling', 'c3': '9.0, low, falling'}
+  steps = set()
+  for text in answers(values):
+    answer = parse(text, TABLE)
+    assert 0 < answer.probability < 1 and len(answer.features) == 2 and 1 <= len(answer.steps) <= 3
+    assert 3 not in answer.features  # the prompt does not show it
+    for question, said in answer.steps:
+      assert said == truth[re.search(r'the (\w+)\?', question)[1]]
+    steps.add(len(answer.steps))
+  assert steps == {1, 2, 3}
+
+
+def test_probability_says_nothing_about_the_record():
+  sick, well = np.full((2, 4), 90.0), np.full((2, 4), 15.0)
+  said = [parse(t, TABLE).probability for v in (sick, well) for t in answers(v)]
+  assert abs(roc_auc_score([1] * 400 + [0] * 400, said) - 0.5) < 0.02 + 1.96 * 0.0205  # sd of AUROC at 400 + 400
+
+
+def test_out_of_range_features_are_useful():
+  rng = np.random.default_rng(0)
+  for value, verdict in ((15.0, 'No'), (30.0, 'Yes')):
+    assert warmup.write_usefulness(TABLE, np.full((1, 4), value), [0, 1], rng).endswith(f'{warmup.USEFUL} {verdict}')

@@ -1,0 +1,78 @@
+"""Point metrics against scikit-learn and hand-computed examples."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+from sklearn.linear_model import LogisticRegression
+
+from eagrl_jax.evaluation import metrics
+from eagrl_jax.types import EagrlError
+
+
+def cohort(n: int = 300, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+  rng = np.random.default_rng(seed)
+  risk = rng.beta(2, 3, n)
+  return (rng.random(n) < risk).astype(int), np.round(np.clip(risk + rng.normal(0, 0.1, n), 0, 1), 2)
+
+
+def test_equal_to_sklearn_with_ties_and_clipping():
+  label, prob = cohort()
+  assert len(np.unique(prob)) < len(prob)
+  assert metrics.auroc(label, prob) == sk.roc_auc_score(label, prob)
+  assert metrics.auprc(label, prob) == sk.average_precision_score(label, prob)
+  assert metrics.brier(label, prob) == pytest.approx(sk.brier_score_loss(label, prob))
+  assert metrics.log_loss(label, prob) == pytest.approx(sk.log_loss(label, np.clip(prob, 0.01, 0.99)))
+
+
+def test_by_hand():
+  label, prob = [1, 0, 1, 0], [0.9, 0.8, 0.7, 0.1]  # three of four pairs are in order
+  assert metrics.auroc(label, prob) == 0.75
+  assert metrics.auprc(label, prob) == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+  assert metrics.brier([1, 0], [0.8, 0.4]) == pytest.approx((0.04 + 0.16) / 2)
+  assert metrics.log_loss([1], [0.0]) == pytest.approx(-math.log(0.01))
+
+
+@pytest.mark.parametrize('label, why', [([1, 1], 'only one class: all 2 patients have outcome 1'), ([], 'no patients')])
+def test_one_class_is_nan_with_a_reason(label, why):
+  prob = [0.3] * len(label)
+  assert math.isnan(metrics.auroc(label, prob)) and math.isnan(metrics.auprc(label, prob))
+  assert metrics.undefined(label) == why
+  assert metrics.undefined([0, 1]) is None
+  assert math.isnan(metrics.calibration(label, prob)['slope'])
+
+
+@pytest.mark.parametrize('label, prob, field', [
+    ([0, 1], [0.5], 'one length'), ([0, 2], [0.5, 0.5], 'label'), ([0, 1], [0.5, 1.5], 'prob'),
+    ([0, 1], [0.5, float('nan')], 'prob')])
+def test_bad_input_names_the_field(label, prob, field):
+  with pytest.raises(EagrlError, match=field):
+    metrics.auroc(label, prob)
+
+
+def test_calibration_recovers_the_distortion():
+  rng = np.random.default_rng(1)
+  logit = rng.normal(0, 1, 4000)
+  label = (rng.random(4000) < 1 / (1 + np.exp(-logit))).astype(int)
+  prob = 1 / (1 + np.exp(-2 * logit))  # twice too extreme
+  fit = metrics.calibration(label, prob)
+  clipped = np.clip(prob, 0.01, 0.99)
+  oracle = LogisticRegression(C=1e8, tol=1e-10).fit(np.log(clipped / (1 - clipped))[:, None], label)
+  assert fit['slope'] == pytest.approx(oracle.coef_[0, 0], abs=1e-4)
+  assert 0.45 < fit['slope'] < 0.6
+  assert abs(fit['intercept']) < 0.15
+
+
+def test_calibration_does_not_exist_for_constant_or_separable_predictions():
+  assert math.isnan(metrics.calibration([0, 1, 1], [0.5, 0.5, 0.5])['slope'])
+  assert math.isnan(metrics.calibration([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])['slope'])
+
+
+def test_calibration_bins_by_hand():
+  bins = metrics.calibration_bins([0, 1, 1, 1], [0.02, 0.08, 0.55, 1.0])
+  np.testing.assert_allclose(bins['predicted'], [0.05, 0.55, 1.0])
+  np.testing.assert_allclose(bins['observed'], [0.5, 1, 1])
+  assert bins['count'].tolist() == [2, 1, 1]

@@ -1,0 +1,270 @@
+"""The report of a made-up run folder: complete, partial, broken, shared."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eagrl_jax.evaluation import agreement, bootstrap, report
+from eagrl_jax.types import EagrlError
+
+NAMES = ('lactate', 'urine output', 'creatinine', 'heart rate', 'systolic pressure', 'platelets', 'pH', 'glucose',
+         'lactate dehydrogenase', 'respiratory rate', 'temperature', 'sodium')
+HEADINGS = ('Results', 'Paired differences', 'ROC, precision–recall and calibration', 'Learning curves', 'Search',
+            'Patients', 'Cohort', 'Config', 'Versions')
+ANSWER = ('<Subquestion 1> Is the lactate out of range? </Subquestion 1>\n'
+          '<Answer 1> The last value is 3.8, above its range, and rising. </Answer 1>\n'
+          '<Final subquestion> Now we can answer the question: will the patient die in hospital? </Final subquestion>\n'
+          '<Important Features> lactate, urine output </Important Features>\n<Final answer> {p:.2f} </Final answer>')
+
+
+def dump(path: Path, value) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value), encoding='utf-8')
+
+
+def fake_run(root: Path, n: int = 160) -> Path:
+  """A run folder with every file that the report reads."""
+  rng = np.random.default_rng(0)
+  risk = rng.beta(1.2, 3, n)
+  label = (rng.random(n) < risk).astype(int)
+  noise = {'base': 3.0, 'sft': 0.35, 'rl': 0.15, 'expert': 0.1}
+  probs = {}
+  for arm, s in noise.items():
+    blurred = 0.35 * min(s, 1) + (1 - min(s, 1)) * risk + rng.normal(0, min(s, 0.2), n)
+    probs[arm] = np.round(np.clip(blurred, 0.01, 0.99), 2)
+  salience = rng.dirichlet(np.full(len(NAMES), 0.4), n)
+  present = np.ones_like(salience, bool)
+  arms = {}
+  for arm, prob in probs.items():
+    arms[arm] = bootstrap.bootstrap(label, prob, n=100)
+    if arm != 'expert':
+      named = [list(np.argsort(-s - noise[arm] * rng.random(len(s)))[:5]) for s in salience]
+      arms[arm] |= {
+          'parse_rate': 0.98 - noise[arm] / 50,
+          'jaccard_at_k': agreement.named_agreement(named, present, 5, expert=salience, truth=salience, n=100),
+          'attention_kl': agreement.attention_agreement(
+              salience + noise[arm] * rng.random(salience.shape) / 5, salience, present, n=100)}
+  dump(root / 'evaluate/metrics.json', {
+      'task': 'in-hospital mortality', 'n_test': n, 'prevalence': label.mean(), 'arms': arms,
+      'oracle': bootstrap.bootstrap(label, risk, n=100),
+      'paired': bootstrap.paired_rows(label, probs, [('rl', 'base'), ('rl', 'sft'), ('rl', 'expert')], n=100)})
+  rows = [(f'P-{i}', i, bool(label[i]), float(prob[i]), arm, 'test') for arm, prob in probs.items() for i in range(n)]
+  columns = ('subject_id', 'prediction_time', 'boolean_value', 'predicted_boolean_probability', 'arm', 'split')
+  pq.write_table(pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))),
+                 root / 'evaluate/predictions.parquet')
+  series = {'expert': ('loss', 'val_auroc'), 'base': ('loss',), 'sft': ('loss', 'val_loss'),
+            'rl': ('reward', 'loss', 'entropy', 'clip_share', 'align_loss', 'parse_rate', 'epsilon', 'grad_norm')}
+  for stage, names in series.items():
+    log = ''.join(json.dumps({'step': s} | {m: float(np.exp(-s / 60) + rng.normal(0, 0.05)) for m in names}) + '\n'
+                  for s in range(200))
+    (root / stage).mkdir()
+    (root / stage / 'metrics.jsonl').write_text(log + '{"step": 200, "lo', encoding='utf-8')  # killed while writing
+  dump(root / 'search/rewards.json', {'all': rng.normal(-0.5, 0.5, 300).tolist(), 'selected': [0.1, 0.3, 0.2] * 20})
+  step = ('<Subquestion {0}> Is the {1} out of range? </Subquestion {0}>\n'
+          '<Answer {0}> The last value is 3.8. </Answer {0}>')
+  nodes = [{'id': 0, 'parent': -1, 'depth': 0, 'visits': 10, 'value': 0.3, 'reward': 0.0, 'terminal': False, 'text': '',
+            'on_best_path': True}]
+  for i in range(1, 13):
+    parent = (i - 1) // 3
+    depth = nodes[parent]['depth'] + 1
+    nodes.append({'id': i, 'parent': parent, 'depth': depth, 'visits': 10 // i, 'value': 0.3 - i / 50, 'reward': 0.2,
+                  'terminal': depth == 3, 'text': step.format(depth, NAMES[i - 1]), 'on_best_path': i in (2, 8)})
+  nodes.append({'id': 13, 'parent': 8, 'depth': 3, 'visits': 3, 'value': 0.41, 'reward': 0.41, 'terminal': True,
+                'text': ANSWER.split('</Answer 1>\n')[1].format(p=0.81), 'on_best_path': True})
+  dump(root / 'search/tree.json', {'nodes': nodes})
+  cases = []
+  for c in range(3):
+    visits = 4 + 2 * c
+    features = [{'name': name, 'values': [None if rng.random() < 0.3 else round(float(v), 1) for v in
+                                          rng.normal(10 + f, 3, visits)], 'unit': 'mmol/L' if f % 2 else '',
+                 'ref_low': 8.0 + f if f % 3 else None, 'ref_high': 12.0 + f, 'salience': float(salience[c, f]),
+                 'attention': float(rng.dirichlet(np.ones(12))[f])} for f, name in enumerate(NAMES)]
+    cases.append({'label': f'case {c + 1}', 'n_visits': visits, 'features': features,
+                  'hours': [12.0 * v for v in range(visits)], 'answers': {a: ANSWER.format(p=probs[a][c]) for a in ('base', 'sft', 'rl')},
+                  'probabilities': {a: float(p[c]) for a, p in probs.items()}, 'outcome': int(label[c])})
+  dump(root / 'evaluate/cases.json', cases)
+  dump(root / 'prepare/manifest.json', {
+      'name': 'synthetic', 'n': {'train': 1000, 'val': 100, 'test': n}, 'test_ids': list(range(n)),
+      'attrition': [['generated', 1300, 'patients'], ['no measurement in the window', 12, 'patients'],
+                    ['outside the hard range', 1456, 'values']]})
+  dump(root / 'config.json', {'seed': 0, 'data': {'path': '/home/somebody/private/data.xlsx', 'window_hours': None},
+                              'rl': {'learning_rate': 1e-4, 'group': 8, 'dynamic': True}})
+  dump(root / 'environment.json', {'python': '3.11.2', 'jax': '0.10.2', 'devices': ['cpu:0'], 'git': 'abc1234'})
+  return root
+
+
+class Page(HTMLParser):
+  """Text, headings, and balance of a page."""
+
+  VOID = ('meta', 'link', 'br', 'hr', 'img', 'input')
+
+  def __init__(self, html: str):
+    super().__init__()
+    self.text, self.stack, self.tags, self.ids, self.links, self.headings = [], [], [], [], [], []
+    self.feed(html)
+    self.close()
+
+  def handle_starttag(self, tag, attrs):
+    attrs = dict(attrs)
+    self.tags.append(tag)
+    self.ids += [attrs['id']] if 'id' in attrs else []
+    self.links += [attrs[k] for k in ('href', 'src') if k in attrs]
+    if tag not in self.VOID:
+      self.stack.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.handle_starttag(tag, attrs)
+    if tag not in self.VOID:
+      self.stack.pop()
+
+  def handle_endtag(self, tag):
+    assert self.stack.pop() == tag, f'unbalanced </{tag}>'
+
+  def handle_data(self, data):
+    if self.stack and self.stack[-1] != 'style':
+      self.text.append(data)
+      if self.stack[-1] == 'h2':
+        self.headings.append(data)
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  return fake_run(tmp_path_factory.mktemp('run'))
+
+
+@pytest.fixture(scope='module')
+def html(run):
+  path = report.write_report(run)
+  assert path == run / 'report.html'
+  return path.read_text(encoding='utf-8')
+
+
+def test_all_sections_and_no_junk(html):
+  page = Page(html)
+  assert not page.stack
+  assert tuple(page.headings) == HEADINGS
+  text = ' '.join(page.text)
+  assert not re.search(r'\b(None|nan|NaN|inf|Undefined|Markup)\b', text)
+  assert 'not in this run' not in text
+  assert 'test_ids' in text and '160 entries' in text and 'data.window_hours' in text and 'not set' in text
+
+
+def test_figures_of_metrics_json_are_on_the_page(run, html):
+  metrics = json.loads((run / 'evaluate/metrics.json').read_text())
+  rl = metrics['arms']['rl']['auroc']
+  assert f'{rl["point"]:.3f} <span class="ci">{rl["ci95"][0]:.3f}–{rl["ci95"][1]:.3f}</span>' in html
+  assert f'rl  {rl["point"]:.3f} ({rl["ci95"][0]:.3f}–{rl["ci95"][1]:.3f})' in html  # legend of the ROC figure
+  assert f'{metrics["oracle"]["auprc"]["point"]:.3f}' in html
+  assert re.search(rf'rl − expert.*?{abs(metrics["paired"][4]["diff"]):.3f}', html, re.S)
+
+
+def test_self_contained_without_script_and_with_unique_ids(html):
+  page = Page(html)
+  assert not {'script', 'link', 'img', 'iframe'} & set(page.tags)
+  assert all(link.startswith('#') for link in page.links) and {link[1:] for link in page.links} <= set(page.ids)
+  assert len(page.ids) == len(set(page.ids))
+  assert {re.sub(r'["\s].*', '', url) for url in re.findall(r'https?://\S+', html)} == {'http://www.w3.org/2000/svg'}
+  assert 'P-1' not in html  # subject ids stay in the parquet file
+
+
+def test_tree_opens_the_best_path_only(html):
+  tree = html[html.index('<ul class="tree">'):html.index('id="patients"')]
+  assert tree.count('<details open>') == tree.count('class="star"') == 4
+  assert tree.count('<details') == 14
+  assert 'Is the urine output out of range?' in tree
+
+
+def test_named_features_are_marked_and_the_longest_name_wins():
+  pieces = list(report._segments('<Answer 1> Lactate dehydrogenase, lactate; prolactate </Answer 1>',
+                                 ['lactate', 'lactate dehydrogenase']))
+  assert pieces == [('tag', '<Answer 1>'), ('text', ' '), ('name', 'Lactate dehydrogenase'), ('text', ', '),
+                    ('name', 'lactate'), ('text', '; prolactate '), ('tag', '</Answer 1>')]
+  assert list(report._segments('x < 3', [])) == [('text', 'x < 3')]
+
+
+def test_shared_copy_holds_no_patient(run):
+  path = report.write_report(run, share=True)
+  assert path.name == 'report_share.html'
+  html = path.read_text(encoding='utf-8')
+  assert 'Patients' not in Page(html).headings and 'case 1' not in html
+  assert 'The last value is' not in html and 'class="answer"' not in html and 'best path' in html
+  assert 'somebody' not in html and 'data.xlsx' in html
+
+
+def test_deterministic(run, html):
+  assert report.write_report(run).read_text(encoding='utf-8') == html
+
+
+def test_empty_run_says_what_is_missing(tmp_path):
+  page = Page(report.write_report(tmp_path).read_text(encoding='utf-8'))
+  assert tuple(page.headings) == HEADINGS
+  text = ' '.join(page.text)
+  for part in ('Results', 'Paired differences', 'Learning curves of rl', 'Search tree', 'Rewards of the search',
+               'Patient cases', 'Attrition', 'Config', 'Versions'):
+    assert f'{part}: not in this run.' in text
+  with pytest.raises(EagrlError, match='workdir'):
+    report.write_report(tmp_path / 'absent')
+
+
+def test_one_class_run_gives_the_reason(tmp_path):
+  arm = bootstrap.bootstrap([0, 0, 0], [0.1, 0.2, 0.3], n=10)
+  dump(tmp_path / 'evaluate/metrics.json', {'task': 'mortality', 'n_test': 3, 'arms': {'rl': arm}})
+  text = ' '.join(Page(report.write_report(tmp_path).read_text(encoding='utf-8')).text)
+  assert 'only one class: all 3 patients have outcome 0' in text
+  assert not re.search(r'\b(None|nan|NaN)\b', text)
+
+
+@pytest.mark.parametrize('name', ['evaluate/metrics.json', 'rl/metrics.jsonl', 'evaluate/predictions.parquet'])
+def test_broken_file_is_named(tmp_path, name):
+  path = tmp_path / name
+  path.parent.mkdir()
+  path.write_text('{"a": \n{}\n')
+  with pytest.raises(EagrlError, match=re.escape(name)):
+    report.write_report(tmp_path)
+
+
+def test_hostile_text_stays_text(tmp_path):
+  evil = '<script>document.title="x"</script><img src=x onerror=alert(1)>'
+  fake_run(tmp_path, n=40)
+  cases = json.loads((tmp_path / 'evaluate/cases.json').read_text())
+  cases[0]['answers']['rl'] = cases[0]['features'][0]['name'] = cases[0]['label'] = evil
+  dump(tmp_path / 'evaluate/cases.json', cases)
+  dump(tmp_path / 'search/tree.json', {'nodes': [{'id': 0, 'parent': -1, 'text': evil, 'on_best_path': True}]})
+  dump(tmp_path / 'config.json', {evil: evil})
+  page = Page(report.write_report(tmp_path).read_text(encoding='utf-8'))
+  assert not {'script', 'img'} & set(page.tags)
+  assert ''.join(page.text).count('document.title="x"') >= 4
+
+
+def test_looped_tree_ends():
+  nodes = [{'id': 0, 'parent': 1}, {'id': 1, 'parent': 0}, {'id': 2, 'parent': 2}]
+  roots = report._roots({'nodes': nodes}, share=False)
+  assert [r['id'] for r in roots] == [0, 2] and [c['id'] for c in roots[0]['children']] == [1]
+
+
+def test_summary_table(run):
+  table = report.summary_table(json.loads((run / 'evaluate/metrics.json').read_text())).split('\n')
+  assert [line.split()[0] for line in table[2:]] == ['base', 'sft', 'rl', 'expert', 'oracle']
+  assert len({len(line) for line in table}) == 1
+  assert table[0].split('  ')[0] == 'arm' and 'Jaccard@K' in table[0] and 'attention KL' in table[0]
+  rl = json.loads((run / 'evaluate/metrics.json').read_text())['arms']['rl']
+  assert f'{rl["auroc"]["point"]:.3f} ({rl["auroc"]["ci95"][0]:.3f}–{rl["auroc"]["ci95"][1]:.3f})' in table[4]
+  assert f'{rl["jaccard_at_k"]["expert"]["mean"]:.3f}' in table[4] and '97.7%' in table[4]
+  assert '–' in table[5] and 'nan' not in '\n'.join(table)
+
+
+def test_summary_table_reads_the_plain_schema():
+  """ARCHITECTURE's schema: means without points, plain numbers for agreement."""
+  table = report.summary_table({'arms': {'rl': {
+      'auroc': {'mean': 0.8, 'std': 0.02, 'ci95': [0.76, 0.84]}, 'auprc': {'mean': 0.5, 'std': 0.1, 'ci95': [0.3, 0.7]},
+      'parse_rate': 0.97, 'jaccard_at_k': 0.4, 'attention_kl': 0.9}}, 'oracle': 0.91})
+  assert '0.800 (0.760–0.840)  0.500 (0.300–0.700)   97.0%      0.400       –         0.900         –' in table
+  assert table.splitlines()[-1].split()[:2] == ['oracle', '0.910']

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import lm_reference as ref
+import numpy as np
+import pytest
+
+from eagrl_jax.lm import logprobs
+
+
+def plain(p, cfg, hidden, targets):
+  head = p['embed'].T if cfg.tie_embeddings else p['lm_head']
+  table = jax.nn.log_softmax(hidden @ head, -1)
+  picked = jnp.take_along_axis(table, targets[..., None], -1)[..., 0]
+  return picked, -(jnp.exp(table) * table).sum(-1)
+
+
+@pytest.mark.parametrize('tied', [True, False])
+def test_equals_log_softmax_in_value_and_gradient_over_several_chunks(tied, monkeypatch):
+  monkeypatch.setattr(logprobs, 'CHUNK_LOGITS', 1)  # 64 rows a chunk, the least
+  cfg = dataclasses.replace(ref.CFG, tie_embeddings=tied)
+  p = ref.params(cfg)
+  r = np.random.default_rng(0)
+  hidden = jnp.asarray(r.normal(size=(3, 50, cfg.d_model)) * 4, jnp.float32)
+  targets = r.integers(0, cfg.vocab_size, (3, 50))
+  weight = jnp.asarray(r.normal(size=(2, 3, 50)), jnp.float32)
+
+  def loss(fn):
+    return lambda p, h: sum((a * w).sum() for a, w in zip(fn(p, cfg, h, targets), weight))
+
+  for got, want in zip(logprobs.token_logprobs(p, cfg, hidden, targets), plain(p, cfg, hidden, targets)):
+    np.testing.assert_allclose(got, want, atol=1e-5)
+  got = jax.grad(loss(logprobs.token_logprobs), (0, 1))(p, hidden)
+  want = jax.grad(loss(plain), (0, 1))(p, hidden)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(jnp.abs(b).max()))), got, want)
+
+
+def test_forbidden_tokens_leave_the_entropy_finite():
+  logp, entropy = logprobs.log_prob_and_entropy(jnp.array([[0.0, -jnp.inf, 0.0]]), jnp.array([2]))
+  np.testing.assert_allclose((logp, entropy), [[-np.log(2)], [np.log(2)]], rtol=1e-6)
+
+
+def test_the_whole_logit_matrix_is_never_built(monkeypatch):
+  monkeypatch.setattr(logprobs, 'CHUNK_LOGITS', 1)
+  p, rows = ref.params(), 640
+  text = str(jax.make_jaxpr(jax.grad(lambda h: logprobs.token_logprobs(p, ref.CFG, h, jnp.zeros(rows, int))[0].sum()))(
+      jnp.ones((rows, ref.CFG.d_model))))
+  assert f'64,{ref.CFG.vocab_size}]' in text
+  assert f'{rows},{ref.CFG.vocab_size}]' not in text and f'10,64,{ref.CFG.vocab_size}]' not in text

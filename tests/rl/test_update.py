@@ -1,0 +1,263 @@
+"""The policy update against a numpy loop, and the invariances that it promises."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.lm import model
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.forward import AttentionTap, forward_shared
+from eagrl_jax.lm.logprobs import token_logprobs
+from eagrl_jax.lm.sampler import generate
+from eagrl_jax.rl import update as update_lib
+from eagrl_jax.rl.update import RLBatch, UpdateConfig, make_update, policy_loss, policy_steps, weigh
+from eagrl_jax.train import state as state_lib
+from eagrl_jax.types import EagrlError, PromptBatch, Rollout
+
+LM = LMConfig(vocab_size=23, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24)
+B, G, S, T, F = 4, 3, 10, 6, 5
+FULL = UpdateConfig(micro_batch=B, kl_coef=0.1, c_align=0.5, dual_clip=3.0, align_top_k=2)
+MESH = mesh_lib.make_mesh()
+
+
+def make_batch(seed: int = 0) -> RLBatch:
+  rng = np.random.default_rng(seed)
+  lengths, answers = rng.integers(6, S + 1, B), rng.integers(2, T + 1, (B, G))
+  valid = np.arange(S)[None, :] >= S - lengths[:, None]
+  answer_valid = np.arange(T)[None, None, :] < answers[..., None]
+  real = lambda *shape: rng.normal(size=shape).astype(np.float32)
+  return jax.tree.map(jnp.asarray, RLBatch(
+      prompt=PromptBatch(
+          tokens=rng.integers(0, LM.vocab_size, (B, S)), valid=valid,
+          feature=np.where(valid, rng.integers(-1, F - 1, (B, S)), -1), example=np.arange(B)),
+      rollout=Rollout(
+          tokens=rng.integers(0, LM.vocab_size, (B, G, T)), valid=answer_valid,
+          logprobs=(-3.1 + 0.3 * real(B, G, T)).astype(np.float32), entropy=np.ones((B, G, T), np.float32)),
+      advantage=real(B, G), eps_high=rng.uniform(0.2, 0.4, (B, G)).astype(np.float32),
+      weight=np.array([1, 1, 0, 1], np.float32), salience=rng.dirichlet(np.ones(F), B).astype(np.float32),
+      align_mask=answer_valid & (np.arange(T) >= 2)[None, None, :],
+      ref_logprobs=(-3.1 + 0.2 * real(B, G, T)).astype(np.float32)))
+
+
+@pytest.fixture(scope='module')
+def params():
+  return jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, model.init(LM, jax.random.key(0)))
+
+
+def new_state(params, optimizer):
+  return state_lib.from_params(params, LM, optimizer, MESH)
+
+
+def batch_loss(params, batch, cfg):
+  loss, stats = policy_loss(params, weigh(batch, cfg), LM, cfg)
+  return loss, stats
+
+
+gradient = jax.jit(jax.grad(batch_loss, has_aux=True), static_argnums=2)
+
+
+def close(a, b, rtol=2e-4, atol=2e-6):
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=atol), a, b)
+
+
+@pytest.mark.parametrize('reduction', ['token_mean', 'sequence_mean'])
+def test_loss_against_a_numpy_loop(params, reduction):
+  cfg = dataclasses.replace(FULL, reduction=reduction)
+  batch = make_batch()
+  rows = np.asarray(batch.align_mask, np.float32)
+  rows = rows / np.maximum(rows.sum(-1, keepdims=True), 1)
+  feature, shown = np.asarray(batch.prompt.feature), np.asarray(batch.prompt.valid)
+  indicator = (feature[..., None] == np.arange(F)) & shown[..., None]
+  out = forward_shared(
+      params, LM, batch.prompt.tokens, batch.prompt.valid, batch.rollout.tokens, batch.rollout.valid,
+      AttentionTap(jnp.asarray(indicator, jnp.float32), jnp.asarray(rows)))
+  logp, _ = (np.asarray(x, np.float64) for x in token_logprobs(params, LM, out.hidden, batch.rollout.tokens))
+
+  answers, kls, clipped_high, aligned = [], [], [], []
+  for b in range(B):
+    if not batch.weight[b]:
+      continue
+    span = indicator[b].sum(0)
+    expert = np.where(span > 0, batch.salience[b], 0)
+    expert = expert / expert.sum()
+    for g in range(G):
+      tokens, penalties, highs = [], [], []
+      for t in np.flatnonzero(batch.rollout.valid[b, g]):
+        r = np.exp(logp[b, g, t] - float(batch.rollout.logprobs[b, g, t]))
+        a, high = float(batch.advantage[b, g]), 1 + float(batch.eps_high[b, g])
+        value = min(r * a, np.clip(r, 0.8, high) * a)
+        tokens.append(max(value, 3 * a) if a < 0 else value)
+        highs.append(a > 0 and r > high)
+        d = float(batch.ref_logprobs[b, g, t]) - logp[b, g, t]
+        penalties.append(np.exp(d) - d - 1)
+      answers.append(tokens), kls.append(penalties), clipped_high.append(highs)
+      if rows[b, g].any():
+        mass = np.where(span > 0, np.asarray(out.attention)[:, b, g].mean(0), 0)
+        policy = mass / mass.sum()
+        aligned.append(sum(e * np.log(e / p) for e, p in zip(expert, policy) if e > 0))
+  if reduction == 'token_mean':
+    mean = lambda lists: np.mean(np.concatenate(lists))
+  else:
+    mean = lambda lists: np.mean([np.mean(x) for x in lists])
+
+  loss, stats = batch_loss(params, batch, cfg)
+  assert 0 < mean(clipped_high) < 1 and 0 < len(aligned) < 9
+  np.testing.assert_allclose(stats.sums['objective'], mean(answers), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(stats.sums['ref_kl'], mean(kls), rtol=1e-4)
+  np.testing.assert_allclose(stats.sums['clip_high'], mean(clipped_high), rtol=1e-5)
+  np.testing.assert_allclose(stats.sums['align_loss'], np.mean(aligned), rtol=1e-4)
+  np.testing.assert_allclose(loss, -mean(answers) + 0.1 * mean(kls) + 0.5 * np.mean(aligned), rtol=1e-4)
+
+
+def test_packed_equals_unpacked(params):
+  weighted = weigh(make_batch(), FULL)
+  alone = lambda x: x.reshape(B * G, 1, *x.shape[2:])
+  repeat = lambda x: jnp.repeat(x, G, axis=0)
+  # One answer a row: each brings its own copy of the prompt.
+  batch = weighted.batch
+  batch = batch.replace(
+      prompt=jax.tree.map(repeat, batch.prompt), weight=repeat(batch.weight), salience=repeat(batch.salience),
+      rollout=jax.tree.map(alone, batch.rollout), advantage=alone(batch.advantage), eps_high=alone(batch.eps_high),
+      align_mask=alone(batch.align_mask), ref_logprobs=alone(batch.ref_logprobs))
+  unpacked = weighted.replace(
+      batch=batch, token_weight=alone(weighted.token_weight), rows=alone(weighted.rows),
+      align_weight=alone(weighted.align_weight))
+  grad = jax.jit(jax.grad(policy_loss, has_aux=True), static_argnums=(2, 3))
+  close(grad(params, weighted, LM, FULL), grad(params, unpacked, LM, FULL))
+
+
+def test_jit_equals_no_jit(params):
+  batch = make_batch()
+  close(jax.jit(batch_loss, static_argnums=2)(params, batch, FULL), batch_loss(params, batch, FULL), rtol=1e-5)
+
+
+def test_micro_batches_equal_the_full_batch(params):
+  optimizer = optax.sgd(0.1)
+  state, want = make_update(LM, optimizer, FULL)(new_state(params, optimizer), make_batch())
+  for micro, remat in ((1, False), (2, True)):
+    cfg = dataclasses.replace(FULL, micro_batch=micro)
+    lm_cfg = dataclasses.replace(LM, remat=remat)
+    other, got = make_update(lm_cfg, optimizer, cfg)(new_state(params, optimizer), make_batch())
+    close((other.params, got), (state.params, want))
+
+
+def test_a_dropped_group_leaves_no_trace(params):
+  batch = make_batch()
+  spoiled = batch.replace(
+      advantage=batch.advantage.at[2].set(99.0), rollout=batch.rollout.replace(
+          tokens=batch.rollout.tokens.at[2].set(0)))
+  close(gradient(params, batch, FULL), gradient(params, spoiled, FULL))
+
+
+def test_padding_changes_nothing(params):
+  batch = make_batch()
+  left = lambda x, fill: jnp.pad(x, ((0, 0), (3, 0)), constant_values=fill)
+  right = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 2)))
+  prompt = batch.prompt.replace(
+      tokens=left(batch.prompt.tokens, 1), valid=left(batch.prompt.valid, False), feature=left(batch.prompt.feature, -1))
+  padded = batch.replace(
+      prompt=prompt, rollout=jax.tree.map(right, batch.rollout), align_mask=right(batch.align_mask),
+      ref_logprobs=right(batch.ref_logprobs))
+  close(gradient(params, padded, FULL), gradient(params, batch, FULL))
+
+
+def on_policy(params, batch):
+  """The batch with the log-probabilities that `params` give its answers."""
+  out = forward_shared(
+      params, LM, batch.prompt.tokens, batch.prompt.valid, batch.rollout.tokens, batch.rollout.valid)
+  logp, entropy = token_logprobs(params, LM, out.hidden, batch.rollout.tokens)
+  return batch.replace(rollout=batch.rollout.replace(logprobs=logp, entropy=entropy))
+
+
+def test_only_the_second_update_on_a_batch_has_ratios(params):
+  optimizer, cfg = optax.sgd(2.0), UpdateConfig(micro_batch=B)
+  update = make_update(LM, optimizer, cfg)
+  state, (first, second) = policy_steps(update, new_state(params, optimizer), on_policy(params, make_batch()), 2)
+  np.testing.assert_allclose(first['ratio_max'], 1, atol=1e-5)
+  assert first['sampler_gap_max'] < 1e-5 and first['sampler_gap_mean'] <= first['sampler_gap_max']
+  assert first['clip_low'] == first['clip_high'] == 0
+  assert second['ratio_max'] > 1.4 and second['clip_high'] > 0 and second['clip_low'] > 0
+  assert second['approx_kl'] > 1e-3 and second['logp_gap_max'] > 0.1 and second['objective'] > first['objective']
+  assert state.step == 2 and 'sampler_gap_max' not in second
+
+
+def test_sampler_and_trainer_agree(params):
+  batch = make_batch()
+  rollout = generate(
+      params, LM, batch.prompt, jax.random.key(1), group=G, max_new=T, temperature=1.0, stop_ids=(0,), pad_id=0)
+  _, stats = batch_loss(params, batch.replace(rollout=rollout, align_mask=rollout.valid), UpdateConfig(micro_batch=B))
+  assert stats.peaks['logp_gap_max'] < 2e-5
+
+
+def test_alignment_alone_moves_the_attention(params):
+  cfg = UpdateConfig(micro_batch=B, c_align=1.0, align_rows='all', align_layers=(-1,))
+  batch = on_policy(params, make_batch())
+  batch = batch.replace(advantage=jnp.zeros((B, G)))
+  optimizer = optax.adam(3e-2)
+  _, history = policy_steps(make_update(LM, optimizer, cfg), new_state(params, optimizer), batch, 12)
+  assert history[-1]['align_loss'] < 0.5 * history[0]['align_loss']
+
+
+def test_no_alignment_builds_no_tap(params, monkeypatch):
+  def refuse(**_):
+    raise AssertionError('tap')
+
+  monkeypatch.setattr(update_lib, 'AttentionTap', refuse)
+  _, stats = batch_loss(params, make_batch(), UpdateConfig(micro_batch=B))
+  assert not any('align' in name for name in stats.sums)
+  with pytest.raises(AssertionError, match='tap'):
+    batch_loss(params, make_batch(), UpdateConfig(micro_batch=B, c_align=1.0))
+
+
+def test_a_non_finite_gradient_changes_nothing(params):
+  optimizer = optax.adam(1e-2)
+  update = make_update(LM, optimizer, UpdateConfig(micro_batch=2))
+  batch = make_batch()
+  state, _ = update(new_state(params, optimizer), batch)
+  before = jax.tree.map(np.array, state)
+  after, metrics = update(state, batch.replace(advantage=batch.advantage.at[0, 0].set(jnp.inf)))
+  assert metrics['finite'] == 0 and after.step == before.step + 1
+  jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
+
+
+def test_an_absurd_ratio_stays_finite(params):
+  batch = make_batch()
+  batch = batch.replace(rollout=batch.rollout.replace(logprobs=jnp.full((B, G, T), -500.0)))
+  grads, _ = gradient(params, batch, FULL)
+  assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
+
+
+def test_a_second_batch_compiles_nothing(params):
+  optimizer = optax.sgd(0.1)
+  update = make_update(LM, optimizer, FULL, state_lib.state_shardings(LM, optimizer, MESH))
+  state = new_state(params, optimizer)
+  for seed in range(3):
+    state, _ = update(state, mesh_lib.shard_batch(MESH, make_batch(seed)))
+  assert update._cache_size() == 1
+
+
+@pytest.mark.parametrize('bad', [
+    {'reduction': 'x'}, {'align': 'x'}, {'align_rows': 'x'}, {'micro_batch': 0}, {'eps_low': 1.0}, {'dual_clip': 0.5},
+    {'kl_coef': -1.0}, {'c_align': -1.0}])
+def test_bad_config(bad):
+  with pytest.raises(EagrlError, match=next(iter(bad))):
+    UpdateConfig(**({'micro_batch': 1} | bad))
+
+
+def test_bad_use(params):
+  optimizer = optax.sgd(0.1)
+  with pytest.raises(EagrlError, match='align_layers'):
+    make_update(LM, optimizer, UpdateConfig(micro_batch=1, align_layers=(2,)))
+  with pytest.raises(EagrlError, match='micro_batch=3'):
+    make_update(LM, optimizer, UpdateConfig(micro_batch=3))(new_state(params, optimizer), make_batch())
+  with pytest.raises(EagrlError, match='ref_logprobs'):
+    make_update(LM, optimizer, FULL)(new_state(params, optimizer), make_batch().replace(ref_logprobs=None))
+  with pytest.raises(EagrlError, match='updates_per_batch'):
+    policy_steps(lambda s, b: (s, {}), None, make_batch(), 0)

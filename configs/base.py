@@ -20,6 +20,7 @@ def get_config(variant: str = '') -> ConfigDict:
       n=2600,  # synthetic: patients
       prevalence=0.35,  # synthetic
       informative=0.5,  # synthetic: how much sampling depends on severity, 0 = not at all
+      site='mimic',  # synthetic: mimic | eicu
       bin_hours=16.0,  # width of a visit
       max_visits=3,  # older ones fold into the first
       window_hours=48.0,  # only data before this; 0 = the whole record

@@ -60,7 +60,9 @@ def run() -> None:
   except (EagrlError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
     if not isinstance(e, (EagrlError, flags.Error)) and flags.FLAGS.is_parsed():
       raise  # a defect of ours: the traceback helps
-    print(f'eagrl_jax: {" ".join(str(e).split())}', file=sys.stderr)
+    text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
+    text = text.rpartition('Error: ')[2] if 'Traceback' in text else text  # a config file's own refusal
+    print(f'eagrl_jax: {" ".join(text.split())}', file=sys.stderr)
     sys.exit(1)
 
 

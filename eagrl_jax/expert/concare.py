@@ -149,7 +149,7 @@ class ConCare(nn.Module):
     states, last = self._gru(batch)
     valid = batch.valid.T[:, None, :]  # [T, 1, B]
     query = jnp.einsum('fbh,fhk->fbk', last, self.weights['time_query'])
-    key = jnp.einsum('fbk,fhk->fbh', query, self.weights['time_key'])  # (W_x W_tᵀ h_last): one vector against all states
+    key = jnp.einsum('fbk,fhk->fbh', query, self.weights['time_key'])  # W_x W_tᵀ h_last, one vector for all states
     score = jnp.sum(states * key[None], -1)  # [T, F, B]
     weight = masked.softmax(self._decay(score, self._distance(batch)), jnp.broadcast_to(valid, score.shape), axis=0)
     return jnp.sum(weight[..., None] * states, 0).transpose(1, 0, 2)
@@ -188,7 +188,7 @@ class ConCare(nn.Module):
 
     def step(h, now):
       x, valid = now
-      # The input's part is a product of width 1 or 2: inside the scan it fuses with the gates, outside it is memory traffic.
+      # The input's product has width 1 or 2: inside the scan it fuses with the gates, outside it is memory traffic.
       gate = lambda i: bias[i] + sum(x[j] * w_in[i, j] for j in range(x.shape[0]))
       recur = lambda i: jnp.einsum('fbh,fhg->fbg', h, w_rec[i])
       reset, update = jax.nn.sigmoid(gate(0) + recur(0)), jax.nn.sigmoid(gate(1) + recur(1))

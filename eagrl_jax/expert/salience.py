@@ -12,7 +12,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.stats import rankdata
+from scipy.stats import hypergeom, rankdata
 
 from eagrl_jax.expert import ensemble
 from eagrl_jax.expert.concare import ConCare, ConCareConfig
@@ -66,27 +66,33 @@ def stability(salience: np.ndarray, k: int) -> dict[str, float]:
   Args:
     salience: [E, N, F].
   Returns:
-    'jaccard': overlap of two members' top-k sets of a patient; 'chance': its value for random sets,
-    k/(2F−k) with F the features that this patient has; 'spearman': rank correlation between members of
-    the features' mean rank over patients.
+    'jaccard': overlap of two members' top-k sets of a patient; 'chance': its expectation for random sets
+    among the features that the patient has (about k/(2F−k)); 'spearman': rank correlation between
+    members of the features' mean rank over patients.
   """
   sets = np.stack([top_k(s, k) for s in salience])
   ranks = rankdata(np.stack([rankdata(s, axis=-1).mean(0) for s in salience]), axis=-1)  # [E, F]
   centred = ranks - ranks.mean(-1, keepdims=True)
   norm = np.sqrt(np.sum(centred**2, -1))
   present = np.sum(np.any(salience > 0, 0), -1)
-  present = present[present > 0]
-  size = np.minimum(k, present)
+  some = present > 0
   pairs = list(itertools.combinations(range(len(salience)), 2))
-  if not pairs or not len(present):
+  if not pairs or not some.any():
     return {'jaccard': float('nan'), 'spearman': float('nan'), 'chance': float('nan')}
   overlap = [np.sum(sets[i] & sets[j], -1) / np.maximum(np.sum(sets[i] | sets[j], -1), 1) for i, j in pairs]
-  some = np.any(salience > 0, (0, 2))
   return {
       'jaccard': float(np.mean([o[some].mean() for o in overlap])),
       'spearman': float(np.mean([centred[i] @ centred[j] / max(norm[i] * norm[j], 1e-12) for i, j in pairs])),
-      'chance': float(np.mean(size / (2 * present - size))),
+      'chance': float(np.mean([_chance(int(n), k) for n in present[some]])),
   }
+
+
+@functools.lru_cache
+def _chance(n: int, k: int) -> float:
+  """Expected Jaccard index of two random k-subsets of n; the intersection is hypergeometric."""
+  k = min(k, n)
+  shared = np.arange(k + 1)
+  return float(np.sum(hypergeom.pmf(shared, n, k, k) * shared / (2 * k - shared)))
 
 
 def _normalise(x: np.ndarray) -> np.ndarray:

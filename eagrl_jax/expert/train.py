@@ -156,7 +156,7 @@ def _init(keys: Array, cfg: ExpertTrainConfig, example: ExpertBatch) -> TrainSta
   params = ensemble.init_members(keys, cfg.model, example)
   zeros = jnp.zeros(len(keys), jnp.int32)
   return TrainState(params=params, opt_state=jax.vmap(_optimizer(cfg).init)(params), key=keys, epoch=zeros,
-                    best_params=jax.tree.map(jnp.copy, params), best_score=jnp.full(len(keys), -jnp.inf),
+                    best_params=jax.tree.map(jnp.copy, params), best_score=jnp.full(len(keys), -jnp.inf, jnp.float32),
                     best_epoch=zeros)
 
 

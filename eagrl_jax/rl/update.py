@@ -213,17 +213,17 @@ def guarded_step(
 
 
 def make_update(
-    lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: UpdateConfig, state_shardings: Any = None
+    lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: UpdateConfig, state_shardings: Any
 ) -> Callable[[Any, RLBatch], tuple[Any, dict[str, Array]]]:
   """Compiled `(state, batch) -> (state, metrics)`; the state is donated.
 
   Args:
     state_shardings: `NamedSharding` of every leaf of the state (`train.state.state_shardings`), so that it leaves the
-      step where it came in; None on one device.
+      step where it came in: placed elsewhere, it would compile the next step anew.
 
   Returns:
-    The update. Its state is any flax.struct with `params`, `opt_state`, `step`. Metrics are device scalars: `logp_gap_*`
-    is |log p of the trainer - log p of the sampler|, which on the first update of a batch is numerical mismatch alone.
+    The update. Its state is any flax.struct with `params`, `opt_state`, `step`. Metrics are device scalars;
+    `logp_gap_*` is |log p of trainer - log p of sampler|: on the first update of a batch, numerical mismatch alone.
   """
   outside = [i for i in cfg.align_layers if not -lm_cfg.n_layers <= i < lm_cfg.n_layers]
   if outside:
@@ -237,8 +237,6 @@ def make_update(
     state, health = guarded_step(state, grads, stats.sums['loss'], optimizer)
     return state, stats.sums | stats.peaks | health
 
-  if state_shardings is None:
-    return jax.jit(update, donate_argnums=0)
   return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, None))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ class Builder:
       raise EagrlError(f'lm.checkpoint: its tokenizer does not give back {text!r}; use a byte-level tokenizer')
     return ids
 
-  def new(self, segment: int, **fields: int) -> int:
+  def new(self, segment: int, **fields: Any) -> int:
     """A fresh state."""
     self.nodes.append(Node(segment, **fields))
     return len(self.nodes) - 1

@@ -64,7 +64,7 @@ class Context:
 class Step:
   """C decoded steps of each tree; entries of rows that were not alive mean nothing."""
 
-  kv: KV  # [L, B, C, S, K, H]
+  kv: KV  # [L, B, C, S, K, H], its first `inner_tokens` slots: a final step has no successor
   hidden: Array  # [B, C, D], the state after the last token
   tokens: Array  # [B, C, S] int32, 0 after the end
   length: Array  # [B, C] int32
@@ -154,7 +154,7 @@ def decode_step(params: Params, cfg: LMConfig, grammar: Grammar, config: StepCon
 
   useful = _score_usefulness(params, cfg, grammar, context, out['own'], siblings(out['asked']))
   return Step(
-      kv=jax.tree.map(lambda x: x[:, :, :, :slots], out['own']), hidden=out['hidden'],
+      kv=jax.tree.map(lambda x: x[:, :, :, :grammar.inner_tokens], out['own']), hidden=out['hidden'],
       tokens=siblings(out['tokens']), length=siblings(out['length']), named=siblings(out['state'].names),
       prob=siblings(out['state'].prob), useful=useful,
       confidence=siblings(jnp.exp(out['logp'] / jnp.maximum(out['counted'], 1))))

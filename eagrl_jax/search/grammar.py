@@ -56,11 +56,11 @@ class Grammar:
   n_features: int = struct.field(pytree_node=False)
   max_features: int = struct.field(pytree_node=False)
   max_depth: int = struct.field(pytree_node=False)
+  inner_tokens: int = struct.field(pytree_node=False)  # the longest step that is not final
   step_tokens: int = struct.field(pytree_node=False)  # the longest step
 
 
-@struct.dataclass
-class State:
+class State(struct.PyTreeNode):
   """Where R rows stand in the automaton, and what they have said."""
 
   at: Array  # [R] int32

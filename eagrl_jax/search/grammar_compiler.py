@@ -69,24 +69,23 @@ def compile_grammar(tokenizer: Tokenizer, feature_names: tuple[str, ...], vocab_
   names, longest = _final_step(b, tuple(feature_names), config)
   final = b.encode(f'<Final subquestion> {config.final_question} </Final subquestion>\n<Important Features>')
   longest += len(final)
-  start = []
+  start, inner = [], 0
   for depth in range(config.max_depth + 1):
     root = b.new(g.QUESTION)
     if depth > 0:
       b.insert(root, final, Edge(names), g.QUESTION)
     if depth < config.max_depth:
-      length = _inner_step(b, root, depth + 1, config)
-      longest = max(longest, length)
+      inner = max(inner, _inner_step(b, root, depth + 1, config))
     start.append(root)
 
   yes, no = b.encode(' Yes'), b.encode(' No')
   same = next(i for i, (x, y) in enumerate(zip(yes, no)) if x != y)
   return g.Grammar(
       **b.arrays(), start=np.array(start, np.int32), stop=stop, opens=_opening_mask(pieces, stop),
-      useful=np.array([*b.encode(config.useful_question), *yes[:same]], np.int32), yes=np.int32(yes[same]),
-      no=np.int32(no[same]), mentions=compile_mentions(tokenizer, tuple(feature_names), pieces),
+      useful=np.array([*b.encode(config.useful_question), *yes[:same]], np.int32), yes=np.array(yes[same], np.int32),
+      no=np.array(no[same], np.int32), mentions=compile_mentions(tokenizer, tuple(feature_names), pieces),
       n_features=len(feature_names), max_features=config.max_features, max_depth=config.max_depth,
-      step_tokens=longest)
+      inner_tokens=inner, step_tokens=max(inner, longest))
 
 
 def _inner_step(b: Builder, root: int, i: int, config: GrammarConfig) -> int:

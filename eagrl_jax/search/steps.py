@@ -31,7 +31,7 @@ TerminalReward = Callable[[Array, Array, Params], Array]
 class NodeSteps:
   """The payload of the search: what every node keeps of its step."""
 
-  kv: KV  # [B, M, L, S, K, H]
+  kv: KV  # [B, M, L, S, K, H], S = grammar.inner_tokens
   hidden: Array  # [B, M, D], the state after the step's last token
   tokens: Array  # [B, M, S] int32
   length: Array  # [B, M] int32
@@ -71,8 +71,7 @@ def make_expand(params: Params, cfg: LMConfig, grammar: Grammar, prompt_kv: KV, 
     at = jnp.maximum(path, 0)  # [B, P]; depth, not the index, says which entries are real
     real = path >= 0
     length = jnp.where(real, _rows(payload.length, at), 0)
-    slots = payload.tokens.shape[2]
-    valid = jnp.arange(slots)[None, None, :] < length[:, :, None]
+    valid = jnp.arange(grammar.inner_tokens)[None, None, :] < length[:, :, None]
     context = Context(
         shared=((prompt_kv, prompt_valid),
                 (jax.tree.map(lambda x: _as_segment(_rows(x, at)), payload.kv), valid.reshape(valid.shape[0], -1))),
@@ -82,7 +81,7 @@ def make_expand(params: Params, cfg: LMConfig, grammar: Grammar, prompt_kv: KV, 
     step = decode_step(params, cfg, grammar, config, context, depth, alive, key)
 
     shape = step.length.shape
-    mentioned = mentions.find(grammar.mentions, step.tokens.reshape(-1, slots), step.length.reshape(-1))
+    mentioned = mentions.find(grammar.mentions, step.tokens.reshape(-1, grammar.step_tokens), step.length.reshape(-1))
     mentioned = mentioned.reshape(*shape, -1)
     terminal = step.prob >= 0
     reward = jnp.where(terminal, terminal_reward(step.prob, step.named, terminal_args),
@@ -111,18 +110,20 @@ def grow(params: Params, cfg: LMConfig, grammar: Grammar, prompt: PromptBatch, s
          step_config: StepConfig) -> tuple[Tree, NodeSteps]:
   """The search with everything that its nodes keep; call it under jit."""
   if config.max_depth != grammar.max_depth:
-    raise EagrlError(f'search.max_depth={config.max_depth} differs from the grammar\'s {grammar.max_depth}; use one value')
-  hidden, kv = prefill(params, cfg, prompt.tokens, prompt.valid)
-  b, slots = prompt.tokens.shape[0], grammar.step_tokens
-  block = jnp.zeros((b, cfg.n_layers, slots, cfg.n_kv_heads, cfg.head_dim), kv.k.dtype)
+    raise EagrlError(
+        f'search.max_depth={config.max_depth}: the grammar was compiled for {grammar.max_depth}; use one value')
+  tokens, valid, example = map(jnp.asarray, (prompt.tokens, prompt.valid, prompt.example))
+  hidden, kv = prefill(params, cfg, tokens, valid)
+  b, slots = tokens.shape[0], grammar.step_tokens
+  block = jnp.zeros((b, cfg.n_layers, grammar.inner_tokens, cfg.n_kv_heads, cfg.head_dim), kv.k.dtype)
   zero = jnp.zeros(b)
   root = NodeSteps(
       kv=KV(block, block), hidden=hidden, tokens=jnp.zeros((b, slots), jnp.int32), length=jnp.zeros(b, jnp.int32),
       mentioned=jnp.zeros((b, grammar.n_features), bool), named=jnp.full((b, grammar.max_features), -1, jnp.int32),
       prob=zero - 1, useful=zero, confidence=zero)
-  expand = make_expand(params, cfg, grammar, kv, prompt.valid, salience, terminal_reward, terminal_args,
+  expand = make_expand(params, cfg, grammar, kv, valid, salience, terminal_reward, terminal_args,
                        config.n_candidates, step_config)
-  return mcts.search(key, prompt.example, root, expand, config)
+  return mcts.search(key, example, root, expand, config)
 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'terminal_reward', 'config', 'step_config'))

@@ -16,8 +16,7 @@ from eagrl_jax.types import Array
 NONE = -1  # no node, no sibling
 
 
-@struct.dataclass
-class Tree:
+class Tree(struct.PyTreeNode):
   """B trees of up to M nodes; slots from `count` on are empty."""
 
   parent: Array  # [B, M] int32, -1 at the root

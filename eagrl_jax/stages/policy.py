@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 
+import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -41,8 +42,14 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
     raise EagrlError(f'{source} holds no readable policy; delete {folder.name}/done.json to make it again') from e
   scaling = shape.pop('rope_scaling')
   config = LMConfig(rope_scaling=RopeScaling(**scaling) if scaling else None, **shape)
-  params = checkpoint.load_params(source / 'params', like=model.abstract(config, mesh))
+  params = checkpoint.load_params(source / 'params', like=_abstract(config, mesh))
   return Policy(params, config, Tokenizer.load(source / 'tokenizer'))
+
+
+def _abstract(config: LMConfig, mesh: Mesh) -> Params:
+  shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
+  where = model.param_shardings(config, mesh)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
 
 
 def load_pretrained(lm: ConfigDict) -> Policy:

@@ -14,6 +14,8 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from eagrl_jax.types import EagrlError, Params
 
+READ_ERRORS = (ValueError, OSError, KeyError, TypeError)  # what Orbax raises for a missing or broken file
+
 
 class Checkpoints:
   """The newest `keep` checkpoints of one stage, under `<folder>/<step>`.
@@ -60,11 +62,14 @@ class Checkpoints:
     step = self.latest_step()
     if step is None:
       return None
+    folder = self.folder / str(step)
+    fix = 'delete this folder to resume from the one before it'
+    _check_layout(folder / 'state', folder, like, fix)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)), position=ocp.args.JsonRestore())
     try:
       out = self._manager.restore(step, args=args)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-      raise _unreadable(self.folder / str(step), error) from error
+    except READ_ERRORS as error:
+      raise _corrupt(folder, error, fix) from error
     return out.state, out.position, step
 
   def close(self) -> None:
@@ -104,21 +109,36 @@ def load_params(folder: str | pathlib.Path, like: Params) -> Params:
   folder = pathlib.Path(folder).absolute()
   if not folder.is_dir():
     raise EagrlError(f'checkpoint: {folder} does not exist; run the stage that writes it')
+  fix = 'delete this folder and run the stage that writes it again'
+  _check_layout(folder, folder, like, fix)
   with ocp.StandardCheckpointer() as reader:
     try:
       return reader.restore(folder, _abstract(like))
-    except (ValueError, OSError, KeyError, TypeError) as error:
-      raise _unreadable(folder, error) from error
+    except READ_ERRORS as error:
+      raise _corrupt(folder, error, fix) from error
 
 
 def _abstract(tree: Any) -> Any:
   return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, 'sharding', None)), tree)
 
 
-def _unreadable(folder: pathlib.Path, error: Exception) -> EagrlError:
-  reason = str(error)
-  if 'stored shape' in reason or 'Structure mismatch' in reason:
-    return EagrlError(f'checkpoint: {folder} holds a model of another size; set the same --config.lm as the run that'
-                      ' wrote it, or choose another --workdir')
-  return EagrlError(f'checkpoint: {folder} is corrupt ({type(error).__name__}); delete this folder to resume from the'
-                    ' one before it')
+def _layout(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
+  """Shape by path; the names are the same for a state and for what Orbax says it stored."""
+  name = lambda entry: str(getattr(entry, 'name', getattr(entry, 'key', getattr(entry, 'idx', entry))))
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {tuple(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _check_layout(folder: pathlib.Path, shown: pathlib.Path, like: Any, fix: str) -> None:
+  with ocp.StandardCheckpointer() as reader:
+    try:
+      stored = _layout(reader.metadata(folder).item_metadata.tree)
+    except (*READ_ERRORS, AttributeError) as error:
+      raise _corrupt(shown, error, fix) from error
+  if stored != _layout(like):
+    raise EagrlError(f'checkpoint: {shown} holds another model or optimizer; set the --config.lm and optimizer of the'
+                     ' run that wrote it, or choose another --workdir')
+
+
+def _corrupt(folder: pathlib.Path, error: Exception, fix: str) -> EagrlError:
+  return EagrlError(f'checkpoint: {folder} is corrupt ({type(error).__name__}); {fix}')

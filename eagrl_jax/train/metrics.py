@@ -29,7 +29,8 @@ class MetricWriter:
     if path.exists():
       _truncate(path, resume_step)
     self._rows = path.open('a')
-    self._events = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step)
+    # The name holds the time in seconds only: a quick resume would write over the first run's events.
+    self._events = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step, filename_suffix=f'.{resume_step}')
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a row; a value that is not finite becomes null (JSON has no NaN)."""

@@ -25,6 +25,8 @@ class TrainState:
 
 
 def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainState:
+  # A weakly typed leaf (`jnp.full(shape, 1.0)`) comes out of the first step strongly typed: a second compile.
+  params = jax.tree.map(lambda x: x.astype(x.dtype), params)
   return TrainState(params=params, opt_state=optimizer.init(params), step=jnp.zeros((), jnp.int32))
 
 

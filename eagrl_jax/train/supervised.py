@@ -80,7 +80,7 @@ def supervised_loss(
 
 
 def make_sft_step(
-    lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: SupervisedConfig, state_shardings: Any = None
+    lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: SupervisedConfig, state_shardings: Any
 ) -> Callable[[Any, SupervisedBatch], tuple[Any, dict[str, Array]]]:
   """Compiled `(state, batch) -> (state, metrics)`; the state is donated.
 
@@ -96,6 +96,4 @@ def make_sft_step(
     state, health = guarded_step(state, grads, stats.sums['loss'], optimizer)
     return state, stats.sums | health
 
-  if state_shardings is None:
-    return jax.jit(step, donate_argnums=0)
   return jax.jit(step, donate_argnums=0, out_shardings=(state_shardings, None))

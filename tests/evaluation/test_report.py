@@ -83,19 +83,22 @@ def fake_run(root: Path, n: int = 160) -> Path:
   cases = []
   for c in range(3):
     visits = 4 + 2 * c
-    features = [{'name': name, 'values': [None if rng.random() < 0.3 else round(float(v), 1) for v in
-                                          rng.normal(10 + f, 3, visits)], 'unit': 'mmol/L' if f % 2 else '',
-                 'ref_low': 8.0 + f if f % 3 else None, 'ref_high': 12.0 + f, 'salience': float(salience[c, f]),
-                 'attention': float(rng.dirichlet(np.ones(12))[f])} for f, name in enumerate(NAMES)]
+    features = []
+    for f, name in enumerate(NAMES):
+      values = [None if rng.random() < 0.3 else round(float(v), 1) for v in rng.normal(10 + f, 3, visits)]
+      features.append({'name': name, 'values': values, 'unit': 'mmol/L' if f % 2 else '',
+                       'ref_low': 8.0 + f if f % 3 else None, 'ref_high': 12.0 + f,
+                       'salience': float(salience[c, f]), 'attention': float(rng.dirichlet(np.ones(12))[f])})
     cases.append({'label': f'case {c + 1}', 'n_visits': visits, 'features': features,
-                  'hours': [12.0 * v for v in range(visits)], 'answers': {a: ANSWER.format(p=probs[a][c]) for a in ('base', 'sft', 'rl')},
+                  'hours': [12.0 * v for v in range(visits)],
+                  'answers': {a: ANSWER.format(p=probs[a][c]) for a in ('base', 'sft', 'rl')},
                   'probabilities': {a: float(p[c]) for a, p in probs.items()}, 'outcome': int(label[c])})
   dump(root / 'evaluate/cases.json', cases)
   dump(root / 'prepare/manifest.json', {
       'name': 'synthetic', 'n': {'train': 1000, 'val': 100, 'test': n}, 'test_ids': list(range(n)),
       'attrition': [['generated', 1300, 'patients'], ['no measurement in the window', 12, 'patients'],
                     ['outside the hard range', 1456, 'values']]})
-  dump(root / 'config.json', {'seed': 0, 'data': {'path': '/home/somebody/private/data.xlsx', 'window_hours': None},
+  dump(root / 'config.json', {'seed': 0, 'data': {'path': '/somebody/private/data.xlsx', 'window_hours': None},
                               'rl': {'learning_rate': 1e-4, 'group': 8, 'dynamic': True}})
   dump(root / 'environment.json', {'python': '3.11.2', 'jax': '0.10.2', 'devices': ['cpu:0'], 'git': 'abc1234'})
   return root

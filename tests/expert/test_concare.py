@@ -145,7 +145,7 @@ def test_padded_equals_unpadded(attention, unit):
 
 
 def test_jit_equals_no_jit_and_row_order_does_not_matter():
-  batch = make_batch()
+  batch = make_batch(t=2, f=2)
   forward, model, params = make_expert(SMALL, batch)
   plain = forward(params, batch)
   with jax.disable_jit():

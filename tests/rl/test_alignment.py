@@ -33,7 +33,8 @@ def test_policy_salience_against_loops(layers, chosen, per_token):
 
 
 def test_absent_features_get_no_mass_on_either_side():
-  got = alignment.expert_salience(jnp.array([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]), jnp.array([[3.0, 0.0, 1.0], [0.0, 1.0, 1.0]]))
+  salience, span = jnp.array([[0.5, 0.3, 0.2], [1.0, 0.0, 0.0]]), jnp.array([[3.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
+  got = alignment.expert_salience(salience, span)
   np.testing.assert_allclose(got, [[5 / 7, 0, 2 / 7], [0, 0, 0]], rtol=1e-6)
 
 

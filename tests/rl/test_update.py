@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -51,16 +52,34 @@ def params():
   return jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, model.init(LM, jax.random.key(0)))
 
 
-def new_state(params, optimizer):
+OPTIMIZER = optax.sgd(0.1, momentum=0.9)
+
+
+@functools.cache
+def compiled(cfg, optimizer=OPTIMIZER, lm_cfg=LM):
+  return make_update(lm_cfg, optimizer, cfg, state_lib.state_shardings(lm_cfg, optimizer, MESH))
+
+
+def new_state(params, optimizer=OPTIMIZER):
   return state_lib.from_params(params, LM, optimizer, MESH)
 
 
 def batch_loss(params, batch, cfg):
-  loss, stats = policy_loss(params, weigh(batch, cfg), LM, cfg)
-  return loss, stats
+  return policy_loss(params, weigh(batch, cfg), LM, cfg)
 
 
-gradient = jax.jit(jax.grad(batch_loss, has_aux=True), static_argnums=2)
+part_gradient = jax.jit(lambda params, part: jax.grad(policy_loss, has_aux=True)(params, part, LM, FULL))
+
+
+def gradient(params, batch):
+  return part_gradient(params, weigh(batch, FULL))
+
+
+@jax.jit
+def forward(params, batch, tap):
+  out = forward_shared(
+      params, LM, batch.prompt.tokens, batch.prompt.valid, batch.rollout.tokens, batch.rollout.valid, tap)
+  return token_logprobs(params, LM, out.hidden, batch.rollout.tokens), out.attention
 
 
 def close(a, b, rtol=2e-4, atol=2e-6):
@@ -75,10 +94,8 @@ def test_loss_against_a_numpy_loop(params, reduction):
   rows = rows / np.maximum(rows.sum(-1, keepdims=True), 1)
   feature, shown = np.asarray(batch.prompt.feature), np.asarray(batch.prompt.valid)
   indicator = (feature[..., None] == np.arange(F)) & shown[..., None]
-  out = forward_shared(
-      params, LM, batch.prompt.tokens, batch.prompt.valid, batch.rollout.tokens, batch.rollout.valid,
-      AttentionTap(jnp.asarray(indicator, jnp.float32), jnp.asarray(rows)))
-  logp, _ = (np.asarray(x, np.float64) for x in token_logprobs(params, LM, out.hidden, batch.rollout.tokens))
+  tap = AttentionTap(jnp.asarray(indicator, jnp.float32), jnp.asarray(rows))
+  (logp, _), attention = jax.tree.map(lambda x: np.asarray(x, np.float64), forward(params, batch, tap))
 
   answers, kls, clipped_high, aligned = [], [], [], []
   for b in range(B):
@@ -99,7 +116,7 @@ def test_loss_against_a_numpy_loop(params, reduction):
         penalties.append(np.exp(d) - d - 1)
       answers.append(tokens), kls.append(penalties), clipped_high.append(highs)
       if rows[b, g].any():
-        mass = np.where(span > 0, np.asarray(out.attention)[:, b, g].mean(0), 0)
+        mass = np.where(span > 0, attention[:, b, g].mean(0), 0)
         policy = mass / mass.sum()
         aligned.append(sum(e * np.log(e / p) for e, p in zip(expert, policy) if e > 0))
   if reduction == 'token_mean':
@@ -129,23 +146,19 @@ def test_packed_equals_unpacked(params):
   unpacked = weighted.replace(
       batch=batch, token_weight=alone(weighted.token_weight), rows=alone(weighted.rows),
       align_weight=alone(weighted.align_weight))
-  grad = jax.jit(jax.grad(policy_loss, has_aux=True), static_argnums=(2, 3))
-  close(grad(params, weighted, LM, FULL), grad(params, unpacked, LM, FULL))
+  close(part_gradient(params, weighted), part_gradient(params, unpacked))
 
 
 def test_jit_equals_no_jit(params):
   batch = make_batch()
-  close(jax.jit(batch_loss, static_argnums=2)(params, batch, FULL), batch_loss(params, batch, FULL), rtol=1e-5)
+  close(gradient(params, batch)[1], batch_loss(params, batch, FULL)[1], rtol=1e-5)
 
 
-def test_micro_batches_equal_the_full_batch(params):
-  optimizer = optax.sgd(0.1)
-  state, want = make_update(LM, optimizer, FULL)(new_state(params, optimizer), make_batch())
-  for micro, remat in ((1, False), (2, True)):
-    cfg = dataclasses.replace(FULL, micro_batch=micro)
-    lm_cfg = dataclasses.replace(LM, remat=remat)
-    other, got = make_update(lm_cfg, optimizer, cfg)(new_state(params, optimizer), make_batch())
-    close((other.params, got), (state.params, want))
+def test_micro_batches_and_remat_equal_the_full_batch(params):
+  state, want = compiled(FULL)(new_state(params), make_batch())
+  by_one = compiled(dataclasses.replace(FULL, micro_batch=1), lm_cfg=dataclasses.replace(LM, remat=True))
+  other, got = by_one(new_state(params), make_batch())
+  close((other.params, got), (state.params, want))
 
 
 def test_a_dropped_group_leaves_no_trace(params):
@@ -153,7 +166,7 @@ def test_a_dropped_group_leaves_no_trace(params):
   spoiled = batch.replace(
       advantage=batch.advantage.at[2].set(99.0), rollout=batch.rollout.replace(
           tokens=batch.rollout.tokens.at[2].set(0)))
-  close(gradient(params, batch, FULL), gradient(params, spoiled, FULL))
+  close(gradient(params, batch), gradient(params, spoiled))
 
 
 def test_padding_changes_nothing(params):
@@ -161,24 +174,23 @@ def test_padding_changes_nothing(params):
   left = lambda x, fill: jnp.pad(x, ((0, 0), (3, 0)), constant_values=fill)
   right = lambda x: jnp.pad(x, ((0, 0), (0, 0), (0, 2)))
   prompt = batch.prompt.replace(
-      tokens=left(batch.prompt.tokens, 1), valid=left(batch.prompt.valid, False), feature=left(batch.prompt.feature, -1))
+      tokens=left(batch.prompt.tokens, 1), valid=left(batch.prompt.valid, False),
+      feature=left(batch.prompt.feature, -1))
   padded = batch.replace(
       prompt=prompt, rollout=jax.tree.map(right, batch.rollout), align_mask=right(batch.align_mask),
       ref_logprobs=right(batch.ref_logprobs))
-  close(gradient(params, padded, FULL), gradient(params, batch, FULL))
+  close(gradient(params, padded), gradient(params, batch))
 
 
 def on_policy(params, batch):
   """The batch with the log-probabilities that `params` give its answers."""
-  out = forward_shared(
-      params, LM, batch.prompt.tokens, batch.prompt.valid, batch.rollout.tokens, batch.rollout.valid)
-  logp, entropy = token_logprobs(params, LM, out.hidden, batch.rollout.tokens)
+  (logp, entropy), _ = forward(params, batch, None)
   return batch.replace(rollout=batch.rollout.replace(logprobs=logp, entropy=entropy))
 
 
 def test_only_the_second_update_on_a_batch_has_ratios(params):
-  optimizer, cfg = optax.sgd(2.0), UpdateConfig(micro_batch=B)
-  update = make_update(LM, optimizer, cfg)
+  optimizer = optax.sgd(0.3)
+  update = compiled(UpdateConfig(micro_batch=B), optimizer)
   state, (first, second) = policy_steps(update, new_state(params, optimizer), on_policy(params, make_batch()), 2)
   np.testing.assert_allclose(first['ratio_max'], 1, atol=1e-5)
   assert first['sampler_gap_max'] < 1e-5 and first['sampler_gap_mean'] <= first['sampler_gap_max']
@@ -201,7 +213,7 @@ def test_alignment_alone_moves_the_attention(params):
   batch = on_policy(params, make_batch())
   batch = batch.replace(advantage=jnp.zeros((B, G)))
   optimizer = optax.adam(3e-2)
-  _, history = policy_steps(make_update(LM, optimizer, cfg), new_state(params, optimizer), batch, 12)
+  _, history = policy_steps(compiled(cfg, optimizer), new_state(params, optimizer), batch, 12)
   assert history[-1]['align_loss'] < 0.5 * history[0]['align_loss']
 
 
@@ -217,10 +229,8 @@ def test_no_alignment_builds_no_tap(params, monkeypatch):
 
 
 def test_a_non_finite_gradient_changes_nothing(params):
-  optimizer = optax.adam(1e-2)
-  update = make_update(LM, optimizer, UpdateConfig(micro_batch=2))
-  batch = make_batch()
-  state, _ = update(new_state(params, optimizer), batch)
+  update, batch = compiled(FULL), make_batch()
+  state, _ = update(new_state(params), batch)
   before = jax.tree.map(np.array, state)
   after, metrics = update(state, batch.replace(advantage=batch.advantage.at[0, 0].set(jnp.inf)))
   assert metrics['finite'] == 0 and after.step == before.step + 1
@@ -230,14 +240,13 @@ def test_a_non_finite_gradient_changes_nothing(params):
 def test_an_absurd_ratio_stays_finite(params):
   batch = make_batch()
   batch = batch.replace(rollout=batch.rollout.replace(logprobs=jnp.full((B, G, T), -500.0)))
-  grads, _ = gradient(params, batch, FULL)
+  grads, _ = gradient(params, batch)
   assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
 def test_a_second_batch_compiles_nothing(params):
-  optimizer = optax.sgd(0.1)
-  update = make_update(LM, optimizer, FULL, state_lib.state_shardings(LM, optimizer, MESH))
-  state = new_state(params, optimizer)
+  update, state = compiled(FULL), new_state(params)
+  update.clear_cache()
   for seed in range(3):
     state, _ = update(state, mesh_lib.shard_batch(MESH, make_batch(seed)))
   assert update._cache_size() == 1
@@ -252,12 +261,11 @@ def test_bad_config(bad):
 
 
 def test_bad_use(params):
-  optimizer = optax.sgd(0.1)
   with pytest.raises(EagrlError, match='align_layers'):
-    make_update(LM, optimizer, UpdateConfig(micro_batch=1, align_layers=(2,)))
+    compiled(UpdateConfig(micro_batch=1, align_layers=(2,)))
   with pytest.raises(EagrlError, match='micro_batch=3'):
-    make_update(LM, optimizer, UpdateConfig(micro_batch=3))(new_state(params, optimizer), make_batch())
+    compiled(UpdateConfig(micro_batch=3))(new_state(params), make_batch())
   with pytest.raises(EagrlError, match='ref_logprobs'):
-    make_update(LM, optimizer, FULL)(new_state(params, optimizer), make_batch().replace(ref_logprobs=None))
+    compiled(FULL)(new_state(params), make_batch().replace(ref_logprobs=None))
   with pytest.raises(EagrlError, match='updates_per_batch'):
     policy_steps(lambda s, b: (s, {}), None, make_batch(), 0)

@@ -73,7 +73,7 @@ def test_random_walks_keep_the_format(toy, kind):
   for r, (depth, tokens) in enumerate(zip(depths, rows)):
     text = tok.decode(tokens)
     last = text.startswith('<Final')
-    assert last or depth < 3 and re.fullmatch(INNER.format(i=depth + 1), text), text
+    assert last or (depth < 3 and re.fullmatch(INNER.format(i=depth + 1), text)), text
     assert not (last and depth == 0)
     assert (float(state.prob[r]) >= 0) == last
     if last:
@@ -153,8 +153,8 @@ def mentioned(toy, text):
 def test_mentions(toy, kind):
   tok, grammar = toy.tokenizer(kind), toy.compiled(kind)
   rng = np.random.default_rng(2)
-  words = [*toy.NAMES, *(n.lower() for n in toy.NAMES), 'Bilirubin', 'Urine output', 'value', 'urine', 'direct', 'PH', 'phone',
-           'lactates', 'mean corpuscular', 'output', 'concentration', '3.8']
+  words = [*toy.NAMES, *(n.lower() for n in toy.NAMES), 'Bilirubin', 'Urine output', 'value', 'urine', 'direct', 'PH',
+           'phone', 'lactates', 'mean corpuscular', 'output', 'concentration', '3.8']
   texts = ['lactate', 'Lactate is high', ' direct bilirubin', ' bilirubin direct bilirubin', 'The', '']
   texts += [' '.join(rng.choice(words, 4)) + rng.choice(['', ',', '.', '?']) + ' then' for _ in range(40)]
   rows = [tok.encode(t) for t in texts]

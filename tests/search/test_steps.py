@@ -119,7 +119,8 @@ def full_forward(grown):
     for i, (_, path) in enumerate(mine):
       answers[0, i, :len(path)] = path
     out = forward(grown.params, cfg=grown.cfg, prompt_tokens=grown.prompt.tokens[b:b + 1],
-                  prompt_valid=grown.prompt.valid[b:b + 1], answer_tokens=answers, answer_valid=np.ones_like(answers, bool))
+                  prompt_valid=grown.prompt.valid[b:b + 1], answer_tokens=answers,
+                  answer_valid=np.ones_like(answers, bool))
     states |= {(b, m): np.asarray(out.hidden[0, i, :len(path) + 1]) for i, (m, path) in enumerate(mine)}
   return states
 
@@ -177,33 +178,31 @@ def test_rewards_recomputed_on_the_host(grown, full_forward):
   assert said > 0 or grown.tok is grown.toy.tokenizer('qwen')  # whole-name tokens are drawn now and then
 
 
-def test_a_patient_does_not_depend_on_the_batch(tiny_grown):
-  run, row = tiny_grown, slice(1, 2)
-  prompt = jax.tree.map(lambda x: x[row], run.prompt)
-  tree, nodes = run.call(prompt=prompt, salience=run.salience[row], terminal_args={'label': run.args['label'][row]})
-  np.testing.assert_array_equal(nodes.tokens, run.nodes.tokens[row])
-  np.testing.assert_array_equal(tree.visits, run.tree.visits[row])
-  np.testing.assert_allclose(tree.reward, run.tree.reward[row], atol=1e-4)
-  assert not np.array_equal(run.nodes.tokens[0, 1:4], run.nodes.tokens[1, 1:4])
-
-
-def test_second_batch_compiles_nothing(tiny_grown):
-  run = functools.partial(steps.run, tiny_grown.params, tiny_grown.cfg, tiny_grown.grammar,
-                          terminal_reward=terminal_reward, config=SEARCH, step_config=STEP)
-  first = run(prompt=tiny_grown.prompt, salience=tiny_grown.salience, terminal_args=tiny_grown.args,
-              key=jax.random.key(5))
-  np.testing.assert_array_equal(first.tokens, tiny_grown.nodes.tokens)
+def test_second_batch_compiles_nothing_and_patients_are_independent(tiny_grown):
+  """The second batch holds one patient of the first in another row, among strangers."""
+  first, rng = tiny_grown, np.random.default_rng(1)
+  run = functools.partial(steps.run, first.params, first.cfg, first.grammar, terminal_reward=terminal_reward,
+                          config=SEARCH, step_config=STEP)
+  out = run(prompt=first.prompt, salience=first.salience, terminal_args=first.args, key=jax.random.key(5))
+  np.testing.assert_array_equal(out.tokens, first.nodes.tokens)
   size = steps.run._cache_size()
-  prompt = make_prompt(np.random.default_rng(1), tiny_grown.cfg.vocab_size, [1, 0, 8])
-  other = run(prompt=prompt, salience=tiny_grown.salience[::-1], key=jax.random.key(6),
-              terminal_args={'label': 1 - tiny_grown.args['label']})
+  strangers = make_prompt(rng, first.cfg.vocab_size, [1, 0, 8])
+  prompt = jax.tree.map(lambda x, y: np.concatenate([x[:2], y[1:2]]), strangers, first.prompt)
+  salience = np.concatenate([first.salience[:2], first.salience[1:2]])
+  other = run(prompt=prompt, salience=salience, terminal_args={'label': np.array([0, 1, 0], np.float32)},
+              key=jax.random.key(5))
   assert steps.run._cache_size() == size
-  assert not np.array_equal(other.tokens, first.tokens)
+  np.testing.assert_array_equal(other.tokens[2], first.nodes.tokens[1])
+  np.testing.assert_array_equal(other.tree.visits[2], first.tree.visits[1])
+  np.testing.assert_allclose(other.tree.reward[2], first.tree.reward[1], atol=1e-4)
+  assert not np.array_equal(other.tokens[0], first.nodes.tokens[0])
+  moved = run(prompt=first.prompt, salience=first.salience, terminal_args=first.args, key=jax.random.key(6))
+  assert not np.array_equal(moved.tokens, out.tokens)
 
 
 def test_depths_must_agree(tiny_grown):
   grown = tiny_grown
-  with pytest.raises(EagrlError, match='search.max_depth=3'):
+  with pytest.raises(EagrlError, match='max_depth=3'):
     steps.run(grown.params, grown.cfg, grown.grammar, grown.prompt, grown.salience, terminal_reward, grown.args,
               jax.random.key(0), SearchConfig(max_depth=3), STEP)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import shutil
 
 import jax
@@ -20,16 +21,24 @@ from eagrl_jax.types import EagrlError, PromptBatch
 
 LM = LMConfig(vocab_size=19, d_model=16, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=24)
 OPTIMIZER = make_optimizer(OptimizerConfig(1e-2, total_steps=4, warmup_steps=1, schedule='cosine', weight_decay=0.1))
-STEP = make_sft_step(LM, OPTIMIZER, SupervisedConfig(2))
+SHARDINGS = state_lib.state_shardings(LM, OPTIMIZER, mesh_lib.make_mesh())
+STEP = make_sft_step(LM, OPTIMIZER, SupervisedConfig(2), SHARDINGS)
 
 
 def batch_of(step: int) -> SupervisedBatch:
   """Data are a function of the step."""
   rng = np.random.default_rng(step)
   prompt = PromptBatch(
-      tokens=rng.integers(0, 19, (4, 6)), valid=np.ones((4, 6), bool), feature=np.full((4, 6), -1), example=np.arange(4))
+      tokens=rng.integers(0, 19, (4, 6)), valid=np.ones((4, 6), bool), feature=np.full((4, 6), -1),
+      example=np.arange(4))
   ones = np.ones((4, 1, 5))
   return SupervisedBatch(prompt=prompt, tokens=rng.integers(0, 19, (4, 1, 5)), valid=ones > 0, loss_mask=ones)
+
+
+@functools.cache
+def kept_state(seed: int = 0):
+  """One initialisation for all tests that do not donate it."""
+  return new_state(seed)
 
 
 def new_state(seed: int = 0):
@@ -64,7 +73,7 @@ def test_four_steps_equal_two_and_two_more_after_a_restart(tmp_path):
 
 
 def test_keeps_the_newest(tmp_path):
-  state = new_state()
+  state = kept_state()
   with Checkpoints(tmp_path / 'c', keep=2) as writer:
     assert writer.restore(like()) is None
     for step in (1, 2, 5):
@@ -92,8 +101,8 @@ def spoil(folder, what):
 @pytest.mark.parametrize('what', ['empty', 'junk', 'missing', 'position'])
 def test_a_corrupt_checkpoint_is_named(tmp_path, what):
   with Checkpoints(tmp_path / 'c') as writer:
-    writer.save(1, new_state(0), {})
-    writer.save(2, new_state(1), {})
+    writer.save(1, kept_state(0), {})
+    writer.save(2, kept_state(1), {})
   spoil(tmp_path / 'c' / '2', what)
   with Checkpoints(tmp_path / 'c') as reader, pytest.raises(EagrlError, match=r'/2 is corrupt .*delete this folder'):
     reader.restore(like())
@@ -101,20 +110,20 @@ def test_a_corrupt_checkpoint_is_named(tmp_path, what):
   with Checkpoints(tmp_path / 'c') as reader:
     state, _, step = reader.restore(like())
   assert step == 1
-  equal(state.params, new_state(0).params)
+  equal(state.params, kept_state(0).params)
 
 
 @pytest.mark.parametrize('change', [{'d_model': 24}, {'n_layers': 3}, {'qkv_bias': True}, {'tie_embeddings': False}])
 def test_another_model_is_refused(tmp_path, change):
   with Checkpoints(tmp_path / 'c') as writer:
-    writer.save(1, new_state(), {})
+    writer.save(1, kept_state(), {})
     other = state_lib.abstract(dataclasses.replace(LM, **change), OPTIMIZER, mesh_lib.make_mesh())
-    with pytest.raises(EagrlError, match='another size'):
+    with pytest.raises(EagrlError, match='another model'):
       writer.restore(other)
 
 
 def test_weights_alone(tmp_path):
-  params = new_state(3).params
+  params = kept_state(1).params
   checkpoint.save_params(tmp_path / 'p', params)
   equal(checkpoint.load_params(tmp_path / 'p', like().params), params)
   with pytest.raises(EagrlError, match='not written over'):
@@ -127,7 +136,7 @@ def test_weights_alone(tmp_path):
 
 
 def test_loaded_weights_survive_a_donating_step():
-  params = new_state().params
+  params = kept_state().params
   before = jax.tree.map(np.array, params)
   run(state_lib.from_params(params, LM, OPTIMIZER, mesh_lib.make_mesh()), 0, 1)
   equal(params, before)

@@ -32,6 +32,17 @@ def make_batch() -> SupervisedBatch:
       loss_mask=rng.choice([0.0, 0.5, 1.0], (B, 1, T)).astype(np.float32)))
 
 
+@jax.jit
+def forward(params, batch):
+  out = forward_shared(params, LM, batch.prompt.tokens, batch.prompt.valid, batch.tokens, batch.valid)
+  return tuple(jax.nn.log_softmax(logits(params, LM, h)) for h in (out.hidden, out.prompt_hidden))
+
+
+def compiled(optimizer, cfg):
+  shardings = state_lib.state_shardings(LM, optimizer, mesh_lib.make_mesh())
+  return make_sft_step(LM, optimizer, cfg, shardings)
+
+
 @pytest.fixture(scope='module')
 def params():
   return jax.tree.map(lambda x: 3 * x if x.ndim > 2 else x, model.init(LM, jax.random.key(0)))
@@ -40,9 +51,7 @@ def params():
 @pytest.mark.parametrize('prompt_loss', [0.0, 0.3])
 def test_loss_against_a_numpy_loop(params, prompt_loss):
   batch = make_batch()
-  out = forward_shared(params, LM, batch.prompt.tokens, batch.prompt.valid, batch.tokens, batch.valid)
-  log_p = lambda h: np.asarray(jax.nn.log_softmax(logits(params, LM, h)), np.float64)
-  answer, prompt = log_p(out.hidden), log_p(out.prompt_hidden)
+  answer, prompt = (np.asarray(x, np.float64) for x in forward(params, batch))
   nll, weight, prompt_nll = 0.0, 0.0, []
   for b in range(B):
     for t in np.flatnonzero(batch.valid[b, 0]):
@@ -50,7 +59,8 @@ def test_loss_against_a_numpy_loop(params, prompt_loss):
       nll, weight = nll - w * answer[b, 0, t, batch.tokens[b, 0, t]], weight + w
     for s in np.flatnonzero(batch.prompt.valid[b])[:-1]:
       prompt_nll.append(-prompt[b, s, batch.prompt.tokens[b, s + 1]])
-  loss, stats = supervised_loss(params, weigh(batch), LM, SupervisedConfig(B, prompt_loss))
+  loss, stats = jax.jit(supervised_loss, static_argnums=(2, 3))(
+      params, weigh(batch), LM, SupervisedConfig(B, prompt_loss))
   np.testing.assert_allclose(stats.sums['nll'], nll / weight, rtol=1e-5)
   np.testing.assert_allclose(loss, nll / weight + prompt_loss * np.mean(prompt_nll), rtol=1e-5)
   assert ('prompt_nll' in stats.sums) == bool(prompt_loss)
@@ -61,14 +71,14 @@ def test_micro_batches_equal_the_full_batch(params):
   runs = []
   for micro in (B, 2):
     state = state_lib.from_params(params, LM, optimizer, mesh_lib.make_mesh())
-    runs.append(make_sft_step(LM, optimizer, SupervisedConfig(micro, 0.2))(state, make_batch()))
+    runs.append(compiled(optimizer, SupervisedConfig(micro, 0.2))(state, make_batch()))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *runs)
 
 
 def test_answers_are_learnt_by_heart(params):
   optimizer = optax.adam(3e-2)
   state = state_lib.from_params(params, LM, optimizer, mesh_lib.make_mesh())
-  step = make_sft_step(LM, optimizer, SupervisedConfig(B))
+  step = compiled(optimizer, SupervisedConfig(B))
   for _ in range(40):
     state, metrics = step(state, make_batch())
   assert metrics['nll'] < 0.05 and metrics['finite'] == 1 and state.step == 40

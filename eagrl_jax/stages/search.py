@@ -1,0 +1,139 @@
+"""Finds reasoning worth learning from: tree search on train patients, guided by expert and label.
+
+1. Draw `search.patients` train patients, as many of each outcome as there are.
+2. One jitted search a batch of `search.trees` patients.
+3. Read all complete paths, select, save them as a table that a person can read.
+4. Save one tree and the rewards for the report.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import logging
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
+from eagrl_jax.lm.tokenizer import Tokenizer
+from eagrl_jax.rl import alignment, rewards
+from eagrl_jax.search import steps, trajectories
+from eagrl_jax.search.grammar_compiler import compile_grammar
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import expert as expert_stage
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.pipeline import write_json
+from eagrl_jax.train.metrics import MetricWriter
+from eagrl_jax.train.progress import Progress
+from eagrl_jax.types import Array, Params
+
+
+def run(context: Context) -> None:
+  config, c = context.config, context.config.search
+  folder = context.folder('search')
+  data = data_lib.load(context)
+  policy = policy_lib.load(context.folder('base'), context.mesh)
+  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  names = data.cohort.features.names
+  grammar = compile_grammar(policy.tokenizer, names, policy.config.vocab_size,
+                            settings.grammar(config, data.cohort.task))
+  grammar = jax.tree.map(jnp.asarray, grammar)
+  terminal = TerminalReward(settings.reward(config))
+  salience = expert_stage.load_salience(context)
+  rows = patients(context, data)
+  size = min(c.trees, len(rows))
+  key = rng.stage_key(config.seed, 'search')
+
+  found: list[trajectories.Trajectory] = []
+  with Progress('search', len(rows)) as progress, MetricWriter(folder) as writer:
+    for i, start in enumerate(range(0, len(rows), size)):
+      part = rows[start:start + size]
+      full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
+      prompt = encoder.batch(full)
+      present = np.asarray(alignment.feature_indicator(prompt.feature, prompt.valid, len(names)).sum(1)) > 0
+      guide = salience[full] * present
+      expert_mask = np.asarray(alignment.top_k_mask(jnp.asarray(guide), config.reward.top_k))
+      arguments = mesh_lib.shard_batch(context.mesh, (prompt, guide, (data.cohort.label[full], expert_mask)))
+      prompt, guide, terminal_args = arguments
+      result = jax.device_get(steps.run(policy.params, policy.config, grammar, prompt, guide, terminal, terminal_args,
+                                        key, settings.search(config), settings.step(config)))
+      if i == 0:
+        write_json(folder / 'tree.json', explain(result, policy.tokenizer))
+      real = jax.tree.map(lambda x, n=len(part): x[:n], result)
+      batch = trajectories.read(real, part, data.cohort.label[part], expert_mask[:len(part)], policy.tokenizer)
+      found += batch
+      figures = {'reward': float(np.mean([t.reward for t in batch])),
+                 'best_reward': float(np.mean(best_rewards(batch))),
+                 'nodes': float(real.tree.count.mean()), 'useful': float(real.useful[real.prob < 0].mean())}
+      writer.write(i, figures)
+      progress.update(len(part), **figures)
+
+  chosen = trajectories.select(found, trajectories.SelectionConfig(
+      top_k=c.top_k, min_reward=c.min_reward, min_jaccard=c.min_jaccard, balance=c.balance))
+  table = folder / 'trajectories'
+  table.mkdir(exist_ok=True)
+  pq.write_table(pa.table(chosen.columns(names)), table / 'trajectories.parquet')
+  write_json(folder / 'rewards.json', {'all': [t.reward for t in found], 'selected': [t.reward for t in chosen.kept]})
+  write_json(folder / 'summary.json', {'found': len(found), 'kept': len(chosen.kept), 'patients': chosen.n_patients,
+                                       'dropped': chosen.dropped})
+  logging.info('search: %d complete paths, %d kept of %d patients; dropped %s', len(found), len(chosen.kept),
+               chosen.n_patients, ', '.join(f'{n} {k}' for k, n in chosen.dropped.items() if n) or 'none')
+
+
+@dataclasses.dataclass(frozen=True)
+class TerminalReward:
+  """The joint reward of final steps; hashable, so that the search compiles once for it."""
+
+  config: rewards.RewardConfig
+
+  def __call__(self, prob: Array, named: Array, arguments: Params) -> Array:
+    """`prob [B, C]`, `named [B, C, K]`, arguments (label `[B]`, expert's top K `[B, F]`) -> `[B, C]`."""
+    label, expert = arguments
+    c = prob.shape[1]
+    spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], c, *x.shape[1:]))  # noqa: E731
+    return rewards.joint_reward(prob, prob >= 0, spread(label), named, spread(expert), self.config).total
+
+
+def patients(context: Context, data: data_lib.Data) -> np.ndarray:
+  """Train patients to search: half of each outcome where there are enough, in random order."""
+  wanted = min(context.config.search.patients, len(data.splits.train))
+  generator = np.random.default_rng((context.config.seed, 5))
+  order = generator.permutation(data.splits.train)
+  positive, negative = (order[data.cohort.label[order] == y] for y in (1, 0))
+  n_positive = min(len(positive), max(wanted // 2, wanted - len(negative)))
+  return generator.permutation(np.concatenate([positive[:n_positive], negative[:wanted - n_positive]]))
+
+
+def best_rewards(found: list[trajectories.Trajectory]) -> list[float]:
+  """Each patient's best terminal reward."""
+  best: dict[int, float] = {}
+  for t in found:
+    best[t.row] = max(best.get(t.row, -np.inf), t.reward)
+  return list(best.values())
+
+
+def explain(result: steps.SearchResult, tokenizer: Tokenizer) -> dict:
+  """The first tree of a batch for the report: nodes with text, visits, value and reward."""
+  tree = jax.tree.map(lambda x: x[0], result.tree)
+  count = int(tree.count)
+  ends = [i for i in range(count) if tree.terminal[i]]
+  at, best = max(ends, key=lambda i: (float(tree.reward[i]), -i), default=0), {0}
+  while at > 0:
+    best.add(int(at))
+    at = int(tree.parent[at])
+  nodes = []
+  for i in range(count):
+    visited = int(tree.visits[i]) > 0
+    nodes.append({
+        'id': i, 'parent': int(tree.parent[i]) if i else None, 'depth': int(tree.depth[i]),
+        'visits': int(tree.visits[i]), 'value': float(tree.q_max[i]) if visited else None,
+        'reward': float(tree.reward[i]), 'terminal': bool(tree.terminal[i]), 'on_best_path': i in best,
+        'text': tokenizer.decode(int(t) for t in result.tokens[0, i, :result.length[0, i]]
+                                 if t != tokenizer.eos_id) if i else 'record'})
+  return {'nodes': nodes}

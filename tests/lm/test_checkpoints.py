@@ -1,0 +1,252 @@
+"""Safetensors and GGUF in and out, and what is said of broken ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import gguf
+import jax
+import lm_reference as ref
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors import numpy as safetensors_numpy
+
+from eagrl_jax.lm import bpe, gguf_io, hf_io, model
+from eagrl_jax.lm.config import RopeScaling
+from eagrl_jax.lm.tokenizer import train_tokenizer
+from eagrl_jax.types import EagrlError
+
+CONFIGS = {
+    'llama': ref.CFG,
+    'llama3': dataclasses.replace(ref.CFG, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5,
+                                  tie_embeddings=False),
+    'qwen2': dataclasses.replace(ref.CFG, qkv_bias=True, rope_theta=5e5),
+    'qwen3': dataclasses.replace(ref.CFG, qk_norm=True),
+}
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return train_tokenizer(['a lactate of 3.8'], ['lactate'], 300)
+
+
+def random_params(cfg):
+  r = np.random.default_rng(0)
+  return jax.tree.map(lambda s: r.normal(size=s.shape).astype(np.float32), model.declare(cfg))
+
+
+def assert_same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize('name', list(CONFIGS))
+def test_load_inverts_save(name, tokenizer, tmp_path):
+  cfg = CONFIGS[name]
+  params = random_params(cfg)
+  hf_io.save_hf(tmp_path, params, cfg, tokenizer)
+  loaded, loaded_cfg, loaded_tokenizer = hf_io.load_hf(tmp_path)
+  assert loaded_cfg == cfg
+  assert_same(loaded, params)
+  assert loaded_tokenizer.encode('lactate 3') == tokenizer.encode('lactate 3')
+
+
+def test_shards_and_bfloat16(tokenizer, tmp_path):
+  params = jax.tree.map(lambda a: a.astype(ml_dtypes.bfloat16), random_params(ref.CFG))
+  hf_io.save_hf(tmp_path, params, ref.CFG, tokenizer)
+  tensors = safetensors_numpy.load_file(tmp_path / hf_io.WEIGHTS)
+  (tmp_path / hf_io.WEIGHTS).unlink()
+  names = sorted(tensors)
+  shards = {'a.safetensors': names[::2], 'b.safetensors': names[1::2]}
+  for file, keys in shards.items():
+    safetensors_numpy.save_file({k: tensors[k] for k in keys}, tmp_path / file)
+  index = {'weight_map': {k: file for file, keys in shards.items() for k in keys}}
+  (tmp_path / hf_io.INDEX).write_text(json.dumps(index))
+  loaded, *_ = hf_io.load_hf(tmp_path)
+  assert loaded['embed'].dtype == np.float32
+  assert_same(loaded, jax.tree.map(lambda a: a.astype(np.float32), params))
+  (tmp_path / 'b.safetensors').unlink()
+  with pytest.raises(EagrlError, match=r'b\.safetensors'):
+    hf_io.load_hf(tmp_path)
+
+
+def edit(file, **changes):
+  file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def drop_weight(folder):
+  tensors = safetensors_numpy.load_file(folder / hf_io.WEIGHTS)
+  del tensors['model.layers.1.mlp.up_proj.weight']
+  safetensors_numpy.save_file(tensors, folder / hf_io.WEIGHTS)
+
+
+def add_weight(folder):
+  tensors = safetensors_numpy.load_file(folder / hf_io.WEIGHTS)
+  safetensors_numpy.save_file(tensors | {'model.extra': np.zeros(3, np.float32)}, folder / hf_io.WEIGHTS)
+
+
+BROKEN = {
+    'gpt2': (lambda d: edit(d / 'config.json', model_type='gpt2'), 'model_type'),
+    'no rms_norm_eps': (lambda d: edit(d / 'config.json', rms_norm_eps=None) or remove_key(d, 'rms_norm_eps'),
+                        'rms_norm_eps'),
+    'gelu': (lambda d: edit(d / 'config.json', hidden_act='gelu'), 'hidden_act'),
+    'yarn': (lambda d: edit(d / 'config.json', rope_parameters={'rope_type': 'yarn'}), 'yarn'),
+    'window': (lambda d: edit(d / 'config.json', model_type='mistral', sliding_window=8), 'sliding_window'),
+    'bias': (lambda d: edit(d / 'config.json', attention_bias=True), 'attention_bias'),
+    'width': (lambda d: edit(d / 'config.json', intermediate_size=41), 'mlp.*shape'),
+    'untied': (lambda d: edit(d / 'config.json', tie_word_embeddings=False), 'lm_head'),
+    'no config': (lambda d: (d / 'config.json').unlink(), 'config.json'),
+    'bad config': (lambda d: (d / 'config.json').write_text('{'), 'config.json'),
+    'no weights': (lambda d: (d / hf_io.WEIGHTS).unlink(), 'safetensors'),
+    'cut weights': (lambda d: (d / hf_io.WEIGHTS).write_bytes((d / hf_io.WEIGHTS).read_bytes()[:500]), 'safetensors'),
+    'weight missing': (drop_weight, r'layers\.1\.mlp\.up_proj'),
+    'weight unknown': (add_weight, r'model\.extra'),
+    'no tokenizer': (lambda d: (d / 'tokenizer.json').unlink(), 'tokenizer'),
+}
+
+
+def remove_key(folder, key):
+  config = json.loads((folder / 'config.json').read_text())
+  del config[key]
+  (folder / 'config.json').write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize('case', list(BROKEN))
+def test_a_broken_checkpoint_is_named_in_one_line(case, tokenizer, tmp_path):
+  hf_io.save_hf(tmp_path, random_params(ref.CFG), ref.CFG, tokenizer)
+  damage, message = BROKEN[case]
+  damage(tmp_path)
+  with pytest.raises(EagrlError, match=message) as error:
+    hf_io.load_hf(tmp_path)
+  assert '\n' not in str(error.value)
+
+
+def test_a_path_that_is_no_directory_never_reaches_the_hub(tmp_path):
+  with pytest.raises(EagrlError, match='is not a directory'):
+    hf_io.load_hf(tmp_path / 'absent')
+
+
+VOCAB = [*bpe.byte_characters(), 'ab', 'Ġa', '<|im_end|>']
+
+
+def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=None):
+  """Writes a file as llama.cpp's converter does, its q/k permutation included."""
+  w = gguf.GGUFWriter(path, arch)
+  w.add_block_count(cfg.n_layers)
+  w.add_embedding_length(cfg.d_model)
+  w.add_feed_forward_length(cfg.d_ff)
+  w.add_head_count(cfg.n_heads)
+  w.add_head_count_kv(cfg.n_kv_heads)
+  w.add_key_length(cfg.head_dim)
+  w.add_rope_freq_base(cfg.rope_theta)
+  w.add_layer_norm_rms_eps(cfg.norm_eps)
+  w.add_tokenizer_model('gpt2')
+  w.add_tokenizer_pre(pre)
+  w.add_token_list(VOCAB)
+  w.add_token_types([1] * (len(VOCAB) - 1) + [3])
+  w.add_token_merges(['a b', 'Ġ a'])
+  w.add_eos_token_id(len(VOCAB) - 1)
+  w.add_chat_template('{{ messages[0].content }}<|im_end|>')
+
+  def permute(matrix, heads):  # the pair (i, i + H/2) of half-split rows becomes neighbours
+    out = np.empty_like(matrix)
+    size = len(matrix) // heads
+    for head in range(heads):
+      for i in range(size // 2):
+        out[head * size + 2 * i] = matrix[head * size + i]
+        out[head * size + 2 * i + 1] = matrix[head * size + i + size // 2]
+    return out
+
+  def put(name, value):
+    if name not in drop:
+      w.add_tensor(name, np.ascontiguousarray(value))
+
+  put('token_embd.weight', params['embed'])
+  put('output_norm.weight', params['final_norm'])
+  if not cfg.tie_embeddings:
+    put('output.weight', params['lm_head'].T)
+  for i in range(cfg.n_layers):
+    for name, suffix in gguf_io.LAYER.items():
+      if name not in params['layers']:
+        continue
+      x = params['layers'][name][i]
+      if name == 'wo':
+        x = x.reshape(-1, cfg.d_model).T
+      elif name[0] == 'w':
+        x = x.reshape(x.shape[0], -1).T
+      elif name[0] == 'b':
+        x = x.reshape(-1)
+      if arch == 'llama' and name in ('wq', 'wk'):
+        x = permute(x, cfg.n_heads if name == 'wq' else cfg.n_kv_heads)
+      put(f'blk.{i}.{suffix}', x)
+  for name, value in (extra or {}).items():
+    put(name, value)
+  w.write_header_to_file()
+  w.write_kv_data_to_file()
+  w.write_tensors_to_file()
+  w.close()
+
+
+@pytest.mark.parametrize(('name', 'arch', 'pre'), [('llama', 'llama', 'smollm'), ('llama3', 'llama', 'llama-bpe'),
+                                                   ('qwen2', 'qwen2', 'qwen2'), ('qwen3', 'qwen3', 'qwen2')])
+def test_gguf_gives_back_the_weights(name, arch, pre, tmp_path):
+  cfg = CONFIGS[name]
+  params = random_params(cfg)
+  extra = None
+  if cfg.rope_scaling:
+    bare = dataclasses.replace(cfg, rope_scaling=None)
+    extra = {gguf_io.ROPE_FACTORS: gguf_io.rope.frequencies(bare) / gguf_io.rope.frequencies(cfg)}
+  write_gguf(tmp_path / 'm.gguf', cfg, params, arch, pre, extra=extra)
+  loaded, loaded_cfg, tokenizer = gguf_io.load_gguf(tmp_path / 'm.gguf')
+  assert dataclasses.replace(loaded_cfg, norm_eps=cfg.norm_eps) == cfg
+  assert_same(loaded, params)
+  assert [tokenizer.piece(i) for i in tokenizer.encode('ab a1µ<|im_end|>')] == ['ab', ' a', '1', '\ufffd', '\ufffd',
+                                                                                 '<|im_end|>']
+  assert tokenizer.decode(tokenizer.encode('ab a1µ')) == 'ab a1µ'
+  assert tokenizer.apply_chat('x') == 'x<|im_end|>' and tokenizer.piece(tokenizer.eos_id) == '<|im_end|>'
+
+
+def test_quantised_gguf_weights_are_dequantised(tmp_path):
+  cfg = dataclasses.replace(ref.CFG, d_model=32, d_ff=64)
+  params = random_params(cfg)
+  path = tmp_path / 'm.gguf'
+  w = gguf.quants.quantize(params['embed'], gguf.GGMLQuantizationType.Q8_0)
+  want = gguf.quants.dequantize(w, gguf.GGMLQuantizationType.Q8_0)
+  original = gguf.GGUFWriter.add_tensor
+
+  def quantised(self, name, value):
+    if name == 'token_embd.weight':
+      return original(self, name, w, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    return original(self, name, value)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(gguf.GGUFWriter, 'add_tensor', quantised)
+    write_gguf(path, cfg, params)
+  loaded, *_ = gguf_io.load_gguf(path)
+  np.testing.assert_array_equal(loaded['embed'], want)
+  assert 0 < np.abs(want - params['embed']).max() < 0.05
+
+
+def test_broken_gguf_files_are_named(tmp_path):
+  path, params = tmp_path / 'm.gguf', random_params(ref.CFG)
+  with pytest.raises(EagrlError, match='is not a file'):
+    gguf_io.load_gguf(path)
+  write_gguf(path, ref.CFG, params, arch='gpt2')
+  with pytest.raises(EagrlError, match=r"general\.architecture='gpt2'"):
+    gguf_io.load_gguf(path)
+  write_gguf(path, ref.CFG, params, pre='unknown')
+  with pytest.raises(EagrlError, match=r"tokenizer\.ggml\.pre='unknown'"):
+    gguf_io.load_gguf(path)
+  write_gguf(path, ref.CFG, params, drop=('blk.1.ffn_up.weight',))
+  with pytest.raises(EagrlError, match=r'blk\.1\.ffn_up\.weight'):
+    gguf_io.load_gguf(path)
+  write_gguf(path, ref.CFG, params, extra={'blk.0.ffn_gate_inp.weight': np.zeros((2, 2), np.float32)})
+  with pytest.raises(EagrlError, match='ffn_gate_inp'):
+    gguf_io.load_gguf(path)
+  write_gguf(path, ref.CFG, params)
+  whole = path.read_bytes()
+  for cut in (b'', b'junk' * 10, whole[:40], whole[:3000], whole[:-2000]):
+    path.write_bytes(cut)
+    with pytest.raises(EagrlError, match='not a readable GGUF'):
+      gguf_io.load_gguf(path)

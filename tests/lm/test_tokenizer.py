@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
+from eagrl_jax.types import EagrlError
+
+NAMES = ('lactate', 'urine output', '(%)lymphocyte', 'pH', 'GCS', 'GCS total')
+TEXT = ('<Subquestion 1> Is the lactate out of range? </Subquestion 1>\n<Answer 12> The last value is 3.85, falling. '
+        '</Answer 12>\n<Important Features> urine output, (%)lymphocyte </Important Features>\n')
+WILD = ['naïve 🫀 x²  \t\n\n µmol/L — 漢字', 'pHagocyte; lactates', '<|end|> < b > <B', '٣ ½ \r\n\u00a0\u200d', '', ' ',
+        TEXT]
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return train_tokenizer([TEXT], NAMES, 2000)
+
+
+def pieces(tokenizer, text):
+  return [tokenizer.piece(i) for i in tokenizer.encode(text)]
+
+
+@pytest.mark.parametrize('text', WILD)
+def test_decode_inverts_encode(tokenizer, text):
+  assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_digits_tags_and_names_are_single_tokens(tokenizer):
+  text = ['GCS total', ' 1', '3', '.', '8', '5', ',', ' urine output']
+  assert pieces(tokenizer, ''.join(text)) == text
+  for name in NAMES:
+    assert pieces(tokenizer, name) == [name] and pieces(tokenizer, ' ' + name) == [' ' + name]
+  assert pieces(tokenizer, '<Answer 12>\n') == ['<Answer 12>', '\n']
+  assert pieces(tokenizer, 'falling. </Answer 12>')[-1].lstrip() == '</Answer 12>'
+
+
+def test_a_name_inside_a_longer_word_is_not_cut_out(tokenizer):
+  whole = {'pH', ' pH'}
+  assert not whole & set(train_tokenizer(['pHagocyte'] * 9, ['pH'], 400)._fast.encode('a pHagocyte').tokens)
+  assert ' pH' in pieces(tokenizer, 'the pH is')
+
+
+def test_offsets_give_back_the_pieces(tokenizer):
+  text = TEXT + 'µ 🫀 naïve'
+  ids, offsets = tokenizer.encode_with_offsets(text)
+  assert ids == tokenizer.encode(text)
+  exact = [(tokenizer.piece(i), text[a:b]) for i, (a, b) in zip(ids, offsets) if '\ufffd' not in tokenizer.piece(i)]
+  assert len(exact) > 30 and all(piece == span for piece, span in exact)
+  assert offsets[0][0] == 0 and offsets[-1][1] == len(text)
+
+
+def test_save_and_load_give_the_same_tokenizer(tokenizer, tmp_path):
+  tokenizer.save(tmp_path)
+  again = Tokenizer.load(tmp_path)
+  assert [again.encode(t) for t in WILD] == [tokenizer.encode(t) for t in WILD]
+  assert (again.eos_id, again.pad_id, again.vocab_size) == (tokenizer.eos_id, tokenizer.pad_id, tokenizer.vocab_size)
+  assert again.eos_id != again.pad_id and again.piece(again.eos_id) == '<|end|>'
+
+
+def test_transformers_reads_what_we_save(tokenizer, tmp_path):
+  transformers = pytest.importorskip('transformers')
+  tokenizer.save(tmp_path)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+  assert theirs(TEXT, add_special_tokens=False)['input_ids'] == tokenizer.encode(TEXT)
+  assert theirs.eos_token_id == tokenizer.eos_id
+
+
+def test_chat_template(tokenizer, tmp_path):
+  assert tokenizer.apply_chat('hello') == 'hello'
+  tokenizer.save(tmp_path)
+  file = tmp_path / 'tokenizer_config.json'
+  template = ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{{ eos_token }}{% endfor %}"
+              '{% if add_generation_prompt %}[a]{% endif %}')
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'chat_template': template}))
+  assert Tokenizer.load(tmp_path).apply_chat('hello') == '[user]hello<|end|>[a]'
+
+
+@pytest.mark.parametrize('template', ["{{ raise_exception('no') }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"])
+def test_a_template_cannot_leave_its_sandbox(tokenizer, tmp_path, template):
+  tokenizer.save(tmp_path)
+  (tmp_path / 'chat_template.jinja').write_text(template)
+  with pytest.raises(EagrlError, match='chat_template'):
+    Tokenizer.load(tmp_path).apply_chat('hello')
+
+
+def test_bad_tokenizers_are_named(tokenizer, tmp_path):
+  with pytest.raises(EagrlError, match='vocab_size=100'):
+    train_tokenizer([TEXT], NAMES, 100)
+  with pytest.raises(EagrlError, match='tokenizer'):
+    Tokenizer.load(tmp_path)
+  tokenizer.save(tmp_path)
+  (tmp_path / 'tokenizer_config.json').write_text('{}')
+  with pytest.raises(EagrlError, match='eos_token'):
+    Tokenizer.load(tmp_path)
+  (tmp_path / 'tokenizer.json').write_text('{"model": 3}')
+  with pytest.raises(EagrlError, match=r'tokenizer\.json'):
+    Tokenizer.load(tmp_path)

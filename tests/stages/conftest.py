@@ -1,0 +1,42 @@
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def micro(variant: str = '', target: str = 'evaluate'):
+  """The default experiment, shrunk until every stage takes seconds."""
+  sys.path.insert(0, str(ROOT))
+  try:
+    from configs import base
+  finally:
+    sys.path.remove(str(ROOT))
+  c = base.get_config(variant)
+  c.target = target
+  c.data.update(n=96, test=24)
+  c.prompt.bucket = 128
+  c.expert.update(members=2, hidden=8, ffn=8, epochs=2, batch=16)
+  c.lm.update(d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=32, vocab_size=700)
+  c.base.update(steps=4, batch=4, answers=2, micro_batch=4, checkpoint_every=2)
+  c.search.update(patients=8, trees=4, rollouts=2, candidates=2, max_depth=1, question_tokens=6, answer_tokens=8,
+                  min_reward=-9.0, min_jaccard=0.0)
+  c.sft.update(epochs=1, batch=4, micro_batch=4, checkpoint_every=1)
+  c.rl.update(steps=2, prompts=4, group=2, micro_batch=2, max_new=48, checkpoint_every=1)
+  c.evaluate.update(batch=16, max_new=48, bootstrap=20, cases=1)
+  return c
+
+
+@pytest.fixture(scope='session')
+def micro_config():
+  return micro
+
+
+@pytest.fixture(scope='session')
+def finished(tmp_path_factory):
+  """The folder of a whole run."""
+  from eagrl_jax.stages import pipeline
+  workdir = tmp_path_factory.mktemp('run') / 'w'
+  pipeline.run(micro(), workdir)
+  return workdir

@@ -1,0 +1,89 @@
+"""The whole pipeline at the smallest size: artefacts, skipping, redoing, resuming."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from eagrl_jax.mesh import make_mesh
+from eagrl_jax.stages import pipeline, policy
+from eagrl_jax.train.checkpoint import Checkpoints
+from eagrl_jax.types import EagrlError
+
+
+def test_a_run_leaves_the_promised_folder(finished):
+  metrics = json.loads((finished / 'evaluate/metrics.json').read_text())
+  assert set(metrics['arms']) == {'base', 'sft', 'rl', 'expert', 'oracle'} and metrics['n_test'] == 24
+  for arm in metrics['arms'].values():
+    assert len(arm['auroc']['ci95']) == 2
+  predictions = pq.read_table(finished / 'evaluate/predictions.parquet').to_pydict()
+  assert len(predictions['arm']) == 5 * 24 and set(predictions['split']) == {'held_out'}
+  assert '<html' in (finished / 'report.html').read_text()
+  for stage in pipeline.NAMES:
+    assert json.loads((finished / stage / 'done.json').read_text())['hash']
+  for stage, steps in (('base', 4), ('rl', 2)):
+    rows = [json.loads(line) for line in (finished / stage / 'metrics.jsonl').read_text().splitlines()]
+    assert [r['step'] for r in rows] == list(range(steps))
+
+
+def test_first_update_sees_the_samplers_log_probabilities(finished):
+  rows = [json.loads(line) for line in (finished / 'rl/metrics.jsonl').read_text().splitlines()]
+  assert max(r['sampler_gap_max'] for r in rows) < 1e-3
+
+
+def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(finished, micro_config):
+  before = {s: (finished / s / 'done.json').stat().st_mtime_ns for s in pipeline.NAMES}
+  config = micro_config()
+  pipeline.run(config, finished)
+  assert before == {s: (finished / s / 'done.json').stat().st_mtime_ns for s in pipeline.NAMES}
+  config.evaluate.bootstrap = 30
+  pipeline.run(config, finished)
+  after = {s: (finished / s / 'done.json').stat().st_mtime_ns for s in pipeline.NAMES}
+  assert [s for s in pipeline.NAMES if before[s] != after[s]] == ['evaluate']
+  assert len(list((finished / 'superseded').iterdir())) == 1  # the old evaluation is kept
+
+
+def test_hashes_follow_config_and_inputs(micro_config):
+  base, changed = micro_config(), micro_config()
+  changed.expert.epochs += 1
+  a, b = pipeline.stage_hashes(base), pipeline.stage_hashes(changed)
+  assert [s for s in pipeline.NAMES if a[s] != b[s]] == ['expert', 'search', 'sft', 'rl', 'evaluate']
+
+
+class Killed(Exception):
+  pass
+
+
+@pytest.mark.parametrize('stage', ['base', 'sft', 'rl'])
+def test_resuming_gives_the_same_policy(stage, finished, micro_config, tmp_path, monkeypatch):
+  """Interrupted after its first checkpoint and run again == never interrupted, bit for bit."""
+  config = micro_config(target=stage)
+  workdir = tmp_path / 'w'
+  for done in pipeline.NAMES[:pipeline.NAMES.index(stage)]:
+    shutil.copytree(finished / done, workdir / done)
+  save = Checkpoints.save
+
+  def save_and_die(self, *args):
+    save(self, *args)
+    raise Killed
+
+  with monkeypatch.context() as m:
+    m.setattr(Checkpoints, 'save', save_and_die)
+    with pytest.raises(Killed):
+      pipeline.run(config, workdir)
+  assert not (workdir / stage / 'done.json').exists()
+  pipeline.run(config, workdir)
+  mesh = make_mesh()
+  one, two = (policy.load(w / stage, mesh).params for w in (finished, workdir))
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)))
+  assert (finished / stage / 'metrics.jsonl').read_text() == (workdir / stage / 'metrics.jsonl').read_text()
+
+
+def test_an_unknown_stage_is_refused(micro_config):
+  config = micro_config()
+  config.target = 'rll'
+  with pytest.raises(EagrlError, match='target'):
+    pipeline.selected(config)

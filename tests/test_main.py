@@ -1,0 +1,60 @@
+"""The command line, in a process of its own: mistakes are one line and exit 1, before any compile."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def call(*flags, cwd=ROOT, path=ROOT):
+  env = {**os.environ, 'PYTHONPATH': str(path), 'JAX_PLATFORMS': 'cpu'}
+  return subprocess.run([sys.executable, '-m', 'eagrl_jax.main', *flags], cwd=cwd, env=env, capture_output=True,
+                        text=True, check=False)
+
+
+@pytest.mark.parametrize(('flags', 'words'), [
+    (['--config.rl.learning_rat=1e-6'], ['learning_rat', 'learning_rate']),
+    (['--config.rl.group=1'], ['rl.group', '--config.rl.group=2']),
+    (['--config.mesh.tensor=3'], ['mesh', 'tensor=3']),
+    (['--config.data.source=tjh', '--config.data.path=absent.xlsx'], ['data.path', 'absent.xlsx']),
+    (['--config.lm.checkpoint=absent.gguf'], ['lm.checkpoint', 'absent.gguf']),
+    (['--config.rl.micro_batch=7'], ['rl.micro_batch=7']),
+    (['--config.expert.salience=magic'], ['expert.salience', 'occlusion']),
+])
+def test_a_mistake_is_one_line(flags, words, tmp_path):
+  result = call('--config=configs/rl.py', f'--workdir={tmp_path / "w"}', *flags)
+  lines = result.stderr.strip().splitlines()
+  assert result.returncode == 1 and len(lines) == 1, result.stderr
+  assert all(w in lines[0] for w in words), lines[0]
+  assert not (tmp_path / 'w').exists()
+
+
+def test_an_unknown_variant_names_the_known_ones(tmp_path):
+  result = call('--config=configs/rl.py:tjhh', f'--workdir={tmp_path / "w"}')
+  assert result.returncode == 1 and 'physionet2012' in result.stderr and 'Traceback' not in result.stderr
+
+
+def test_dry_run_touches_nothing(tmp_path):
+  result = call('--config=configs/rl.py', f'--workdir={tmp_path / "w"}', '--dry_run', '--config.rl.steps=7')
+  assert result.returncode == 0, result.stderr
+  assert '"steps": 7' in result.stdout and 'prepare' in result.stdout and 'MiB' in result.stdout
+  assert not (tmp_path / 'w').exists()
+
+
+def test_the_wheel_works_outside_the_checkout(tmp_path):
+  subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', str(tmp_path), str(ROOT)],
+                 check=True, capture_output=True)
+  (wheel,) = tmp_path.glob('*.whl')
+  with zipfile.ZipFile(wheel) as z:
+    z.extractall(tmp_path / 'site')
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  result = call('--config=configs/rl.py:tjh', '--config.data.source=synthetic', '--dry_run', cwd=elsewhere,
+                path=tmp_path / 'site')
+  assert result.returncode == 0, result.stderr
+  assert list(elsewhere.iterdir()) == []

@@ -8,6 +8,7 @@ ARGS ?=
 
 .PHONY: run test lint bench clean
 run: .venv/ready
+	MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
 	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir=$(WORKDIR) $(ARGS)
 
 test: .venv/ready

@@ -21,8 +21,8 @@ def get_config(variant: str = '') -> ConfigDict:
       prevalence=0.35,  # synthetic
       informative=0.5,  # synthetic: how much sampling depends on severity, 0 = not at all
       site='mimic',  # synthetic: mimic | eicu
-      bin_hours=16.0,  # width of a visit
-      max_visits=3,  # older ones fold into the first
+      bin_hours=24.0,  # width of a visit
+      max_visits=2,  # older ones fold into the first
       window_hours=48.0,  # only data before this; 0 = the whole record
       aggregate='mean',  # mean | last, within a visit
       test=600,  # patients (or a fraction below 1)
@@ -33,7 +33,7 @@ def get_config(variant: str = '') -> ConfigDict:
       columns=ConfigDict(dict(patient='patient', time='time', feature='feature', value='value', unit='unit',
                               outcome_patient='patient', label='label', age='age', sex='sex')),
   ))
-  config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=64, shuffle_features=True))
+  config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=32, shuffle_features=True))
   config.expert = ConfigDict(dict(
       members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',
       use_mask_channel=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=40, patience=20,

@@ -2,8 +2,9 @@
 
 Two styles. `full` follows the paper: a role line, the format of the answer, one line a
 feature with unit and reference range, one value a visit and `NaN` where none was taken.
-`compact` is for small policies with short contexts: observed values only, each followed
-by its laboratory flag (H, HH, L, LL) in place of unit and range.
+`compact` is for small policies with short contexts: the laboratory flag of the last value
+(HH, H, ok, L, LL) in place of unit and range, then the observed values, oldest first. The
+flag stands right behind the name, where a small decoder finds it by one look-up.
 
 Times are relative, never calendar dates. Features keep the table's clinical order unless
 the caller gives another; an order by the expert's salience would leak the reward's target.
@@ -109,13 +110,9 @@ def _line(spec: FeatureSpec, series: np.ndarray, style: str, keep: int) -> str:
   # In: series [T] with NaN where not measured.  Out: at most `keep` of its latest entries.
   if style == 'compact':
     seen = series[~np.isnan(series)][-keep:]
-    return f'{spec.name}:' + ''.join(f' {write_value(spec, v)}{_spaced(flag(spec, v))}' for v in seen) + '\n'
+    return f'{spec.name} {flag(spec, seen[-1]) or "ok"} {" ".join(write_value(spec, v) for v in seen)}\n'
   shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v) for v in series[-keep:])
   return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
-
-
-def _spaced(text: str) -> str:
-  return f' {text}' if text else ''
 
 
 def _fit(series: dict[int, np.ndarray], features: FeatureTable, config: PromptConfig):

@@ -19,10 +19,6 @@ def final_question(task: str) -> str:
   return f'Now we can answer the question: {TASKS[task][0]}'
 
 
-def _position(spec: FeatureSpec, value: float) -> str:
-  return {'': 'in range', 'H': 'high', 'HH': 'very high', 'L': 'low', 'LL': 'very low'}[flag(spec, value)]
-
-
 def _trend(spec: FeatureSpec, seen: np.ndarray) -> str:
   if len(seen) < 2:
     return 'measured once'
@@ -34,8 +30,13 @@ def _trend(spec: FeatureSpec, seen: np.ndarray) -> str:
   return 'rising' if last > first else 'falling'
 
 
+def _mark(spec: FeatureSpec, seen: np.ndarray) -> str:
+  return f'{spec.name} {flag(spec, float(seen[-1])) or "ok"}'
+
+
 def _describe(spec: FeatureSpec, seen: np.ndarray) -> str:
-  return f'{write_value(spec, float(seen[-1]))}, {_position(spec, float(seen[-1]))}, {_trend(spec, seen)}'
+  # The answer begins like a compact line: a small decoder learns to copy long before it learns to rephrase.
+  return f'{_mark(spec, seen)} {write_value(spec, float(seen[-1]))}, {_trend(spec, seen)}'
 
 
 def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int], task: str, top_k: int, max_steps: int,
@@ -63,6 +64,13 @@ def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int],
   return text + (f'<Final subquestion> {final_question(task)} </Final subquestion>\n'
                  f'<Important Features> {", ".join(features[int(f)].name for f in named)} </Important Features>\n'
                  f'<Final answer> {probability:.2f} </Final answer>')
+
+
+def write_findings(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:
+  """A reading drill: how many features are out of range, then the flag of every feature, in random order."""
+  marks = [_mark(features[f], values[~np.isnan(values[:, f]), f]) for f in rng.permutation(visible)]
+  outside = sum(not m.endswith(' ok') for m in marks)
+  return f'<Findings> {outside} out of range: {", ".join(marks)} </Findings>'
 
 
 def write_usefulness(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:

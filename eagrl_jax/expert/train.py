@@ -111,15 +111,15 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(cfg.members))
   state = _init(keys, cfg, jax.tree.map(lambda x: x[:1], train))
   split = mesh is not None and cfg.members % (mesh.shape['data'] * mesh.shape['fsdp']) == 0
-  state = jax.device_put(state, sharding(mesh, ('ensemble',)) if split else jax.devices()[0])
+  place = sharding(mesh, ('ensemble',)) if split else jax.devices()[0]
   rows = valid.label.shape[0]
   real = np.arange(-(-rows // cfg.chunk) * cfg.chunk) < rows
-  # The state is committed to its device before the first call: its sharding is then the same in every epoch.
   train, valid, real = jax.device_put((train, ensemble.pad_rows(valid, len(real)), real))
 
   history = []
   for epoch in range(1, cfg.epochs + 1):
-    state, metrics = _epoch(state, cfg, train, valid, real)
+    # Moves nothing: it names the placement in the same words at every call, otherwise the second one compiles again.
+    state, metrics = _epoch(jax.device_put(state, place), cfg, train, valid, real)
     history.append(jax.device_get(metrics))
     if progress is not None:
       progress(epoch, history[-1])

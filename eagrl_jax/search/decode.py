@@ -74,6 +74,20 @@ class Step:
   confidence: Array  # [B, C] float32, exp(mean log p) of the answer's free tokens at temperature 1
 
 
+class _Decoding(struct.PyTreeNode):
+  """Loop state: R = B * C rows after `t` tokens."""
+
+  t: Array  # []
+  state: State
+  own: KV  # [L, B, C, S + U, K, H], the usefulness question's slots last
+  hidden: Array  # [B, C, D]
+  tokens: Array  # [R, S]
+  length: Array  # [R]
+  asked: Array  # [R], tokens of the sub-question and its tags
+  logp: Array  # [R], sum over the answer's free tokens
+  counted: Array  # [R], number of those
+
+
 def choose(params: Params, cfg: LMConfig, grammar: Grammar, config: StepConfig, state: State, hidden: Array,
            u: Array) -> tuple[Array, Array]:
   """One allowed token a row and its log-probability without the grammar at temperature 1, both `[R]`.
@@ -118,46 +132,45 @@ def decode_step(params: Params, cfg: LMConfig, grammar: Grammar, config: StepCon
   position = context.position[:, None, None]
 
   def unfinished(carry):
-    return (carry['t'] < slots) & jnp.any(carry['state'].at != g.DONE)
+    return (carry.t < slots) & jnp.any(carry.state.at != g.DONE)
 
   def advance(carry):
-    t, state = carry['t'], carry['state']
+    t, state = carry.t, carry.state
     live = state.at != g.DONE
     segment = jnp.asarray(grammar.segment)[state.at]
     is_text = jnp.asarray(grammar.kind)[state.at] != g.EDGE
     closing = jnp.asarray(grammar.space)[state.at]
-    sampled, logp = choose(params, cfg, grammar, config, state, rows(carry['hidden']), u[:, t])
+    sampled, logp = choose(params, cfg, grammar, config, state, rows(carry.hidden), u[:, t])
     state, token = g.step(grammar, state, sampled)
     token = jnp.where(live, token, 0)
     hidden, own = extend(
-        params, cfg, token.reshape(b, c, 1), jnp.broadcast_to(position + t, (b, c, 1)), context.shared, carry['own'],
+        params, cfg, token.reshape(b, c, 1), jnp.broadcast_to(position + t, (b, c, 1)), context.shared, carry.own,
         (own_slots <= t)[None, None, None, :], t)
     # The space that may open the closing tag is no word of the answer.
     counted = live & is_text & (segment == g.ANSWER) & ~jnp.asarray(grammar.stop)[sampled] & (sampled != closing)
-    return {
-        't': t + 1, 'state': state, 'own': own, 'tokens': carry['tokens'].at[:, t].set(token),
-        'hidden': jnp.where(live.reshape(b, c, 1), hidden[:, :, 0], carry['hidden']),
-        'length': carry['length'] + live, 'asked': carry['asked'] + (live & (segment == g.QUESTION)),
-        'logp': carry['logp'] + jnp.where(counted, logp, 0), 'counted': carry['counted'] + counted}
+    return _Decoding(
+        t=t + 1, state=state, own=own, tokens=carry.tokens.at[:, t].set(token),
+        hidden=jnp.where(live.reshape(b, c, 1), hidden[:, :, 0], carry.hidden), length=carry.length + live,
+        asked=carry.asked + (live & (segment == g.QUESTION)), logp=carry.logp + jnp.where(counted, logp, 0),
+        counted=carry.counted + counted)
 
   state = g.start(grammar, jnp.repeat(depth, c))
-  state = state.replace(at=jnp.where(rows(alive), state.at, g.DONE))
   none = jnp.zeros(b * c, jnp.int32)
-  out = lax.while_loop(unfinished, advance, {
-      't': jnp.int32(0), 'state': state, 'own': cache.empty(cfg, b, c, slots + asked),
-      'tokens': jnp.zeros((b * c, slots), jnp.int32),
-      'hidden': jnp.broadcast_to(context.hidden[:, None], (b, c, context.hidden.shape[-1])),
-      'length': none, 'asked': none, 'logp': jnp.zeros(b * c), 'counted': none})
+  out = lax.while_loop(unfinished, advance, _Decoding(
+      t=jnp.int32(0), state=state.replace(at=jnp.where(rows(alive), state.at, g.DONE)),
+      own=cache.empty(cfg, b, c, slots + asked), tokens=jnp.zeros((b * c, slots), jnp.int32),
+      hidden=jnp.broadcast_to(context.hidden[:, None], (b, c, context.hidden.shape[-1])), length=none, asked=none,
+      logp=jnp.zeros(b * c), counted=none))
 
   def siblings(x):
     return x.reshape(b, c, *x.shape[1:])
 
-  useful = _score_usefulness(params, cfg, grammar, context, out['own'], siblings(out['asked']))
   return Step(
-      kv=jax.tree.map(lambda x: x[:, :, :, :grammar.inner_tokens], out['own']), hidden=out['hidden'],
-      tokens=siblings(out['tokens']), length=siblings(out['length']), named=siblings(out['state'].names),
-      prob=siblings(out['state'].prob), useful=useful,
-      confidence=siblings(jnp.exp(out['logp'] / jnp.maximum(out['counted'], 1))))
+      kv=jax.tree.map(lambda x: x[:, :, :, :grammar.inner_tokens], out.own), hidden=out.hidden,
+      tokens=siblings(out.tokens), length=siblings(out.length), named=siblings(out.state.names),
+      prob=siblings(out.state.prob),
+      useful=_score_usefulness(params, cfg, grammar, context, out.own, siblings(out.asked)),
+      confidence=siblings(jnp.exp(out.logp / jnp.maximum(out.counted, 1))))
 
 
 def _score_usefulness(params: Params, cfg: LMConfig, grammar: Grammar, context: Context, own: KV,

@@ -18,7 +18,6 @@ from absl import logging
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
 from eagrl_jax.ehr import warmup
-from eagrl_jax.ehr.prompt import Prompt
 from eagrl_jax.lm import model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.tokenizer import train_tokenizer
@@ -70,15 +69,13 @@ def corpus(context: Context, data: data_lib.Data) -> Iterator[str]:
     prompt = encoder.prompt(int(row))
     if not prompt.spans:
       raise EagrlError('prompt.max_characters leaves no feature line; raise it')
-    yield prompt.text + written(encoder, int(row), prompt, np.random.default_rng((c.seed, int(row))))
-
-
-def written(encoder: Encoder, row: int, prompt: Prompt, generator: np.random.Generator) -> str:
-  """One rule-written answer to a patient's prompt."""
-  values = encoder.visits.values[row][encoder.visits.valid[row]]
-  visible = [f for f, _, _ in prompt.spans]
-  return warmup.write_answer(encoder.cohort.features, values, visible, encoder.cohort.task, encoder.config.top_k,
-                             encoder.config.max_depth, generator)
+    values, visible = data.visits.values[row][data.visits.valid[row]], [f for f, _, _ in prompt.spans]
+    generator = np.random.default_rng((c.seed, int(row)))
+    answer = warmup.write_answer(data.cohort.features, values, visible, data.cohort.task, c.reward.top_k,
+                                 c.search.max_depth, generator)
+    drills = [write(data.cohort.features, values, visible, generator)
+              for write in (warmup.write_findings, warmup.write_usefulness)]
+    yield '\n'.join([prompt.text, answer, *drills])
 
 
 def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) -> Iterator[SupervisedBatch]:
@@ -95,9 +92,10 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
       values = encoder.visits.values[row][encoder.visits.valid[row]]
       visible = [int(f) for f in np.unique(shown) if f >= 0]
       group = [warmup.write_answer(features, values, visible, encoder.cohort.task, encoder.config.top_k,
-                                   encoder.config.max_depth, generator) for _ in range(c.answers - 1)]
+                                   encoder.config.max_depth, generator) for _ in range(c.answers)]
+      drills = [write(features, values, visible, generator) for write in (warmup.write_findings, warmup.write_usefulness)]
       ids.append([[*tokenizer.encode(text), tokenizer.eos_id] for text in group]
-                 + [tokenizer.encode(warmup.write_usefulness(features, values, visible, generator))])
+                 + [tokenizer.encode(text) for text in drills])
     tokens, valid = pad_answers(ids, tokenizer.pad_id)
     yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, valid.astype(np.float32)))
     step += 1

@@ -37,9 +37,9 @@ def test_full_style_lists_every_visit_and_names_levels():
   assert '0, 1, 2.5 days' in text and 'Age: 64 years' in text
 
 
-def test_compact_style_shows_observed_values_with_flags():
+def test_compact_style_shows_the_last_flag_and_observed_values():
   text = show('compact').text
-  assert 'lactate: 1.0 4.5 HH\n' in text and 'sodium: 140 150 HH 149 H\n' in text
+  assert 'lactate HH 1.0 4.5\n' in text and 'sodium H 140 150 149\n' in text
 
 
 @pytest.mark.parametrize('style', ['full', 'compact'])

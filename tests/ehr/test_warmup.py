@@ -17,7 +17,7 @@ def answers(values, n=400, top_k=2, max_steps=3):
 
 def test_statements_are_true_and_the_format_parses():
   values = np.array([[12, 50, 15, np.nan], [12.5, 40, 9, np.nan]])
-  truth = {'a1': '12.5, in range, steady', 'b2': '40.0, very high, falling', 'c3': '9.0, low, falling'}
+  truth = {'a1': 'a1 ok 12.5, steady', 'b2': 'b2 HH 40.0, falling', 'c3': 'c3 L 9.0, falling'}
   steps = set()
   for text in answers(values):
     answer = parse(text, TABLE)
@@ -39,3 +39,10 @@ def test_out_of_range_features_are_useful():
   rng = np.random.default_rng(0)
   for value, verdict in ((15.0, 'No'), (30.0, 'Yes')):
     assert warmup.write_usefulness(TABLE, np.full((1, 4), value), [0, 1], rng).endswith(f'{warmup.USEFUL} {verdict}')
+
+
+def test_findings_list_every_visible_feature_once():
+  values = np.array([[12, 50, 15, np.nan], [12.5, 40, 9, np.nan]])
+  text = warmup.write_findings(TABLE, values, [0, 1, 2], np.random.default_rng(1))
+  head, _, marks = text.removeprefix('<Findings> ').removesuffix(' </Findings>').partition(': ')
+  assert head == '2 out of range' and sorted(marks.split(', ')) == ['a1 ok', 'b2 HH', 'c3 L']

@@ -13,6 +13,7 @@ from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import TASKS, flag, write_value
 
 USEFUL = 'Is this sub-question useful?'
+DRILL = 16  # features that the reading drill lists
 
 
 def final_question(task: str) -> str:
@@ -67,10 +68,10 @@ def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int],
 
 
 def write_findings(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:
-  """A reading drill: how many features are out of range, then the flag of every feature, in random order."""
+  """A reading drill: how many features are out of range, then the flags of up to 16 features in random order."""
   marks = [_mark(features[f], values[~np.isnan(values[:, f]), f]) for f in rng.permutation(visible)]
   outside = sum(not m.endswith(' ok') for m in marks)
-  return f'<Findings> {outside} out of range: {", ".join(marks)} </Findings>'
+  return f'<Findings> {outside} out of range: {", ".join(marks[:DRILL])} </Findings>'
 
 
 def write_usefulness(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:

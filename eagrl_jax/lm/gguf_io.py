@@ -158,10 +158,9 @@ def _tokenizer(meta: _Metadata) -> Tokenizer:
                    ignore_merges=kind == 'llama-bpe')
   if kind == 'qwen2':
     fast.normalizer = normalizers.NFC()
-  name = {k: meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('eos', 'padding', 'bos')}
-  if name['eos'] is None:
-    raise EagrlError('metadata field tokenizer.ggml.eos_token_id is missing; download the file again')
-  eos, pad, bos = (None if name[k] is None else tokens[name[k]] for k in ('eos', 'padding', 'bos'))
+  eos = tokens[meta['tokenizer.ggml.eos_token_id']]
+  ids = (meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('padding', 'bos'))
+  pad, bos = (None if i is None else tokens[i] for i in ids)
   return Tokenizer(fast, eos, pad, bos, meta.get('tokenizer.chat_template'))
 
 

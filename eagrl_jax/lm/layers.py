@@ -39,7 +39,9 @@ def qkv(layer: Params, cfg: LMConfig, x: Array, cos: Array, sin: Array) -> tuple
 
 def finish(layer: Params, cfg: LMConfig, x: Array, mixed: Array) -> Array:
   """Adds the attention output `mixed [..., N, H]` to the residual `x [..., D]`, then the gated MLP."""
-  x = x + jnp.einsum('...NH,NHD->...D', mixed, layer['wo'].astype(x.dtype))
+  # Heads folded first: a contraction over (N, H) makes XLA:CPU transpose the weight at every decode step.
+  wo = layer['wo'].astype(x.dtype)
+  x = x + mixed.reshape(*x.shape[:-1], -1) @ wo.reshape(-1, wo.shape[-1])
   y = rms_norm(x, layer['mlp_norm'], cfg.norm_eps)
   gate = jax.nn.silu(y @ layer['w_gate'].astype(y.dtype))
   return x + (gate * (y @ layer['w_up'].astype(y.dtype))) @ layer['w_down'].astype(y.dtype)

@@ -52,10 +52,9 @@ def _generate(params, tokens, valid, example, key, *, cfg, group, max_new, tempe
     u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(row_keys)
     token = sample_from_logits(x, u, temperature)
     logp, entropy = logprobs.log_prob_and_entropy(x, token)
-    column = (token, jnp.ones(b * group, bool), logp, entropy)
-    token, live, logp, entropy = (a.reshape(b, group) for a in column)
+    token, logp, entropy = (a.reshape(b, group) for a in (token, logp, entropy))
     token = jnp.where(done, pad_id, token)
-    column = Rollout(token, live & ~done, jnp.where(done, 0, logp), jnp.where(done, 0, entropy))
+    column = Rollout(token, ~done, jnp.where(done, 0, logp), jnp.where(done, 0, entropy))
     out = jax.tree.map(lambda a, c: jax.lax.dynamic_update_slice(a, c[..., None], (0, 0, t)), out, column)
     for stop in stop_ids:
       done = done | (token == stop)

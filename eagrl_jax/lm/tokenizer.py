@@ -28,11 +28,11 @@ class Tokenizer:
     self._fast = fast
     self._names = {'eos_token': eos, 'pad_token': pad or eos, 'bos_token': bos}
     self._template = chat_template
-    for field in ('eos_token', 'pad_token'):
-      if fast.token_to_id(self._names[field]) is None:
-        raise EagrlError(f'tokenizer: {field} is not in the vocabulary; correct tokenizer_config.json')
-    self.eos_id: int = fast.token_to_id(eos)
-    self.pad_id: int = fast.token_to_id(self._names['pad_token'])
+    eos_id, pad_id = fast.token_to_id(eos), fast.token_to_id(pad or eos)
+    if eos_id is None or pad_id is None:
+      raise EagrlError('tokenizer: eos_token or pad_token is not in the vocabulary; correct tokenizer_config.json')
+    self.eos_id: int = eos_id
+    self.pad_id: int = pad_id
     self.vocab_size: int = fast.get_vocab_size()
     self._added = {i: token.content for i, token in fast.get_added_tokens_decoder().items()}
     self._byte_level = 'ByteLevel' in repr(fast.decoder)

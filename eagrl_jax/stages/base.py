@@ -78,24 +78,36 @@ def corpus(context: Context, data: data_lib.Data) -> Iterator[str]:
     yield '\n'.join([prompt.text, answer, *drills])
 
 
+def texts(encoder: Encoder, row: int, visible: list[int] | None, answers: int,
+          generator: np.random.Generator) -> list[list[int]]:
+  """Token ids of `answers` rule-written answers to a patient's prompt, and of the two drills.
+
+  Args:
+    visible: features that the prompt shows; None = all that were measured.
+  """
+  features, tokenizer = encoder.cohort.features, encoder.tokenizer
+  values = encoder.visits.values[row][encoder.visits.valid[row]]
+  if visible is None:
+    visible = np.flatnonzero(~np.isnan(values).all(0)).tolist()
+  written = [warmup.write_answer(features, values, visible, encoder.cohort.task, encoder.config.top_k,
+                                 encoder.config.max_depth, generator) for _ in range(answers)]
+  drills = [write(features, values, visible, generator) for write in (warmup.write_findings, warmup.write_usefulness)]
+  return [[*tokenizer.encode(t), tokenizer.eos_id] for t in written] + [tokenizer.encode(t) for t in drills]
+
+
 def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) -> Iterator[SupervisedBatch]:
   """Endless batches from step `start` on; each is a function of (seed, step) alone."""
-  c, seed = context.config.base, context.config.seed
-  features, tokenizer = encoder.cohort.features, encoder.tokenizer
+  c, seed, tokenizer = context.config.base, context.config.seed, encoder.tokenizer
+  sample = [texts(encoder, int(r), None, 1, np.random.default_rng((seed, 0, int(r)))) for r in rows[:128]]
+  # One width for all batches, so that the step compiles once; the longest of a sample.
+  width = -(-max(len(t) for group in sample for t in group) // 16) * 16
   step = start
   while True:
     generator = np.random.default_rng((seed, 1, step))
     chosen = generator.choice(rows, size=c.batch, replace=len(rows) < c.batch)
     prompt = encoder.batch(chosen, (seed, step) if context.config.prompt.shuffle_features else None)
-    ids = []
-    for row, shown in zip(chosen, prompt.feature):
-      values = encoder.visits.values[row][encoder.visits.valid[row]]
-      visible = [int(f) for f in np.unique(shown) if f >= 0]
-      group = [warmup.write_answer(features, values, visible, encoder.cohort.task, encoder.config.top_k,
-                                   encoder.config.max_depth, generator) for _ in range(c.answers)]
-      drills = [write(features, values, visible, generator) for write in (warmup.write_findings, warmup.write_usefulness)]
-      ids.append([[*tokenizer.encode(text), tokenizer.eos_id] for text in group]
-                 + [tokenizer.encode(text) for text in drills])
-    tokens, valid = pad_answers(ids, tokenizer.pad_id)
+    ids = [texts(encoder, int(row), [int(f) for f in np.unique(shown) if f >= 0], c.answers, generator)
+           for row, shown in zip(chosen, prompt.feature)]
+    tokens, valid = pad_answers(ids, tokenizer.pad_id, width)
     yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, valid.astype(np.float32)))
     step += 1

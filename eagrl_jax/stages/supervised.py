@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 
 import jax
@@ -15,6 +16,7 @@ from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.train.metrics import LateMetrics, MetricWriter
 from eagrl_jax.train.optimizer import make_optimizer
+from eagrl_jax.train.prefetch import prefetch
 from eagrl_jax.train.progress import Progress
 from eagrl_jax.train.supervised import SupervisedBatch, SupervisedConfig, make_sft_step
 from eagrl_jax.types import Params
@@ -39,8 +41,9 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
       logging.info('%s: resuming at step %d', stage, start)
     else:
       state, start = state_lib.from_params(policy.params, policy.config, optimizer, context.mesh), 0
-    late, batches = LateMetrics(), stream(start)
-    with MetricWriter(folder, start) as writer, Progress(stage, steps, start) as progress:
+    late = LateMetrics()
+    with (MetricWriter(folder, start) as writer, Progress(stage, steps, start) as progress,
+          contextlib.closing(prefetch(stream(start))) as batches):
       def report(row):
         if row:
           writer.write(*row)

@@ -33,18 +33,18 @@ def get_config(variant: str = '') -> ConfigDict:
       columns=ConfigDict(dict(patient='patient', time='time', feature='feature', value='value', unit='unit',
                               outcome_patient='patient', label='label', age='age', sex='sex')),
   ))
-  config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=32, shuffle_features=True))
+  config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=208, shuffle_features=True))
   config.expert = ConfigDict(dict(
       members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',
       use_mask_channel=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=40, patience=20,
       select_on='loss', salience='occlusion'))  # salience: attention | grad_x_input | occlusion
   config.lm = ConfigDict(dict(
       checkpoint='tiny',  # tiny | a Hugging Face folder or hub name | a .gguf file
-      d_model=192, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=48, d_ff=512, vocab_size=1024,  # tiny only
+      d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, vocab_size=1024,  # tiny only
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
-      steps=700, batch=16, answers=4, learning_rate=2e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
-      micro_batch=16, checkpoint_every=200, schedule='cosine'))
+      steps=350, batch=16, answers=2, learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
+      micro_batch=4, checkpoint_every=100, schedule='cosine'))
   config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))
   config.search = ConfigDict(dict(
       patients=768, trees=32, rollouts=8, candidates=3, max_depth=2, exploration=1.0, backup='max',
@@ -52,10 +52,11 @@ def get_config(variant: str = '') -> ConfigDict:
       answer_temperature=0.9, top_p=0.8,
       top_k=2, min_reward=-0.5, min_jaccard=0.1, balance=True))
   config.sft = ConfigDict(dict(
-      epochs=4, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=32, checkpoint_every=100, schedule='cosine'))
+      epochs=4, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=8, checkpoint_every=100,
+      schedule='cosine'))
   config.rl = ConfigDict(dict(
       steps=40, prompts=16, group=8, inner_steps=2, temperature=1.0, max_new=96, learning_rate=3e-4, warmup=5,
-      weight_decay=0.0, micro_batch=8, advantage='grpo', loss='token_mean',
+      weight_decay=0.0, micro_batch=4, advantage='grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_control='expert', checkpoint_every=10, schedule='constant'))

@@ -55,6 +55,9 @@ def run() -> None:
   argv = [f'--config={_find_config(a.partition("=")[2])}' if a.startswith('--config=') else a for a in sys.argv]
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
+  # Of the libraries only warnings: their narration would bury ours.
+  warning = logging.converter.STANDARD_WARNING
+  logging.get_absl_handler().addFilter(lambda r: 'eagrl_jax' in r.pathname or r.levelno >= warning)
   try:
     app.run(main, argv=argv, flags_parser=lambda args: flags.FLAGS(args, known_only=False))
   except (EagrlError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:

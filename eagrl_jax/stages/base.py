@@ -36,7 +36,7 @@ def run(context: Context) -> None:
   c = context.config.base
   if c.steps:
     encoder = data_lib.encoder(context, data, policy.tokenizer)
-    stream = lambda start: batches(context, encoder, data.splits.train, start)  # noqa: E731
+    stream = lambda start: batches(context, encoder, data.splits.train, start)
     params = supervised.fit(context, 'base', policy, stream, c, c.steps)
     policy = dataclasses.replace(policy, params=params)
   policy_lib.save(context.folder('base'), policy)

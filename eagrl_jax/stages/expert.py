@@ -24,6 +24,7 @@ from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
 from eagrl_jax.types import ExpertBatch
 
+
 def run(context: Context) -> None:
   c, top_k = context.config.expert, context.config.reward.top_k
   folder = context.folder('expert')

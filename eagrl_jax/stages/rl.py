@@ -68,8 +68,8 @@ def run(context: Context) -> None:
         state, history = policy_steps(update, state, mesh_lib.shard_batch(context.mesh, batch), c.inner_steps)
         figures |= {k: float(v) for k, v in (history[0] | history[-1]).items()}
         if not figures['finite']:
-          raise EagrlError(f'rl step {step}: the gradient is not finite; lower --config.rl.learning_rate and run again, '
-                           'it resumes from the last checkpoint')
+          raise EagrlError(f'rl step {step}: the gradient is not finite; lower --config.rl.learning_rate and run '
+                           'again, it resumes from the last checkpoint')
         writer.write(step, figures)
         progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures['entropy'])
         if (step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps:
@@ -124,7 +124,7 @@ def _score(config: ConfigDict, prompt: PromptBatch, rollout: Rollout, answers: P
   group = rollout.tokens.shape[1]
   present = np.asarray(alignment.feature_indicator(prompt.feature, prompt.valid, salience.shape[-1]).sum(1)) > 0
   expert_mask = alignment.top_k_mask(jnp.asarray(salience * present), reward.top_k)
-  spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (x.shape[0], group, *x.shape[1:]))  # noqa: E731
+  spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (x.shape[0], group, *x.shape[1:]))
   parts = rewards.joint_reward(jnp.asarray(answers.prob), jnp.asarray(answers.parsed), spread(label),
                                jnp.asarray(answers.named), spread(expert_mask), reward)
   total = parts.total

@@ -96,7 +96,7 @@ class TerminalReward:
     """`prob [B, C]`, `named [B, C, K]`, arguments (label `[B]`, expert's top K `[B, F]`) -> `[B, C]`."""
     label, expert = arguments
     c = prob.shape[1]
-    spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], c, *x.shape[1:]))  # noqa: E731
+    spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], c, *x.shape[1:]))
     return rewards.joint_reward(prob, prob >= 0, spread(label), named, spread(expert), self.config).total
 
 

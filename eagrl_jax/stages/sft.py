@@ -31,12 +31,13 @@ def run(context: Context) -> None:
   table = pq.read_table(context.folder('search') / 'trajectories' / 'trajectories.parquet')
   rows, tokens = np.array(table['row'].to_pylist(), np.int64), table['tokens'].to_pylist()
   if not len(rows):
-    raise EagrlError('search kept no trajectory: lower search.min_reward or search.min_jaccard, or raise search.patients')
+    raise EagrlError('search kept no trajectory: lower search.min_reward or search.min_jaccard, or raise '
+                     'search.patients')
   batch = min(c.batch, len(rows))
   steps = c.epochs * (len(rows) // batch)
   logging.info('sft: %d trajectories of %d patients, %d steps', len(rows), len(np.unique(rows)), steps)
   encoder = data_lib.encoder(context, data, policy.tokenizer)
-  stream = lambda start: batches(context, encoder, rows, tokens, batch, start)  # noqa: E731
+  stream = lambda start: batches(context, encoder, rows, tokens, batch, start)
   params = supervised.fit(context, 'sft', policy, stream, c, steps)
   policy_lib.save(context.folder('sft'), dataclasses.replace(policy, params=params))
 

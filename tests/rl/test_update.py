@@ -133,6 +133,14 @@ def test_loss_against_a_numpy_loop(params, reduction):
   np.testing.assert_allclose(loss, -mean(answers) + 0.1 * mean(kls) + 0.5 * np.mean(aligned), rtol=1e-4)
 
 
+def test_gradient_against_finite_differences(params):
+  batch = make_batch()
+  grads, _ = gradient(params, batch)
+  loss = lambda r: gradient(jax.tree.map(lambda p, g: p + r * g, params, grads), batch)[1].sums['loss']
+  slope = (loss(2e-5) - loss(-2e-5)) / 4e-5
+  np.testing.assert_allclose(slope, optax.tree.norm(grads) ** 2, rtol=0.02)
+
+
 def test_packed_equals_unpacked(params):
   weighted = weigh(make_batch(), FULL)
   alone = lambda x: x.reshape(B * G, 1, *x.shape[2:])
@@ -189,16 +197,16 @@ def on_policy(params, batch):
 
 
 def test_ratios_move_from_the_second_update_on(params):
-  optimizer = optax.sgd(0.3)
+  optimizer = optax.sgd(0.03)
   update = compiled(UpdateConfig(micro_batch=B), optimizer)
-  state, history = policy_steps(update, new_state(params, optimizer), on_policy(params, make_batch()), 6)
+  state, history = policy_steps(update, new_state(params, optimizer), on_policy(params, make_batch()), 11)
   first, second, last = history[0], history[1], history[-1]
   np.testing.assert_allclose(first['ratio_max'], 1, atol=1e-5)
   assert first['sampler_gap_max'] < 1e-5 and first['sampler_gap_mean'] <= first['sampler_gap_max']
   assert first['clip_low'] == first['clip_high'] == 0
-  assert second['ratio_max'] > 1.2 and second['approx_kl'] > 1e-3 and second['objective'] > first['objective']
+  assert second['ratio_max'] > 1.1 and second['approx_kl'] > 1e-4 and second['objective'] > first['objective']
   assert last['clip_low'] > 0 and last['clip_high'] > 0 and last['objective'] > second['objective']
-  assert state.step == 6 and 'sampler_gap_max' not in second
+  assert state.step == 11 and 'sampler_gap_max' not in second
 
 
 def test_sampler_and_trainer_agree(params):

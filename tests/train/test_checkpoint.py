@@ -13,7 +13,8 @@ import pytest
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.train import checkpoint, state as state_lib
+from eagrl_jax.train import checkpoint
+from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.train.optimizer import OptimizerConfig, make_optimizer
 from eagrl_jax.train.supervised import SupervisedBatch, SupervisedConfig, make_sft_step

@@ -52,7 +52,7 @@ def get_config(variant: str = '') -> ConfigDict:
       answer_temperature=0.9, top_p=0.8,
       top_k=2, min_reward=-0.5, min_jaccard=0.1, balance=True))
   config.sft = ConfigDict(dict(
-      epochs=4, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=8, checkpoint_every=100,
+      epochs=4, batch=16, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
       schedule='cosine'))
   config.rl = ConfigDict(dict(
       steps=40, prompts=16, group=8, inner_steps=2, temperature=1.0, max_new=96, learning_rate=3e-4, warmup=5,

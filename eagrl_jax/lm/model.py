@@ -65,7 +65,7 @@ def init(cfg: LMConfig, key: Array) -> Params:
 
   def make(path, spec):
     if not spec.init_scale:
-      return jnp.full(spec.shape, 1.0 if spec.init_scale is None else 0.0)
+      return jnp.full(spec.shape, 1.0 if spec.init_scale is None else 0.0, jnp.float32)
     name = jax.tree_util.keystr(path)
     return spec.init_scale * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), spec.shape)
 

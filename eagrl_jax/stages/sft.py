@@ -29,29 +29,37 @@ def run(context: Context) -> None:
   policy = policy_lib.load(context.folder('base'), context.mesh)
   c = context.config.sft
   table = pq.read_table(context.folder('search') / 'trajectories' / 'trajectories.parquet')
-  rows, tokens = np.array(table['row'].to_pylist(), np.int64), table['tokens'].to_pylist()
-  if not len(rows):
+  answers: dict[int, list[list[int]]] = {}
+  for row, tokens in zip(table['row'].to_pylist(), table['tokens'].to_pylist()):
+    answers.setdefault(row, []).append(tokens)
+  if not answers:
     raise EagrlError('search kept no trajectory: lower search.min_reward or search.min_jaccard, or raise '
                      'search.patients')
-  batch = min(c.batch, len(rows))
-  steps = c.epochs * (len(rows) // batch)
-  logging.info('sft: %d trajectories of %d patients, %d steps', len(rows), len(np.unique(rows)), steps)
+  batch = min(c.batch, len(answers))
+  steps = c.epochs * (len(answers) // batch)
+  logging.info('sft: %d trajectories of %d patients, %d steps', table.num_rows, len(answers), steps)
   encoder = data_lib.encoder(context, data, policy.tokenizer)
-  stream = lambda start: batches(context, encoder, rows, tokens, batch, start)
+  stream = lambda start: batches(context, encoder, answers, batch, start)
   params = supervised.fit(context, 'sft', policy, stream, c, steps)
   policy_lib.save(context.folder('sft'), dataclasses.replace(policy, params=params))
 
 
-def batches(context: Context, encoder: Encoder, rows: np.ndarray, tokens: list[list[int]], batch: int,
+def batches(context: Context, encoder: Encoder, answers: dict[int, list[list[int]]], batch: int,
             start: int) -> Iterator[SupervisedBatch]:
-  """Batches from step `start` on: a new permutation every epoch, features shuffled anew."""
+  """Batches from step `start` on: a new permutation of the patients every epoch, features shuffled anew.
+
+  All answers of a patient share one prompt; a patient with fewer than the others has empty ones.
+  """
+  rows = np.array(sorted(answers))
   seed, per_epoch = context.config.seed, len(rows) // batch
-  width = -(-max(map(len, tokens)) // 16) * 16
+  group = max(map(len, answers.values()))
+  width = -(-max(len(a) for mine in answers.values() for a in mine) // 16) * 16
   step = start
   while True:
     epoch, i = divmod(step, per_epoch)
-    order = np.random.default_rng((seed, 2, epoch)).permutation(len(rows))[i * batch:(i + 1) * batch]
-    prompt = encoder.batch(rows[order], (seed, 2, step) if context.config.prompt.shuffle_features else None)
-    answers, valid = pad_answers([[tokens[j]] for j in order], encoder.tokenizer.pad_id, width)
-    yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, answers, valid, valid.astype(np.float32)))
+    chosen = np.random.default_rng((seed, 2, epoch)).permutation(rows)[i * batch:(i + 1) * batch]
+    prompt = encoder.batch(chosen, (seed, 2, step) if context.config.prompt.shuffle_features else None)
+    ids = [answers[r] + [[]] * (group - len(answers[r])) for r in chosen.tolist()]
+    tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, width)
+    yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, valid.astype(np.float32)))
     step += 1

@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ConfigDict:
       d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, vocab_size=1024,  # tiny only
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
-      steps=350, batch=16, answers=2, learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
+      steps=320, batch=16, answers=2, learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
       micro_batch=4, checkpoint_every=100, schedule='cosine'))
   config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))
   config.search = ConfigDict(dict(
@@ -55,12 +55,12 @@ def get_config(variant: str = '') -> ConfigDict:
       epochs=4, batch=16, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
       schedule='cosine'))
   config.rl = ConfigDict(dict(
-      steps=40, prompts=16, group=8, inner_steps=2, temperature=1.0, max_new=96, learning_rate=3e-4, warmup=5,
+      steps=36, prompts=32, group=4, inner_steps=2, temperature=1.0, max_new=80, learning_rate=3e-4, warmup=5,
       weight_decay=0.0, micro_batch=4, advantage='grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_control='expert', checkpoint_every=10, schedule='constant'))
-  config.evaluate = ConfigDict(dict(batch=64, max_new=96, temperature=0.0, bootstrap=1000, cases=3))
+  config.evaluate = ConfigDict(dict(batch=64, max_new=80, temperature=0.0, bootstrap=1000, cases=3))
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   VARIANTS[variant](config)
   return config
@@ -73,17 +73,30 @@ def _synthetic(config):
 def _tjh(config):
   config.data.update(source='tjh', path='../shared/data/tjh/time_series_375_prerpocess_en.xlsx', bin_hours=24.0,
                      max_visits=8, window_hours=0.0, test=200)
+  config.expert.update(batch=16, epochs=60)
   config.reward.top_k = 10
+  config.prompt.bucket = 128
+  config.lm.vocab_size = 2048
+  config.base.steps = 600
+  config.search.update(patients=140, trees=28, rollouts=8, min_jaccard=0.05, answer_tokens=20)
+  config.sft.update(epochs=20, batch=14, micro_batch=2)
+  config.rl.update(steps=60, prompts=20, micro_batch=2, max_new=128)
+  config.evaluate.update(batch=40, max_new=128)
 
 
 def _tjh24(config):
   _tjh(config)
-  config.data.update(window_hours=24.0, bin_hours=24.0, max_visits=1)
+  config.data.update(window_hours=24.0, max_visits=1)
 
 
 def _physionet2012(config):
   config.data.update(source='physionet2012', path='../shared/data/physionet2012/set-a.tar.xz',
-                     outcomes='../shared/data/physionet2012/Outcomes-a.txt', bin_hours=12.0, max_visits=4, test=800)
+                     outcomes='../shared/data/physionet2012/Outcomes-a.txt', bin_hours=6.0, max_visits=8, window_hours=48.5, test=800)  # some records stand at 48:00
+  config.expert.update(members=3, use_mask_channel=True, learning_rate=2e-3, decov=1.0, batch=32, patience=5, epochs=20)
+  config.prompt.bucket = 128
+  config.base.steps = 500
+  config.search.update(patients=1500, rollouts=4, top_k=1)
+  config.rl.update(steps=80)
 
 
 def _csv(config):

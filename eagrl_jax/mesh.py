@@ -13,7 +13,7 @@ from eagrl_jax.types import EagrlError, Params
 
 AXES = ('data', 'fsdp', 'tensor')
 
-RULES: dict[str, str | tuple[str, ...] | None] = {
+RULES: dict[str | None, str | tuple[str, ...] | None] = {
     'batch': ('data', 'fsdp'),
     'ensemble': ('data', 'fsdp'),
     'layers': None,

@@ -142,7 +142,7 @@ class ConCare(nn.Module):
       logit [B]; attention [B, F+1], the static token last, rows sum to 1 when deterministic;
       the unweighted DeCov penalty.
     """
-    return self.readout(self.encode(batch), batch.static, deterministic=deterministic)
+    return self.readout(self.encode(batch), jnp.asarray(batch.static), deterministic=deterministic)
 
   def encode(self, batch: ExpertBatch) -> Array:
     """Tokens of the channels, without dropout. `[B, T, F] -> [B, F, H]`."""
@@ -181,8 +181,8 @@ class ConCare(nn.Module):
 
   def _gru(self, batch: ExpertBatch) -> tuple[Array, Array]:
     """All channels' GRUs in one scan over visits: states [T, F, B, H] and the last valid one [F, B, H]."""
-    inputs = [batch.values, batch.observed] if self.cfg.use_mask_channel else [batch.values]
-    inputs = jnp.stack([x.transpose(1, 2, 0) for x in inputs], 1)[..., None]  # [T, 1 or 2, F, B, 1]
+    channels = [batch.values, batch.observed] if self.cfg.use_mask_channel else [batch.values]
+    inputs = jnp.stack([x.transpose(1, 2, 0) for x in channels], 1)[..., None]  # [T, 1 or 2, F, B, 1]
     w_in, w_rec = self.weights['gru_in'][:, :, :, None, :], self.weights['gru_rec']
     bias, rec_bias = self.weights['gru_in_bias'][:, :, None, :], self.weights['gru_rec_bias'][:, None, :]
 

@@ -54,15 +54,7 @@ def load_gguf(path: str | Path, dtype: hf_io.Dtype = np.float32) -> tuple[Params
     EagrlError: missing or corrupt file, another architecture, a missing or unknown tensor or field.
   """
   path = Path(path).expanduser()
-  if not path.is_file():
-    raise EagrlError(f'lm.checkpoint={path} is not a file; give the path of a .gguf file')
-  try:
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-  except (ValueError, KeyError, IndexError, OSError, OverflowError, struct.error, UnicodeDecodeError) as e:
-    raise EagrlError(f'{path.name} is not a readable GGUF file ({type(e).__name__}); download it again') from e
-  meta = _Metadata(path.name, fields)
-  tensors = {t.name: t for t in reader.tensors}
+  meta, tensors = _open(path)
   cfg = _config(meta, tensors)
 
   def read(name, index):
@@ -81,6 +73,22 @@ def load_gguf(path: str | Path, dtype: hf_io.Dtype = np.float32) -> tuple[Params
     raise EagrlError(f'{path.name}: tensor {unknown[0]!r} belongs to no supported architecture; use a plain'
                      f' {" or ".join(ARCHITECTURES)} model')
   return hf_io.assemble(cfg, read, dtype), cfg, _tokenizer(meta)
+
+
+def read_config(path: str | Path) -> LMConfig:
+  """The shape of a `.gguf` checkpoint, without reading its weights. Raises as `load_gguf` does."""
+  return _config(*_open(Path(path).expanduser()))
+
+
+def _open(path: Path) -> tuple[_Metadata, dict[str, gguf.ReaderTensor]]:
+  if not path.is_file():
+    raise EagrlError(f'lm.checkpoint={path} is not a file; give the path of a .gguf file')
+  try:
+    reader = gguf.GGUFReader(path)
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+  except (ValueError, KeyError, IndexError, OSError, OverflowError, struct.error, UnicodeDecodeError) as e:
+    raise EagrlError(f'{path.name} is not a readable GGUF file ({type(e).__name__}); download it again') from e
+  return _Metadata(path.name, fields), {t.name: t for t in reader.tensors}
 
 
 class _Metadata:

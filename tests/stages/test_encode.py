@@ -1,0 +1,59 @@
+"""Patients to token batches and sampled answers back to arrays."""
+
+import numpy as np
+import pytest
+
+from eagrl_jax.ehr.prompt import PromptConfig
+from eagrl_jax.ehr.records import to_visits
+from eagrl_jax.ehr.sources import synthetic
+from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
+from eagrl_jax.lm.tokenizer import train_tokenizer
+from eagrl_jax.stages.encode import Encoder, pad_answers, parse_rollout
+from eagrl_jax.types import Rollout
+
+ANSWER = ('<Final subquestion> Now? </Final subquestion>\n<Important Features> lactate, sodium </Important Features>\n'
+          '<Final answer> 0.75 </Final answer>')
+
+
+@pytest.fixture(scope='module')
+def encoder():
+  cohort = synthetic.generate(synthetic.SyntheticConfig(n=12, features=DEFAULT_FEATURES), 0)
+  visits = to_visits(cohort, 24, 2, 'mean')
+  blind = Encoder(cohort, visits, None, PromptConfig(style='compact'), 32)
+  texts = [blind.prompt(i).text + ANSWER for i in range(12)]
+  tokenizer = train_tokenizer(texts, cohort.features.names, 900)
+  return Encoder(cohort, visits, tokenizer, PromptConfig(style='compact'), 32)
+
+
+def test_every_feature_token_lies_in_its_own_line(encoder):
+  batch = encoder.batch(np.arange(12), (0, 1))
+  assert batch.tokens.shape[1] % 32 == 0 and batch.valid[:, -1].all()
+  for row in range(12):
+    text = encoder.prompt(row, np.random.default_rng((0, 1, row)).permutation(len(encoder.cohort.features)))
+    shown = {f: text.text[a:b] for f, a, b in text.spans}
+    assert set(np.unique(batch.feature[row])) - {-1} == set(shown)
+    for f, line in shown.items():
+      tokens = batch.tokens[row][batch.feature[row] == f]
+      assert encoder.tokenizer.decode(tokens.tolist()) == line
+    assert encoder.tokenizer.decode(batch.tokens[row][batch.valid[row]].tolist()) == text.text
+
+
+def test_a_patients_order_depends_on_seed_and_patient_alone(encoder):
+  whole = encoder.batch(np.arange(12), (3,))
+  alone = encoder.batch(np.array([7]), (3,))
+  assert np.array_equal(whole.tokens[7][whole.valid[7]], alone.tokens[0][alone.valid[0]])
+  other = encoder.batch(np.array([7]), (4,))
+  assert not np.array_equal(other.tokens[0][other.valid[0]], alone.tokens[0][alone.valid[0]])
+
+
+def test_a_rollout_is_read_back(encoder):
+  t = encoder.tokenizer
+  tokens, valid = pad_answers([[[*t.encode(ANSWER), t.eos_id], t.encode('nothing to parse')]], t.pad_id)
+  zeros = np.zeros(tokens.shape, np.float32)
+  parsed = parse_rollout(Rollout(tokens, valid, zeros, zeros), t, encoder.cohort, max_named=4)
+  names = encoder.cohort.features
+  assert parsed.parsed.tolist() == [[True, False]] and parsed.prob[0, 0] == np.float32(0.75)
+  assert parsed.named[0, 0].tolist() == [names.find('lactate'), names.find('sodium'), -1, -1]
+  assert t.decode(tokens[0, 0][parsed.key_mask[0, 0]].tolist()).strip() == 'lactate, sodium'
+  assert t.decode(tokens[0, 0][parsed.align_mask[0, 0]].tolist()).lstrip().startswith('<Important Features>')
+  assert not parsed.key_mask[0, 1].any() and not parsed.align_mask[0, 1].any()

@@ -1,9 +1,16 @@
-"""The pipeline up to the expert stage."""
+"""The pipeline up to the expert stage.
+
+`configs/expert.py:published` trains the released ConCare recipe instead: one seed, wide, large batches.
+"""
 
 from configs import base
 
 
 def get_config(variant: str = ''):
-  config = base.get_config(variant)
+  published = variant == 'published'
+  config = base.get_config('' if published else variant)
+  if published:
+    config.expert.update(members=1, hidden=128, dropout=0.1, time_attention='pyehr', batch=256, epochs=50, patience=5,
+                         select_on='auroc')
   config.target = 'expert'
   return config

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import datasets
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from absl import logging
 
 from eagrl_jax import mesh as mesh_lib
@@ -78,7 +77,8 @@ def run(context: Context) -> None:
       top_k=c.top_k, min_reward=c.min_reward, min_jaccard=c.min_jaccard, balance=c.balance))
   table = folder / 'trajectories'
   table.mkdir(exist_ok=True)
-  pq.write_table(pa.table(chosen.columns(names)), table / 'trajectories.parquet')
+  datasets.disable_progress_bars()
+  datasets.Dataset.from_dict(chosen.columns(names)).to_parquet(table / 'trajectories.parquet')
   write_json(folder / 'rewards.json', {'all': [t.reward for t in found], 'selected': [t.reward for t in chosen.kept]})
   write_json(folder / 'summary.json', {'found': len(found), 'kept': len(chosen.kept), 'patients': chosen.n_patients,
                                        'dropped': chosen.dropped})

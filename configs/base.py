@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ConfigDict:
       d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, vocab_size=1024,  # tiny only
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
-      steps=320, batch=16, answers=2, learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
+      steps=350, batch=16, answers=2, learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
       micro_batch=4, checkpoint_every=100, schedule='cosine'))
   config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))
   config.search = ConfigDict(dict(
@@ -52,10 +52,10 @@ def get_config(variant: str = '') -> ConfigDict:
       answer_temperature=0.9, top_p=0.8,
       top_k=2, min_reward=-0.5, min_jaccard=0.1, balance=True))
   config.sft = ConfigDict(dict(
-      epochs=4, batch=16, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
-      schedule='cosine'))
+      epochs=6, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
+      schedule='cosine', answer_weight=4.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
   config.rl = ConfigDict(dict(
-      steps=36, prompts=32, group=4, inner_steps=2, temperature=1.0, max_new=80, learning_rate=3e-4, warmup=5,
+      steps=32, prompts=16, group=8, inner_steps=2, temperature=1.0, max_new=80, learning_rate=3e-4, warmup=5,
       weight_decay=0.0, micro_batch=4, advantage='grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',

@@ -49,6 +49,8 @@ def check(config: ConfigDict) -> None:
     section, field = name.split('.')
     if c[section][field] < 1:
       raise EagrlError(f'{name}={c[section][field]} must be at least 1')
+  if c.sft.answer_weight <= 0:
+    raise EagrlError(f'sft.answer_weight={c.sft.answer_weight} must be positive; 1 weighs all tokens alike')
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
   _divides('base', c.base.micro_batch, c.base.batch)

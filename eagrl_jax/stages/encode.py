@@ -118,6 +118,7 @@ def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_na
         ends = np.cumsum([len(p) for p in pieces])
         starts = ends - np.array([len(p) for p in pieces])
         n = len(ids)
-        key_mask[i, j, :n] = (ends > inside[0]) & (starts < inside[1])
+        # Strictly inside: with some tokenizers the closing tag's token begins with the space before it.
+        key_mask[i, j, :n] = (starts >= inside[0]) & (ends <= inside[1]) & (ends > starts)
         align_mask[i, j, :n] = ends > begin
   return Parsed(prob, parsed, named, key_mask, align_mask, texts, refused)

@@ -1,7 +1,8 @@
 """Fine-tunes the base policy on the trajectories that the search selected.
 
 1. Read the selected trajectories (token ids, as the search wrote them).
-2. `sft.epochs` passes, negative log-likelihood of the answer given the prompt.
+2. `sft.epochs` passes, negative log-likelihood of the answer given the prompt; the tokens from
+   `<Final answer>` on count `sft.answer_weight` times, or the reasoning drowns the one number.
 3. Save the policy.
 """
 
@@ -15,6 +16,7 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import supervised
@@ -61,5 +63,16 @@ def batches(context: Context, encoder: Encoder, answers: dict[int, list[list[int
     prompt = encoder.batch(chosen, (seed, 2, step) if context.config.prompt.shuffle_features else None)
     ids = [answers[r] + [[]] * (group - len(answers[r])) for r in chosen.tolist()]
     tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, width)
-    yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, valid.astype(np.float32)))
+    weight = np.ones(tokens.shape, np.float32)
+    for b, group_ids in enumerate(ids):
+      for g, answer in enumerate(group_ids):
+        weight[b, g, final_answer(answer, encoder.tokenizer):] = context.config.sft.answer_weight
+    yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, weight))
     step += 1
+
+
+def final_answer(ids: list[int], tokenizer: Tokenizer) -> int:
+  """Position of the first token of `<Final answer>`; the length where there is none."""
+  ends = np.cumsum([len(tokenizer.piece(i)) if i != tokenizer.eos_id else 0 for i in ids])
+  begin = ''.join(tokenizer.piece(i) for i in ids if i != tokenizer.eos_id).find('<Final answer>')
+  return int(np.searchsorted(ends, begin, side='right')) if begin >= 0 else len(ids)

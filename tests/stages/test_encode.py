@@ -9,6 +9,7 @@ from eagrl_jax.ehr.sources import synthetic
 from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.stages.encode import Encoder, pad_answers, parse_rollout
+from eagrl_jax.stages.sft import final_answer
 from eagrl_jax.types import Rollout
 
 ANSWER = ('<Final subquestion> Now? </Final subquestion>\n<Important Features> lactate, sodium </Important Features>\n'
@@ -44,6 +45,14 @@ def test_a_patients_order_depends_on_seed_and_patient_alone(encoder):
   assert np.array_equal(whole.tokens[7][whole.valid[7]], alone.tokens[0][alone.valid[0]])
   other = encoder.batch(np.array([7]), (4,))
   assert not np.array_equal(other.tokens[0][other.valid[0]], alone.tokens[0][alone.valid[0]])
+
+
+def test_the_weighted_answer_begins_at_its_tag(encoder):
+  t = encoder.tokenizer
+  ids = [*t.encode(ANSWER), t.eos_id]
+  assert t.decode(ids[final_answer(ids, t):-1]) == '<Final answer> 0.75 </Final answer>'
+  plain = t.encode('nothing')
+  assert final_answer(plain, t) == len(plain)
 
 
 def test_a_rollout_is_read_back(encoder):

@@ -79,8 +79,8 @@ def _tjh(config):
   config.lm.vocab_size = 2048
   config.base.update(steps=350, batch=8, micro_batch=2)
   config.search.update(patients=140, trees=28, rollouts=8, max_depth=1, min_jaccard=0.05, answer_tokens=20)
-  config.sft.update(epochs=20, batch=14, micro_batch=2)
-  config.rl.update(steps=40, prompts=20, micro_batch=2, max_new=96)
+  config.sft.update(epochs=20, batch=14, micro_batch=2, answer_weight=1.0)
+  config.rl.update(steps=40, prompts=20, group=4, micro_batch=2, max_new=96)
   config.evaluate.update(batch=40, max_new=96)
 
 
@@ -89,24 +89,10 @@ def _tjh24(config):
   config.data.update(window_hours=24.0, max_visits=1)
 
 
-def _smollm2(config):
-  # A pretrained policy through every stage at the size that two cores allow; give --config.lm.checkpoint.
-  _tjh24(config)
-  config.data.test = 40
-  config.prompt.update(max_characters=1100, bucket=64)
-  config.lm.update(checkpoint='smollm2-135m.gguf', remat=True)
-  config.base.update(steps=12, batch=4, answers=2, learning_rate=1e-4, warmup=3, micro_batch=2, checkpoint_every=1000)
-  config.search.update(patients=8, trees=8, rollouts=3, candidates=2, question_tokens=16, answer_tokens=24,
-                       min_reward=-1.5, min_jaccard=0.0, balance=False)
-  config.sft.update(epochs=3, batch=4, micro_batch=2, learning_rate=5e-5, warmup=2, checkpoint_every=1000)
-  config.rl.update(steps=2, prompts=4, group=4, micro_batch=2, max_new=144, learning_rate=1e-5, warmup=1,
-                   checkpoint_every=1000)
-  config.evaluate.update(batch=20, max_new=144)
-
-
 def _physionet2012(config):
   config.data.update(source='physionet2012', path='../shared/data/physionet2012/set-a.tar.xz',
-                     outcomes='../shared/data/physionet2012/Outcomes-a.txt', bin_hours=6.0, max_visits=8, window_hours=48.5, test=800)  # some records stand at 48:00
+                     outcomes='../shared/data/physionet2012/Outcomes-a.txt', bin_hours=6.0, max_visits=8,
+                     window_hours=48.5, test=800)  # some records stand at 48:00 exactly
   config.expert.update(members=3, use_mask_channel=True, learning_rate=2e-3, decov=1.0, batch=32, patience=5, epochs=20)
   config.prompt.bucket = 128
   config.base.steps = 500
@@ -118,4 +104,4 @@ def _csv(config):
   config.data.update(source='csv', path='', outcomes='', bin_hours=24.0, max_visits=8, window_hours=0.0, test=0.2)
 
 
-VARIANTS = {'': _synthetic, 'tjh': _tjh, 'tjh24': _tjh24, 'smollm2': _smollm2, 'physionet2012': _physionet2012, 'csv': _csv}
+VARIANTS = {'': _synthetic, 'tjh': _tjh, 'tjh24': _tjh24, 'physionet2012': _physionet2012, 'csv': _csv}

@@ -74,7 +74,7 @@ def test_best_epoch_is_kept(trained):
 
 
 def test_member_does_not_depend_on_the_others(trained):
-  params, history, *_ = trained
+  params, *_ = trained
   alone, _ = expert_train.train_ensemble(
       jax.random.key(0), dataclasses.replace(CFG, members=1), toy(200, 0), toy(70, 1))
   test = toy(40, 3)

@@ -40,23 +40,30 @@ def get_config(variant: str = '') -> ConfigDict:
       select_on='loss', salience='occlusion'))  # salience: attention | grad_x_input | occlusion
   config.lm = ConfigDict(dict(
       checkpoint='tiny',  # tiny | a Hugging Face folder or hub name | a .gguf file
-      d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384, vocab_size=1024,  # tiny only
+      d_model=128, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, vocab_size=1024,  # tiny only
+      qk_norm=True,  # tiny only
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
-      steps=350, batch=16, answers=2, learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1,
-      micro_batch=4, checkpoint_every=100, schedule='cosine'))
+      short_steps=100, short_batch=64, short_features=4,  # first on records of at most so many features
+      steps=100, batch=16, answers=1,  # then on whole ones
+      scattered=0.5,  # share of whole records whose values are drawn anew, so that a name does not tell its flag
+      flag_weight=4.0,  # of a flag's token in the loss; the order of names is chance, flags are what reading is for
+      learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1, micro_batch=8, checkpoint_every=100,
+      schedule='cosine'))
   config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))
   config.search = ConfigDict(dict(
-      patients=768, trees=32, rollouts=8, candidates=3, max_depth=2, exploration=1.0, backup='max',
-      alpha=0.4, salience_weight=0.5, question_tokens=10, answer_tokens=16, question_temperature=1.2,
+      patients=384, trees=32, rollouts=8, candidates=3, max_depth=2, exploration=1.0, backup='max',
+      alpha=0.4, salience_weight=0.5,
+      expert_weight=0.8,  # of the expert's probability beside the outcome in the terminal reward
+      question_tokens=10, answer_tokens=16, question_temperature=1.2,
       answer_temperature=0.9, top_p=0.8,
       top_k=2, min_reward=-0.5, min_jaccard=0.1, balance=True))
   config.sft = ConfigDict(dict(
-      epochs=6, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
-      schedule='cosine', answer_weight=4.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
+      epochs=8, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
+      schedule='cosine', answer_weight=20.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
   config.rl = ConfigDict(dict(
-      steps=32, prompts=16, group=8, inner_steps=2, temperature=1.0, max_new=80, learning_rate=3e-4, warmup=5,
-      weight_decay=0.0, micro_batch=4, advantage='grpo', loss='token_mean',
+      steps=30, prompts=32, group=8, inner_steps=2, temperature=1.0, max_new=80, learning_rate=2e-4, warmup=5,
+      weight_decay=0.0, micro_batch=4, advantage='dr_grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_control='expert', checkpoint_every=10, schedule='constant'))
@@ -77,9 +84,9 @@ def _tjh(config):
   config.reward.top_k = 10
   config.prompt.update(max_values=1, bucket=192)
   config.lm.vocab_size = 2048
-  config.base.update(steps=350, batch=8, micro_batch=2)
+  config.base.update(short_steps=120, steps=120, batch=8, micro_batch=4)
   config.search.update(patients=140, trees=28, rollouts=8, max_depth=1, min_jaccard=0.05, answer_tokens=20)
-  config.sft.update(epochs=20, batch=14, micro_batch=2, answer_weight=1.0)
+  config.sft.update(epochs=20, batch=14, micro_batch=2)
   config.rl.update(steps=40, prompts=20, group=4, micro_batch=2, max_new=96)
   config.evaluate.update(batch=40, max_new=96)
 
@@ -95,13 +102,29 @@ def _physionet2012(config):
                      window_hours=48.5, test=800)  # some records stand at 48:00 exactly
   config.expert.update(members=3, use_mask_channel=True, learning_rate=2e-3, decov=1.0, batch=32, patience=5, epochs=20)
   config.prompt.bucket = 128
-  config.base.steps = 500
+  config.base.update(short_steps=120, steps=150)
   config.search.update(patients=1500, rollouts=4, top_k=1)
   config.rl.update(steps=80)
+
+
+def _pretrained(config):
+  """A checkpoint of about a hundred million parameters on TJH, at the size that two cores allow."""
+  _tjh24(config)
+  config.data.test = 40
+  config.lm.update(checkpoint='', remat=True)  # --config.lm.checkpoint=smollm2-135m.gguf
+  config.prompt.update(max_characters=1100, bucket=64)
+  config.base.update(short_steps=0, steps=12, batch=4, answers=1, scattered=0.0, learning_rate=1e-4, warmup=2,
+                     micro_batch=2)
+  config.search.update(patients=8, trees=8, rollouts=3, candidates=2, question_tokens=16, answer_tokens=24,
+                       min_reward=-1.5, min_jaccard=0.0, balance=False)
+  config.sft.update(epochs=3, batch=4, learning_rate=5e-5, warmup=1)
+  config.rl.update(steps=2, prompts=4, group=4, max_new=144, learning_rate=1e-5, warmup=1)
+  config.evaluate.update(batch=20, max_new=144)
 
 
 def _csv(config):
   config.data.update(source='csv', path='', outcomes='', bin_hours=24.0, max_visits=8, window_hours=0.0, test=0.2)
 
 
-VARIANTS = {'': _synthetic, 'tjh': _tjh, 'tjh24': _tjh24, 'physionet2012': _physionet2012, 'csv': _csv}
+VARIANTS = {'': _synthetic, 'tjh': _tjh, 'tjh24': _tjh24, 'physionet2012': _physionet2012, 'csv': _csv,
+            'pretrained': _pretrained}

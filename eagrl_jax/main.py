@@ -11,6 +11,7 @@ import pathlib
 import sys
 
 from absl import app, flags, logging
+from absl.logging import converter
 from ml_collections import config_flags
 
 PACKAGED = pathlib.Path(__file__).parent / 'packaged'
@@ -56,7 +57,7 @@ def run() -> None:
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Of the libraries only warnings: their narration would bury ours.
-  warning = logging.converter.STANDARD_WARNING
+  warning = converter.STANDARD_WARNING
   logging.get_absl_handler().addFilter(lambda r: 'eagrl_jax' in r.pathname or r.levelno >= warning)
   try:
     app.run(main, argv=argv, flags_parser=lambda args: flags.FLAGS(args, known_only=False))

@@ -6,7 +6,7 @@ import zlib
 
 import jax
 
-from eagrl_jax.types import Array
+from eagrl_jax.types import Array, ArrayLike
 
 
 def stage_key(seed: int, stage: str) -> Array:
@@ -14,6 +14,6 @@ def stage_key(seed: int, stage: str) -> Array:
   return jax.random.fold_in(jax.random.key(seed), zlib.crc32(stage.encode()))
 
 
-def example_keys(key: Array, example: Array) -> Array:
+def example_keys(key: Array, example: ArrayLike) -> Array:
   """One key per example id, independent of batch size and order. `[B] -> key[B]`."""
   return jax.vmap(lambda i: jax.random.fold_in(key, i))(example)

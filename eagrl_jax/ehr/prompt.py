@@ -4,7 +4,8 @@ Two styles. `full` follows the paper: a role line, the format of the answer, one
 feature with unit and reference range, one value a visit and `NaN` where none was taken.
 `compact` is for small policies with short contexts: the laboratory flag of the last value
 (HH, H, ok, L, LL) in place of unit and range, then the observed values, oldest first. The
-flag stands right behind the name, where a small decoder finds it by one look-up.
+flag stands right behind the name, where a small decoder finds it by one look-up. Lines are
+indented, so that a name is the same token, with its leading space, here and in an answer.
 
 Times are relative, never calendar dates. Features keep the table's clinical order unless
 the caller gives another; an order by the expert's salience would leak the reward's target.
@@ -109,8 +110,9 @@ def _range(spec: FeatureSpec) -> str:
 def _line(spec: FeatureSpec, series: np.ndarray, style: str, keep: int) -> str:
   # In: series [T] with NaN where not measured.  Out: at most `keep` of its latest entries.
   if style == 'compact':
-    seen = series[~np.isnan(series)][-keep:]
-    return f'{spec.name} {flag(spec, seen[-1]) or "ok"} {" ".join(write_value(spec, v) for v in seen)}\n'
+    seen = series[~np.isnan(series)]
+    words = [spec.name, flag(spec, seen[-1]) or 'ok', *(write_value(spec, v) for v in seen[max(len(seen) - keep, 0):])]
+    return f' {" ".join(words)}\n'
   shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v) for v in series[-keep:])
   return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
 

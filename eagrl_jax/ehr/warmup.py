@@ -1,8 +1,8 @@
 """Rule-written answers that teach reading and format, and nothing about the outcome.
 
 The base stage trains on these. The rules look at a record alone: is the last value out of
-range, is it rising. They see no label and no expert. The probability is drawn uniformly,
-so a policy that learned them perfectly predicts at chance.
+range, is it rising. They see no label and no expert. The probability is 0.50, said by one who
+does not know, or drawn uniformly, so a policy that learned them perfectly predicts at chance.
 """
 
 from __future__ import annotations
@@ -13,7 +13,35 @@ from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import TASKS, flag, write_value
 
 USEFUL = 'Is this sub-question useful?'
+MARKS = ('ok', 'H', 'HH', 'L', 'LL')
 DRILL = 16  # features that the reading drill lists
+SHRUG = 0.2  # how often the probability is 0.50; the rest gives search and RL every number to choose from
+REACH = 1.2  # scattered values reach this many widths of the reference range beyond it: five flags, none rare
+
+
+def scatter(features: FeatureTable, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """A record with every measured value drawn anew around its reference range. `[..., F] -> [..., F]`.
+
+  In real records a feature's name alone tells its flag four times out of five, and a small
+  decoder stops there. Here only the record tells. Features without a range keep their values.
+  """
+  out = values.copy()
+  for f, spec in enumerate(features):
+    measured = ~np.isnan(values[..., f])
+    count = int(measured.sum())
+    low, high = spec.ref_low, spec.ref_high
+    if spec.levels:
+      out[measured, f] = rng.choice([level for level, _ in spec.levels], count)
+    elif low is not None or high is not None:
+      # An open side is taken as far away as the other bound is from zero.
+      low, high = (high - abs(high) if low is None else low), (low + abs(low) if high is None else high)
+      scale, back = (np.log, np.exp) if spec.log and low > 0 else (float, np.asarray)
+      reach = REACH * (scale(high) - scale(low))
+      drawn = back(rng.uniform(scale(low) - reach, scale(high) + reach, count))
+      floor = -np.inf if spec.hard_low is None else spec.hard_low
+      ceiling = np.inf if spec.hard_high is None else spec.hard_high
+      out[measured, f] = np.clip(drawn, floor, ceiling)
+  return out
 
 
 def final_question(task: str) -> str:
@@ -25,7 +53,8 @@ def _trend(spec: FeatureSpec, seen: np.ndarray) -> str:
     return 'measured once'
   first, last = float(seen[0]), float(seen[-1])
   # A tenth of the reference range, or of the value, is the least change worth a word.
-  width = spec.ref_high - spec.ref_low if None not in (spec.ref_low, spec.ref_high) else abs(first)
+  low, high = spec.ref_low, spec.ref_high
+  width = abs(first) if low is None or high is None else high - low
   if abs(last - first) <= 0.1 * max(width, 1e-6):
     return 'steady'
   return 'rising' if last > first else 'falling'
@@ -61,7 +90,7 @@ def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int],
     text += (f'<Subquestion {i}> How is the {spec.name}? </Subquestion {i}>\n'
              f'<Answer {i}> {_describe(spec, seen[int(f)])} </Answer {i}>\n')
   named = rng.choice(visible, size=min(top_k, len(visible)), replace=False, p=weight)
-  probability = rng.integers(1, 100) / 100
+  probability = 0.5 if rng.random() < SHRUG else rng.integers(1, 100) / 100
   return text + (f'<Final subquestion> {final_question(task)} </Final subquestion>\n'
                  f'<Important Features> {", ".join(features[int(f)].name for f in named)} </Important Features>\n'
                  f'<Final answer> {probability:.2f} </Final answer>')

@@ -11,19 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eagrl_jax import masked
 from eagrl_jax.evaluation.bootstrap import mean_interval
-from eagrl_jax.types import ArrayLike, EagrlError
-
-
-def top_k(salience: ArrayLike, k: int) -> np.ndarray:
-  """Membership of the K largest positive entries a row; ties go to the lower feature id. bool [N, F]."""
-  s = np.asarray(salience, np.float64)
-  if k < 1:
-    raise EagrlError(f'evaluate.k must be at least 1, got {k}')
-  best = np.argsort(-s, axis=1, kind='stable')[:, :k]
-  chosen = np.zeros(s.shape, bool)
-  np.put_along_axis(chosen, best, True, axis=1)
-  return chosen & (s > 0)
+from eagrl_jax.types import ArrayLike
 
 
 def first_k(named: Sequence[Sequence[int]], k: int, n_features: int) -> np.ndarray:
@@ -46,7 +36,7 @@ def jaccard_at_k(named: Sequence[Sequence[int]], salience: ArrayLike, k: int) ->
     named: for each patient the feature ids in the order written; empty for an unparsed answer.
     salience: [N, F], of the expert or of the truth.
   """
-  important = top_k(salience, k)
+  important = masked.top_k(np.asarray(salience), k)
   return jaccard(first_k(named, k, important.shape[1]), important)
 
 
@@ -58,7 +48,7 @@ def random_jaccard_at_k(named: Sequence[Sequence[int]], salience: ArrayLike, pre
     present: bool [N, F], the features that the patient's prompt holds a value of.
     draws: random lists a patient, averaged. Patient i's draws depend on (seed, i) only.
   """
-  important = top_k(salience, k)
+  important = masked.top_k(np.asarray(salience), k)
   length = first_k(named, k, important.shape[1]).sum(1)
   chance = np.zeros(len(important))
   for i, here in enumerate(np.asarray(present, bool)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,11 @@ def expert(cfg: ConCareConfig, batch: ExpertBatch) -> ConCare:
   return ConCare(cfg, batch.values.shape[-1], batch.static.shape[-1])
 
 
+def apply(model: ConCare, params: Params, *args: Any, **options: Any) -> Any:
+  """`model.apply` of one member; flax types its result as if state could come back beside it."""
+  return model.apply({'params': params}, *args, **options)
+
+
 def init_members(keys: Array, cfg: ConCareConfig, batch: ExpertBatch) -> Params:
   """Stacked parameters `[E, …]`, one member for each of the typed keys `[E]`."""
   return jax.vmap(lambda key: init(key, cfg, batch.values.shape[-1], batch.static.shape[-1]))(keys)
@@ -24,7 +30,7 @@ def init_members(keys: Array, cfg: ConCareConfig, batch: ExpertBatch) -> Params:
 
 def member_logits(params: Params, cfg: ConCareConfig, batch: ExpertBatch) -> tuple[Array, Array]:
   """One member without dropout: logit [B] and attention [B, F+1]."""
-  logit, attention, _ = expert(cfg, batch).apply({'params': params}, batch)
+  logit, attention, _ = apply(expert(cfg, batch), params, batch)
   return logit, attention
 
 

@@ -6,6 +6,7 @@ With a mask channel, a feature's salience includes the fact that it was measured
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.stats import hypergeom, rankdata
 
+from eagrl_jax import masked
 from eagrl_jax.expert import ensemble
 from eagrl_jax.expert.concare import ConCare, ConCareConfig
 from eagrl_jax.types import Array, EagrlError, ExpertBatch, Params
@@ -53,13 +55,6 @@ def ensemble_salience(salience: np.ndarray) -> np.ndarray:
   return _normalise(salience.mean(0))
 
 
-def top_k(salience: np.ndarray, k: int) -> np.ndarray:
-  """The k most salient features of each patient, fewer where fewer are above 0. `[N, F] -> bool [N, F]`."""
-  order = np.argsort(-salience, axis=-1, kind='stable')
-  rank = np.argsort(order, axis=-1, kind='stable')
-  return (rank < k) & (salience > 0)
-
-
 def stability(salience: np.ndarray, k: int) -> dict[str, float]:
   """Agreement between members, averaged over pairs; NaN for a single member.
 
@@ -70,7 +65,7 @@ def stability(salience: np.ndarray, k: int) -> dict[str, float]:
     among the features that the patient has (about k/(2F−k)); 'spearman': rank correlation between
     members of the features' mean rank over patients.
   """
-  sets = np.stack([top_k(s, k) for s in salience])
+  sets = masked.top_k(salience, k)
   ranks = rankdata(np.stack([rankdata(s, axis=-1).mean(0) for s in salience]), axis=-1)  # [E, F]
   centred = ranks - ranks.mean(-1, keepdims=True)
   norm = np.sqrt(np.sum(centred**2, -1))
@@ -113,7 +108,8 @@ def _attention(params: Params, cfg: ConCareConfig, batch: ExpertBatch, members: 
 
 def _grad_x_input(params: Params, cfg: ConCareConfig, batch: ExpertBatch, members: Array) -> Array:
   def total(values, observed):
-    return jnp.sum(ensemble.member_logits(params, cfg, batch.replace(values=values, observed=observed))[0])
+    changed = dataclasses.replace(batch, values=values, observed=observed)
+    return jnp.sum(ensemble.member_logits(params, cfg, changed)[0])
 
   by_value, by_mask = jax.grad(total, argnums=(0, 1))(batch.values, batch.observed)
   product = jnp.abs(by_value * batch.values) + jnp.abs(by_mask * batch.observed)
@@ -123,10 +119,11 @@ def _grad_x_input(params: Params, cfg: ConCareConfig, batch: ExpertBatch, member
 def _occlusion(params: Params, cfg: ConCareConfig, batch: ExpertBatch, members: Array) -> Array:
   """A feature reaches the rest through its own tokens only: swap those, re-run the read-out, not the GRUs."""
   model = ensemble.expert(cfg, batch)
-  encode = lambda b: model.apply({'params': params}, b, method=ConCare.encode)
-  logit = lambda tokens: model.apply({'params': params}, tokens, batch.static, method=ConCare.readout)[0]
+  encode = lambda b: ensemble.apply(model, params, b, method=ConCare.encode)
+  logit = lambda tokens: ensemble.apply(model, params, tokens, batch.static, method=ConCare.readout)[0]
   tokens = encode(batch)
-  absent = encode(batch.replace(values=jnp.zeros_like(batch.values), observed=jnp.zeros_like(batch.observed)))
+  absent = encode(dataclasses.replace(batch, values=jnp.zeros_like(batch.values),
+                                      observed=jnp.zeros_like(batch.observed)))
   without = lambda owned: logit(jnp.where(owned[None, :, None] > 0, absent, tokens))
   changed = jax.lax.map(without, members.T, batch_size=8)  # [F, B]
   return jnp.abs(changed - logit(tokens)[None]).T

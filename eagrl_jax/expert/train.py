@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from eagrl_jax.expert import ensemble
 from eagrl_jax.expert.concare import ConCareConfig
 from eagrl_jax.mesh import sharding
-from eagrl_jax.types import Array, EagrlError, ExpertBatch, Params
+from eagrl_jax.types import Array, ArrayLike, EagrlError, ExpertBatch, Params
 
 SELECT_ON = ('loss', 'auroc')
 
@@ -74,7 +74,7 @@ class TrainState:
   best_epoch: Array  # [E] int32, counted from 1; 0 before the first
 
 
-def auroc(score: Array, label: Array, valid: Array) -> Array:
+def auroc(score: Array, label: ArrayLike, valid: Array) -> Array:
   """Area under the ROC curve with ties counted half, by ranks; .5 when a class is absent.
 
   Args:
@@ -110,8 +110,9 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
     raise EagrlError('expert: the training split has one outcome class; use a larger or stratified split')
   keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(cfg.members))
   state = _init(keys, cfg, jax.tree.map(lambda x: x[:1], train))
-  split = mesh is not None and cfg.members % (mesh.shape['data'] * mesh.shape['fsdp']) == 0
-  place = sharding(mesh, ('ensemble',)) if split else jax.devices()[0]
+  place: Any = jax.devices()[0]
+  if mesh is not None and cfg.members % (mesh.shape['data'] * mesh.shape['fsdp']) == 0:
+    place = sharding(mesh, ('ensemble',))
   rows = valid.label.shape[0]
   real = np.arange(-(-rows // cfg.chunk) * cfg.chunk) < rows
   train, valid, real = jax.device_put((train, ensemble.pad_rows(valid, len(real)), real))
@@ -174,7 +175,7 @@ def _member_epoch(state: TrainState, cfg: ExpertTrainConfig, train: ExpertBatch,
 
   def loss_fn(params, rows, key):
     batch = jax.tree.map(lambda x: x[rows], train)
-    logit, _, penalty = model.apply({'params': params}, batch, deterministic=False, rngs={'dropout': key})
+    logit, _, penalty = ensemble.apply(model, params, batch, deterministic=False, rngs={'dropout': key})
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, batch.label)) + cfg.model.decov * penalty
 
   def step(carry, now):

@@ -9,7 +9,7 @@ from flax import struct
 from eagrl_jax.lm import attention, layers, rope
 from eagrl_jax.lm.cache import KV
 from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.types import Array, Params
+from eagrl_jax.types import Array, ArrayLike, Params
 
 
 @struct.dataclass
@@ -81,8 +81,8 @@ def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, share
   return layers.rms_norm(x, params['final_norm'], cfg.norm_eps), own
 
 
-def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: Array, prompt_valid: Array, answer_tokens: Array,
-                   answer_valid: Array, tap: AttentionTap | None = None) -> SharedForward:
+def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: ArrayLike, prompt_valid: ArrayLike,
+                   answer_tokens: ArrayLike, answer_valid: ArrayLike, tap: AttentionTap | None = None) -> SharedForward:
   """Runs each prompt once together with its G answers; gradients flow through both.
 
   With a tap, `attention[l, b, g, f]` is the attention of answer row t (the query at answer token t) to the
@@ -93,6 +93,8 @@ def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: Array, prompt_v
     answer_tokens, answer_valid: `[B, G, T]`, right-padded.
     tap: rows and features to read; None builds nothing.
   """
+  prompt_tokens, prompt_valid = jnp.asarray(prompt_tokens), jnp.asarray(prompt_valid)
+  answer_tokens, answer_valid = jnp.asarray(answer_tokens), jnp.asarray(answer_valid)
   start = prompt_valid.sum(-1, dtype=jnp.int32)[:, None, None]
   prompt_rope = rope.angles(cfg, _positions(prompt_valid))
   answer_rope = rope.angles(cfg, start + jnp.arange(answer_tokens.shape[-1])[None, None])

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.types import Array, Params
+from eagrl_jax.types import Array, ArrayLike, Params
 
 CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB
 
@@ -21,7 +21,7 @@ def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
   return jnp.einsum(equation, hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: Array) -> tuple[Array, Array]:
+def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayLike) -> tuple[Array, Array]:
   """Log-probability of each target and entropy of the distribution it was drawn from.
 
   Row chunks under a scan, each recomputed in the backward pass.

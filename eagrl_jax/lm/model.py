@@ -27,7 +27,9 @@ class ParamSpec:
 def declare(cfg: LMConfig) -> Params:
   """The tree of `ParamSpec`; layer weights carry a leading axis `L`."""
   n, k, h, d, f, depth = cfg.n_heads, cfg.n_kv_heads, cfg.head_dim, cfg.d_model, cfg.d_ff, cfg.n_layers
-  narrow = 1 / math.sqrt(2 * depth)  # residual branches start small (GPT-2)
+  # Residual branches start small beside the embeddings, so that every layer sees the tokens themselves from the
+  # first step: looking a feature up by its name is then learned in a third of the steps.
+  narrow = 0.1 / math.sqrt(2 * depth)
 
   def layer(shape, axes, scale=None):
     return ParamSpec((depth, *shape), ('layers', *axes), scale)
@@ -51,12 +53,12 @@ def declare(cfg: LMConfig) -> Params:
     layers['q_norm'] = layer((h,), ('head_dim',))
     layers['k_norm'] = layer((h,), ('head_dim',))
   tree = {
-      'embed': ParamSpec((cfg.vocab_size, d), ('vocab', 'embed'), 0.02),
+      'embed': ParamSpec((cfg.vocab_size, d), ('vocab', 'embed'), d**-0.5),
       'layers': layers,
       'final_norm': ParamSpec((d,), ('embed',)),
   }
   if not cfg.tie_embeddings:
-    tree['lm_head'] = ParamSpec((d, cfg.vocab_size), ('embed', 'vocab'), 0.02)
+    tree['lm_head'] = ParamSpec((d, cfg.vocab_size), ('embed', 'vocab'), d**-0.5)
   return tree
 
 

@@ -12,8 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from eagrl_jax import rng
-from eagrl_jax.types import Array, ArrayLike, EagrlError
+from eagrl_jax import masked, rng
+from eagrl_jax.types import Array, ArrayLike, EagrlError, PromptBatch
 
 KINDS = ('kl', 'js', 'cosine')
 TINY = 1e-12  # far below any attention mass, far above float32's smallest
@@ -23,6 +23,11 @@ def feature_indicator(feature: ArrayLike, valid: ArrayLike, n_features: int) -> 
   """1 where a prompt token renders a feature: `feature` `[B, S]` ids, -1 none -> `[B, S, F]` float32."""
   chex.assert_equal_shape([feature, valid])
   return jax.nn.one_hot(jnp.where(valid, feature, -1), n_features)
+
+
+def shown_features(prompt: PromptBatch, n_features: int) -> Array:
+  """Features that a prompt renders. `-> [B, F] bool`."""
+  return feature_indicator(prompt.feature, prompt.valid, n_features).any(1)
 
 
 def tap_rows(mask: ArrayLike) -> Array:
@@ -52,7 +57,7 @@ def policy_salience(attention: Array, span: Array, layers: tuple[int, ...] = (),
   return _normalise(jnp.where((span > 0)[:, None, :], mass, 0))
 
 
-def expert_salience(salience: Array, span: Array) -> Array:
+def expert_salience(salience: ArrayLike, span: Array) -> Array:
   """p_exp over the features that the prompt shows: `[B, F], [B, F] -> [B, F]`, sums to 1 or all 0."""
   chex.assert_equal_shape([salience, span])
   return _normalise(jnp.where(span > 0, salience, 0))
@@ -100,20 +105,13 @@ def alignment_loss(expert: Array, policy: Array, kind: str = 'kl') -> Array:
   raise EagrlError(f'rl.align={kind!r} is unknown; choose one of {", ".join(KINDS)}')
 
 
-def top_k_mask(salience: Array, k: int) -> Array:
-  """The k most salient features; a feature without mass is never among them. `[..., F] -> [..., F] bool`."""
-  f = salience.shape[-1]
-  _, best = jax.lax.top_k(salience, min(k, f))
-  return jax.nn.one_hot(best, f, dtype=bool).any(-2) & (salience > 0)
-
-
 def top_k_jaccard(expert: Array, policy: Array, k: int) -> Array:
   """Jaccard index of the two top-k sets; 0 when both are empty. `[..., F], [..., F] -> [...]`."""
-  ours, theirs = top_k_mask(policy, k), top_k_mask(expert, k)
+  ours, theirs = masked.top_k(policy, k), masked.top_k(expert, k)
   return jnp.sum(ours & theirs, -1) / jnp.maximum(jnp.sum(ours | theirs, -1), 1)
 
 
-def random_control(key: Array, example: Array, salience: Array, present: Array) -> Array:
+def random_control(key: Array, example: ArrayLike, salience: ArrayLike, present: ArrayLike) -> Array:
   """The random-feature control: each patient's salience, dealt anew among the features that the prompt shows.
 
   Args:

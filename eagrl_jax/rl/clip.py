@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from eagrl_jax import masked
-from eagrl_jax.types import Array, EagrlError
+from eagrl_jax.types import Array, ArrayLike, EagrlError
 
 SCOPES = ('group', 'batch')
 FLAT = 1e-6  # nats; entropies closer than this are equal
@@ -36,20 +36,7 @@ class ClipConfig:
       raise EagrlError(f'rl.clip_high_min={self.high_min} must be positive and at most clip_high_max={self.high_max}')
 
 
-def key_token_mask(start: Array, end: Array, length: int) -> Array:
-  """Tokens strictly inside the feature list of an answer. `[...], [...] -> [..., T] bool`.
-
-  Args:
-    start: `[...]` index of the first token after `<Important Features>`; -1 where the answer has no list.
-    end: `[...]` index of the first token of `</Important Features>`.
-    length: T.
-  """
-  chex.assert_equal_shape([start, end])
-  step = jnp.broadcast_to(jnp.arange(length), (*start.shape, length))
-  return (start >= 0)[..., None] & (step >= start[..., None]) & (step < end[..., None])
-
-
-def key_entropy(entropy: Array, valid: Array, key_mask: Array) -> Array:
+def key_entropy(entropy: ArrayLike, valid: ArrayLike, key_mask: Array) -> Array:
   """Mean entropy over the key tokens, over the whole answer where it has none. `[..., T] -> [...]`."""
   chex.assert_equal_shape([entropy, valid, key_mask])
   key = key_mask & valid

@@ -77,16 +77,25 @@ class RewardParts:
 
 
 def classification_score(prob: Array, label: Array, cfg: RewardConfig) -> Array:
-  """R_cls of a stated probability. `prob`, `label` (0 or 1) of one shape `[...]`."""
+  """R_cls of a stated probability, expected over the outcome.
+
+  Args:
+    prob: `[...]`.
+    label: `[...]` 0 or 1, or a probability of the outcome in between: the guide of a search.
+  """
   chex.assert_equal_shape([prob, label])
   prob = jnp.clip(prob, cfg.clip_low, cfg.clip_high)
   label = label.astype(prob.dtype)
+  return label * _score(prob, cfg) + (1 - label) * _score(1 - prob, cfg)
+
+
+def _score(likelihood: Array, cfg: RewardConfig) -> Array:
+  # Of the probability given to what happened.
   if cfg.kind == 'brier':
-    return -((label - prob) ** 2)
-  likelihood = label * prob + (1 - label) * (1 - prob)
-  separation = jnp.maximum(likelihood - 0.5, 0)
+    return -((1 - likelihood) ** 2)
   if cfg.kind == 'log':
     return jnp.log(likelihood)
+  separation = jnp.maximum(likelihood - 0.5, 0)
   if cfg.kind == 'authors':
     return cfg.authors_weights[0] * jnp.log(likelihood) + cfg.authors_weights[1] * separation
   return jnp.log(likelihood) + cfg.beta * separation
@@ -120,7 +129,7 @@ def joint_reward(
   Args:
     prob: `[...]` stated probability; any finite or non-finite value where not parsed.
     parsed: `[...]` bool, the answer states a probability.
-    label: `[...]` 0 or 1.
+    label: `[...]` 0 or 1, or in between (`classification_score`).
     named: `[..., P]` feature ids in written order, -1 padded.
     expert_mask: `[..., F]` bool, the expert's set.
   """

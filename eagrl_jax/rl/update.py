@@ -108,10 +108,11 @@ def weigh(batch: RLBatch, cfg: UpdateConfig) -> Weighted:
   chex.assert_equal_shape([rollout.tokens, rollout.valid, rollout.logprobs, batch.align_mask])
   chex.assert_equal_shape([batch.advantage, batch.eps_high])
   weight = jnp.asarray(batch.weight, jnp.float32)
-  token_weight = losses.token_weights(rollout.valid, weight, cfg.reduction)
+  valid = jnp.asarray(rollout.valid)
+  token_weight = losses.token_weights(valid, weight, cfg.reduction)
   if not cfg.c_align:
     return Weighted(batch=batch, token_weight=token_weight, rows=None, align_weight=None)
-  rows = rollout.valid if cfg.align_rows == 'all' else rollout.valid & batch.align_mask
+  rows = valid if cfg.align_rows == 'all' else valid & batch.align_mask
   span = alignment.feature_indicator(prompt.feature, prompt.valid, batch.salience.shape[-1]).sum(1)
   expert = alignment.expert_salience(batch.salience, span)
   align_weight = alignment.alignment_weights(expert, rows, weight)
@@ -124,6 +125,7 @@ def policy_loss(params: Params, part: Weighted, lm_cfg: LMConfig, cfg: UpdateCon
   prompt, rollout = batch.prompt, batch.rollout
   tap = None
   if cfg.c_align:
+    assert part.rows is not None  # weighed under the same config
     indicator = alignment.feature_indicator(prompt.feature, prompt.valid, batch.salience.shape[-1])
     tap = AttentionTap(indicator=indicator, row_weight=alignment.tap_rows(part.rows))
   out = forward_shared(params, lm_cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid, tap)
@@ -148,10 +150,12 @@ def policy_loss(params: Params, part: Weighted, lm_cfg: LMConfig, cfg: UpdateCon
   peaks = {'ratio_max': jnp.max(counted * jnp.exp(log_ratio)), 'logp_gap_max': jnp.max(counted * jnp.abs(gap))}
   loss = -objective
   if cfg.kl_coef:
+    assert batch.ref_logprobs is not None
     to_ref = jnp.where(rollout.valid, batch.ref_logprobs - logp, 0)
     sums['ref_kl'] = jnp.sum(weight * losses.k3(jnp.clip(to_ref, -MAX_LOG_RATIO, MAX_LOG_RATIO)))
     loss += cfg.kl_coef * sums['ref_kl']
   if tap is not None:
+    assert out.attention is not None and part.align_weight is not None
     span = tap.indicator.sum(1)
     policy = alignment.policy_salience(out.attention, span, cfg.align_layers, cfg.align_per_token)
     expert = jnp.broadcast_to(alignment.expert_salience(batch.salience, span)[:, None, :], policy.shape)

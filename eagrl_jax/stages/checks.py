@@ -7,10 +7,9 @@ import os
 from ml_collections import ConfigDict
 
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
-from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import settings, sizes
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'csv')
@@ -37,8 +36,8 @@ def check(config: ConfigDict) -> None:
     if c.data[name]:
       _file(f'data.{name}', c.data[name])
   if c.lm.checkpoint == 'tiny':
-    LMConfig(**{k: c.lm[k] for k in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'd_ff')})
-  elif c.lm.checkpoint.endswith('.gguf'):
+    sizes.policy_shape(c)
+  elif c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
     _file('lm.checkpoint', c.lm.checkpoint)
   if c.rl.group < 2:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
@@ -51,6 +50,8 @@ def check(config: ConfigDict) -> None:
       raise EagrlError(f'{name}={c[section][field]} must be at least 1')
   if c.sft.answer_weight <= 0:
     raise EagrlError(f'sft.answer_weight={c.sft.answer_weight} must be positive; 1 weighs all tokens alike')
+  if not 0 <= c.search.expert_weight <= 1:
+    raise EagrlError(f'search.expert_weight={c.search.expert_weight} must lie in [0, 1]; 0 = the outcome alone')
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
   _divides('base', c.base.micro_batch, c.base.batch)
@@ -62,7 +63,14 @@ def check(config: ConfigDict) -> None:
   settings.step(c)
   settings.clip(c)
   settings.update(c)
-  for stage, steps in (('base', c.base.steps), ('rl', c.rl.steps * c.rl.inner_steps)):
+  if c.base.short_steps < 0 or c.base.steps < 0:
+    raise EagrlError('base.short_steps and base.steps must not be negative')
+  if c.base.short_features < 1:
+    raise EagrlError(f'base.short_features={c.base.short_features} must be at least 1')
+  if not 0 <= c.base.scattered <= 1:
+    raise EagrlError(f'base.scattered={c.base.scattered} is a share of the prompts: choose 0 to 1')
+  _divides('base', c.base.micro_batch, c.base.short_batch)
+  for stage, steps in (('base', c.base.short_steps + c.base.steps), ('rl', c.rl.steps * c.rl.inner_steps)):
     if steps:
       settings.optimizer(c[stage], steps)
   make_mesh(**c.mesh.to_dict())

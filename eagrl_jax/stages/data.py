@@ -38,7 +38,7 @@ def load(context: Context) -> Data:
   return Data(cohort, visits, parts, normalise.apply(statistics, visits, cohort))
 
 
-def encoder(context: Context, data: Data, tokenizer: Tokenizer) -> Encoder:
+def encoder(context: Context, data: Data, tokenizer: Tokenizer | None) -> Encoder:
   c = context.config
   return Encoder(data.cohort, data.visits, tokenizer, settings.prompt(c), c.prompt.bucket)
 

@@ -18,24 +18,36 @@ class Encoder:
   """Renders and tokenizes patients of one cohort.
 
   Attributes:
+    vocabulary: None while there is no tokenizer yet: `values` and `prompt` do without.
     bucket: prompt lengths are padded up to a multiple of it, to bound recompilation.
   """
 
   cohort: Cohort
   visits: Visits
-  tokenizer: Tokenizer
+  vocabulary: Tokenizer | None
   config: PromptConfig
   bucket: int
 
-  def prompt(self, row: int, order: np.ndarray | None = None) -> Prompt:
-    """The rendered record of one patient; `order` permutes its features."""
-    c, real = self.cohort, self.visits.valid[row]
-    return render(c.features, self.visits.values[row][real], self.visits.hours[row][real], float(c.age[row]),
-                  int(c.sex[row]), task=c.task, setting=c.setting, config=self.config, order=order)
+  @property
+  def tokenizer(self) -> Tokenizer:
+    assert self.vocabulary is not None
+    return self.vocabulary
 
-  def tokens(self, row: int, order: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
+  def values(self, row: int) -> np.ndarray:
+    """Raw values of a patient's real visits. `-> [T, F]`, NaN where not measured."""
+    return self.visits.values[row][self.visits.valid[row]]
+
+  def prompt(self, row: int, order: np.ndarray | None = None, values: np.ndarray | None = None) -> Prompt:
+    """The rendered record of one patient; `order` permutes its features, `values` stand in for its own."""
+    c = self.cohort
+    return render(c.features, self.values(row) if values is None else values,
+                  self.visits.hours[row][self.visits.valid[row]], float(c.age[row]), int(c.sex[row]), task=c.task,
+                  setting=c.setting, config=self.config, order=order)
+
+  def tokens(self, row: int, order: np.ndarray | None = None,
+             values: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
     """Token ids of a prompt and, for each, the feature it renders (-1 none)."""
-    prompt = self.prompt(row, order)
+    prompt = self.prompt(row, order, values)
     text = self.tokenizer.apply_chat(prompt.text)
     shift = text.find(prompt.text)
     if shift < 0:
@@ -48,13 +60,18 @@ class Encoder:
       feature[(stops > first) & (starts < last)] = f
     return ids, feature
 
-  def batch(self, rows: np.ndarray, order_seed: tuple[int, ...] | None = None) -> PromptBatch:
-    """Left-padded batch. With `order_seed`, features are shuffled per (seed, patient)."""
+  def batch(self, rows: np.ndarray, order_seed: tuple[int, ...] | None = None,
+            values: list[np.ndarray] | None = None) -> PromptBatch:
+    """Left-padded batch. With `order_seed`, features are shuffled per (seed, patient).
+
+    Args:
+      values: a [T, F] record for each row, to write in place of its own.
+    """
     def order(row):
       if order_seed is None:
         return None
       return np.random.default_rng((*order_seed, int(row))).permutation(len(self.cohort.features))
-    encoded = [self.tokens(int(r), order(r)) for r in rows]
+    encoded = [self.tokens(int(r), order(r), None if values is None else values[i]) for i, r in enumerate(rows)]
     longest = max(len(ids) for ids, _ in encoded)
     width = -(-longest // self.bucket) * self.bucket
     tokens = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)

@@ -19,8 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
+from eagrl_jax import masked, rng
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax import rng
 from eagrl_jax.evaluation import agreement, bootstrap, report
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import AttentionTap, forward_shared
@@ -115,6 +115,7 @@ def read_attention(lm: LMConfig, n_features: int, all_rows: bool, layers: tuple[
   indicator = alignment.feature_indicator(prompt.feature, prompt.valid, n_features)
   tap = AttentionTap(indicator, alignment.tap_rows(rows))
   out = forward_shared(params, lm, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid, tap)
+  assert out.attention is not None
   return alignment.policy_salience(out.attention, indicator.sum(1), layers, per_token)
 
 
@@ -138,8 +139,7 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
         table[name]['attention_kl'] = agreement.attention_agreement(
             arm.attention[wrote], salience[wrote], present[wrote], n)
     elif name == 'expert':
-      order = np.argsort(-salience, axis=1, kind='stable')[:, :k]
-      lists = [[int(f) for f in ids if s[f] > 0] for ids, s in zip(order, salience)]
+      lists = [np.flatnonzero(chosen).tolist() for chosen in masked.top_k(salience, k)]
       table[name]['jaccard_at_k'] = agreement.named_agreement(lists, present, k, expert=salience, truth=truth, n=n)
   pairs = [('rl', 'base'), ('rl', 'sft'), ('sft', 'base'), ('expert', 'rl')]
   return {'task': data.cohort.task, 'cohort': data.cohort.name, 'n_test': len(rows), 'prevalence': float(label.mean()),

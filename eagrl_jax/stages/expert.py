@@ -34,7 +34,7 @@ def run(context: Context) -> None:
     def report(epoch: int, figures: dict[str, np.ndarray]) -> None:
       means = {name: float(np.mean(value)) for name, value in figures.items()}
       writer.write(epoch, means)
-      progress.update(**means)
+      progress.update(1, **means)
     params, _ = expert_train.train_ensemble(
         rng.stage_key(context.config.seed, 'expert'), config, take(data.expert, data.splits.train),
         take(data.expert, data.splits.valid), report, context.mesh)

@@ -16,8 +16,8 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from eagrl_jax import masked, rng
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax import rng
 from eagrl_jax.lm import sampler
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
@@ -64,7 +64,7 @@ def run(context: Context) -> None:
                          c.temperature)
         batch, figures = score(context, encoder, data, prompt, rollout, salience)
         if reference is not None:
-          batch = batch.replace(ref_logprobs=reference(prompt, rollout))
+          batch = dataclasses.replace(batch, ref_logprobs=reference(prompt, rollout))
         state, history = policy_steps(update, state, mesh_lib.shard_batch(context.mesh, batch), c.inner_steps)
         figures |= {k: float(v) for k, v in (history[0] | history[-1]).items()}
         if not figures['finite']:
@@ -82,7 +82,7 @@ def guidance(context: Context, data: data_lib.Data) -> np.ndarray:
   salience = expert_stage.load_salience(context)
   if context.config.rl.align_control == 'expert':
     return salience
-  measured = data.expert.observed.astype(bool).any(1)
+  measured = np.asarray(data.expert.observed.astype(bool).any(1))
   key = rng.stage_key(context.config.seed, 'random control')
   return np.asarray(alignment.random_control(key, np.arange(len(salience)), salience, measured))
 
@@ -122,8 +122,8 @@ def _score(config: ConfigDict, prompt: PromptBatch, rollout: Rollout, answers: P
            salience: np.ndarray) -> tuple[RLBatch, rewards.RewardParts, Array]:
   c, reward = config.rl, settings.reward(config)
   group = rollout.tokens.shape[1]
-  present = np.asarray(alignment.feature_indicator(prompt.feature, prompt.valid, salience.shape[-1]).sum(1)) > 0
-  expert_mask = alignment.top_k_mask(jnp.asarray(salience * present), reward.top_k)
+  shown = np.asarray(alignment.shown_features(prompt, salience.shape[-1]))
+  expert_mask = masked.top_k(salience * shown, reward.top_k)
   spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (x.shape[0], group, *x.shape[1:]))
   parts = rewards.joint_reward(jnp.asarray(answers.prob), jnp.asarray(answers.parsed), spread(label),
                                jnp.asarray(answers.named), spread(expert_mask), reward)

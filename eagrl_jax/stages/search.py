@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from eagrl_jax import masked, rng
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax import rng
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.rl import alignment, rewards
 from eagrl_jax.search import steps, trajectories
@@ -45,6 +45,7 @@ def run(context: Context) -> None:
   grammar = jax.tree.map(jnp.asarray, grammar)
   terminal = TerminalReward(settings.reward(config))
   salience = expert_stage.load_salience(context)
+  goal = guided_label(data.cohort.label, expert_stage.load_prob(context), c.expert_weight)
   rows = patients(context, data)
   size = min(c.trees, len(rows))
   key = rng.stage_key(config.seed, 'search')
@@ -55,10 +56,9 @@ def run(context: Context) -> None:
       part = rows[start:start + size]
       full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
       prompt = encoder.batch(full)
-      present = np.asarray(alignment.feature_indicator(prompt.feature, prompt.valid, len(names)).sum(1)) > 0
-      guide = salience[full] * present
-      expert_mask = np.asarray(alignment.top_k_mask(jnp.asarray(guide), config.reward.top_k))
-      arguments = mesh_lib.shard_batch(context.mesh, (prompt, guide, (data.cohort.label[full], expert_mask)))
+      guide = salience[full] * np.asarray(alignment.shown_features(prompt, len(names)))
+      expert_mask = masked.top_k(guide, config.reward.top_k)
+      arguments = mesh_lib.shard_batch(context.mesh, (prompt, guide, (goal[full], expert_mask)))
       prompt, guide, terminal_args = arguments
       result = jax.device_get(steps.run(policy.params, policy.config, grammar, prompt, guide, terminal, terminal_args,
                                         key, settings.search(config), settings.step(config)))
@@ -84,6 +84,15 @@ def run(context: Context) -> None:
                                        'dropped': chosen.dropped})
   logging.info('search: %d complete paths, %d kept of %d patients; dropped %s', len(found), len(chosen.kept),
                chosen.n_patients, ', '.join(f'{n} {k}' for k, n in chosen.dropped.items() if n) or 'none')
+
+
+def guided_label(label: np.ndarray, expert: np.ndarray, weight: float) -> np.ndarray:
+  """What a stated probability is judged by: the outcome mixed with the expert's probability. `[N], [N] -> [N]`.
+
+  An outcome says who died, the expert how near a patient was; with some of both, the paths that
+  are kept differ in degree and not only in side.
+  """
+  return ((1 - weight) * label + weight * expert).astype(np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,7 @@ def batches(context: Context, encoder: Encoder, answers: dict[int, list[list[int
   seed, per_epoch = context.config.seed, len(rows) // batch
   group = max(map(len, answers.values()))
   width = -(-max(len(a) for mine in answers.values() for a in mine) // 16) * 16
+  begins = {row: [final_answer(a, encoder.tokenizer) for a in mine] for row, mine in answers.items()}
   step = start
   while True:
     epoch, i = divmod(step, per_epoch)
@@ -64,9 +65,9 @@ def batches(context: Context, encoder: Encoder, answers: dict[int, list[list[int
     ids = [answers[r] + [[]] * (group - len(answers[r])) for r in chosen.tolist()]
     tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, width)
     weight = np.ones(tokens.shape, np.float32)
-    for b, group_ids in enumerate(ids):
-      for g, answer in enumerate(group_ids):
-        weight[b, g, final_answer(answer, encoder.tokenizer):] = context.config.sft.answer_weight
+    for b, row in enumerate(chosen.tolist()):
+      for g, begin in enumerate(begins[row]):
+        weight[b, g, begin:] = context.config.sft.answer_weight
     yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, weight))
     step += 1
 

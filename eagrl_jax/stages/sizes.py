@@ -22,7 +22,7 @@ def policy_shape(c: ConfigDict) -> LMConfig | None:
   """The policy's shape; None for a hub name, which a dry run does not download."""
   if c.lm.checkpoint == 'tiny':
     return LMConfig(**{k: c.lm[k] for k in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim',
-                                            'd_ff')})
+                                            'd_ff', 'qk_norm')})
   if c.lm.checkpoint.endswith('.gguf'):
     return gguf_io.read_config(c.lm.checkpoint)
   path = os.path.join(c.lm.checkpoint, 'config.json')

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar('T')
 
 
-def prefetch(source: Iterator[T], ahead: int = 2) -> Iterator[T]:
+def prefetch(source: Iterator[T], ahead: int = 2) -> Generator[T, None, None]:
   """The same items in the same order; an error of `source` is raised where its item would have come.
 
   Closing the returned generator stops the thread.

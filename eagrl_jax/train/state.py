@@ -33,7 +33,7 @@ def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainStat
 def state_shardings(lm_cfg: LMConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """A `NamedSharding` for every leaf: an optimiser moment lies where its weight does, the rest is replicated."""
   params = model.param_shardings(lm_cfg, mesh)
-  everywhere = NamedSharding(mesh, PartitionSpec())
+  everywhere: Any = NamedSharding(mesh, PartitionSpec())
   shapes = jax.eval_shape(lambda: _fresh(model.init(lm_cfg, jax.random.key(0)), optimizer))
   opt_state = optax.tree_map_params(
       optimizer, lambda _, where: where, shapes.opt_state, params, transform_non_params=lambda _: everywhere

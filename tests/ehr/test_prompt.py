@@ -39,7 +39,7 @@ def test_full_style_lists_every_visit_and_names_levels():
 
 def test_compact_style_shows_the_last_flag_and_observed_values():
   text = show('compact').text
-  assert 'lactate HH 1.0 4.5\n' in text and 'sodium H 140 150 149\n' in text
+  assert ' lactate HH 1.0 4.5\n' in text and ' sodium H 140 150 149\n' in text
 
 
 @pytest.mark.parametrize('style', ['full', 'compact'])

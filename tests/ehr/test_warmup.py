@@ -1,11 +1,13 @@
 import re
 
 import numpy as np
+import pytest
 from sklearn.metrics import roc_auc_score
 
 from eagrl_jax.ehr import warmup
 from eagrl_jax.ehr.answers import parse
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.prompt import flag
 
 TABLE = FeatureTable(tuple(FeatureSpec(n, ref_low=10, ref_high=20) for n in ('a1', 'b2', 'c3', 'd4')))
 
@@ -33,6 +35,22 @@ def test_probability_says_nothing_about_the_record():
   sick, well = np.full((2, 4), 90.0), np.full((2, 4), 15.0)
   said = [parse(t, TABLE).probability for v in (sick, well) for t in answers(v)]
   assert abs(roc_auc_score([1] * 400 + [0] * 400, said) - 0.5) < 0.02 + 1.96 * 0.0205  # sd of AUROC at 400 + 400
+
+
+def test_scattered_records_keep_their_gaps_and_leave_no_usual_flag():
+  specs = (FeatureSpec('sodium', ref_low=136, ref_high=145, hard_low=100, hard_high=180),
+           FeatureSpec('lactate', ref_low=0.5, ref_high=2, hard_low=0, log=True), FeatureSpec('CRP', ref_high=5),
+           FeatureSpec('eyes', kind='ordinal', levels=((1.0, 'None'), (4.0, 'Open'))), FeatureSpec('rare'))
+  table, values = FeatureTable(specs), np.full((600, 2, 5), 1.5)
+  values[::3, 0, :] = np.nan
+  out = warmup.scatter(table, values, np.random.default_rng(0))
+  assert np.array_equal(np.isnan(out), np.isnan(values)) and values[1, 0, 0] == 1.5
+  for f, kinds in enumerate((('', 'H', 'HH', 'L', 'LL'), ('', 'H', 'HH', 'L', 'LL'), ('', 'H'))):
+    marks = [flag(specs[f], v) for v in out[:, 1, f]]
+    shares = [marks.count(kind) / len(marks) for kind in kinds]
+    assert min(shares) > 0.1 and max(shares) < 0.75 and sum(shares) == pytest.approx(1)
+  assert np.nanmin(out[..., 0]) >= 100 and set(np.unique(out[:, 1, 3])) == {1.0, 4.0}
+  assert np.array_equal(out[..., 4], values[..., 4], equal_nan=True)  # no range: as it was
 
 
 def test_out_of_range_features_are_useful():

@@ -9,14 +9,6 @@ import pytest
 from scipy import stats
 
 from eagrl_jax.evaluation import agreement
-from eagrl_jax.types import EagrlError
-
-
-def test_top_k_keeps_positive_entries_and_breaks_ties_by_id():
-  chosen = agreement.top_k([[0.2, 0.5, 0.2, 0.1], [0.0, 1.0, 0.0, 0.0], [0, 0, 0, 0]], 2)
-  assert chosen.astype(int).tolist() == [[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-  with pytest.raises(EagrlError, match=r'evaluate\.k'):
-    agreement.top_k([[1.0]], 0)
 
 
 def test_jaccard_by_hand():

@@ -11,7 +11,7 @@ from scipy.stats import entropy as scipy_kl
 
 from eagrl_jax import rng as rng_lib
 from eagrl_jax.rl import alignment
-from eagrl_jax.types import EagrlError
+from eagrl_jax.types import EagrlError, PromptBatch
 
 RNG = np.random.default_rng(0)
 P = RNG.dirichlet(np.ones(6), size=(2, 3)).astype(np.float32)
@@ -92,11 +92,16 @@ def test_feature_indicator():
   np.testing.assert_array_equal(got, [[[0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 1, 0]]])
 
 
+def test_shown_features():
+  feature, valid = np.array([[2, 0, 0, -1], [-1, 1, 2, 2]]), np.array([[False, True, True, True], [True] * 4])
+  got = alignment.shown_features(PromptBatch(feature, valid, feature, np.arange(2)), 3)
+  np.testing.assert_array_equal(got, [[True, False, False], [False, True, True]])
+
+
 def test_top_k_jaccard():
   expert, policy = jnp.array([[0.4, 0.3, 0.2, 0.1]] * 2), jnp.array([[0.4, 0.1, 0.3, 0.2], [0.0, 0.0, 0.0, 0.0]])
   np.testing.assert_allclose(alignment.top_k_jaccard(expert, policy, 2), [1 / 3, 0], rtol=1e-6)
   np.testing.assert_allclose(alignment.top_k_jaccard(expert, policy, 9), [1, 0])
-  np.testing.assert_array_equal(alignment.top_k_mask(jnp.array([0.9, 0.1, 0.0]), 3), [True, True, False])
 
 
 def test_random_control():

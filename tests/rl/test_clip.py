@@ -41,12 +41,6 @@ def test_no_gradient_passes():
   np.testing.assert_array_equal(grad, np.zeros((1, 4)))
 
 
-def test_key_token_mask_is_strictly_inside():
-  # Tag at 2, list at 3..4, closing tag at 5; the second answer has no list.
-  got = clip.key_token_mask(jnp.array([3, -1]), jnp.array([5, 4]), 7)
-  np.testing.assert_array_equal(got, [[0, 0, 0, 1, 1, 0, 0], [0] * 7])
-
-
 def test_key_entropy_and_its_fallback():
   entropy = jnp.array([[1.0, 2.0, 3.0, 9.0], [1.0, 2.0, 6.0, jnp.nan]])
   valid = jnp.array([[True] * 4, [True, True, True, False]])

@@ -197,7 +197,7 @@ def on_policy(params, batch):
 
 
 def test_ratios_move_from_the_second_update_on(params):
-  optimizer = optax.sgd(0.03)
+  optimizer = optax.sgd(0.004)
   update = compiled(UpdateConfig(micro_batch=B), optimizer)
   state, history = policy_steps(update, new_state(params, optimizer), on_policy(params, make_batch()), 11)
   first, second, last = history[0], history[1], history[-1]

@@ -1,0 +1,103 @@
+"""The batches of the base stage: short records first, then whole ones.
+
+A small decoder learns to look a feature up once it has had to: from records of a few
+features, whose values are scattered so that a name does not tell its flag. On whole
+records alone it learns each feature's usual flag instead and reads nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.ehr import warmup
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.encode import Encoder, pad_answers
+from eagrl_jax.train.supervised import SupervisedBatch
+
+SHORT_BUCKET = 32  # prompts of short records are padded to a multiple of it
+
+
+def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) -> Iterator[SupervisedBatch]:
+  """Endless batches from step `start` on; each is a function of (seed, step) alone."""
+  c, seed = context.config.base, context.config.seed
+  shuffle = context.config.prompt.shuffle_features
+  short = short_encoder(encoder)
+  # One width a lesson, so that the step compiles twice at most; the longest of a sample.
+  sample = rows[:128]
+  widths = {lesson: _width(lesson(encoder, sample, np.random.default_rng((seed, 0)), c)[1])
+            for lesson in (short_lesson, whole_lesson)}
+  flags = [i for mark in warmup.MARKS for i in encoder.tokenizer.encode(f' {mark}')]
+  step = start
+  while True:
+    lesson, reader, count = ((short_lesson, short, c.short_batch) if step < c.short_steps
+                             else (whole_lesson, encoder, c.batch))
+    generator = np.random.default_rng((seed, 1, step))
+    chosen = generator.choice(rows, size=count, replace=len(rows) < count)
+    records, ids = lesson(reader, chosen, generator, c)
+    prompt = reader.batch(chosen, (seed, step) if shuffle else None, records)
+    tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, widths[lesson])
+    weight = np.where(np.isin(tokens, flags), c.flag_weight, 1).astype(np.float32)
+    yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, weight))
+    step += 1
+
+
+def short_encoder(encoder: Encoder) -> Encoder:
+  """Writes the last value of a feature only."""
+  return dataclasses.replace(encoder, config=dataclasses.replace(encoder.config, max_values=1), bucket=SHORT_BUCKET)
+
+
+def short_lesson(encoder: Encoder, chosen: np.ndarray, generator: np.random.Generator,
+                 c: ConfigDict) -> tuple[list[np.ndarray], list[list[list[int]]]]:
+  """Records of a few features with scattered values, and the flags of all. `-> records [B], token ids [B][1]`."""
+  features, records, ids = encoder.cohort.features, [], []
+  scattered = warmup.scatter(features, encoder.visits.values[chosen], generator)
+  for values, real in zip(scattered, encoder.visits.valid[chosen]):
+    record, kept = some_features(values[real], int(generator.integers(1, c.short_features + 1)), generator)
+    records.append(record)
+    ids.append([encoder.tokenizer.encode(warmup.write_findings(features, record, kept, generator))])
+  return records, ids
+
+
+def some_features(values: np.ndarray, count: int, generator: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+  """A record with `count` of its measured features, drawn at random. `[T, F] -> [T, F], ids`."""
+  kept = generator.permutation(np.flatnonzero(~np.isnan(values).all(0)))[:count]
+  record = np.full_like(values, np.nan)
+  record[:, kept] = values[:, kept]
+  return record, kept.tolist()
+
+
+def whole_lesson(encoder: Encoder, chosen: np.ndarray, generator: np.random.Generator,
+                 c: ConfigDict) -> tuple[list[np.ndarray], list[list[list[int]]]]:
+  """Records with answers and drills. `-> records [B], token ids [B][answers + 3]`.
+
+  A share of the records is scattered, and these are of all lengths from the short lesson's to
+  the whole: a bridge, without which looking up among many features is learned anew.
+  """
+  values, count = encoder.visits.values[chosen], round(c.scattered * len(chosen))
+  values[:count] = warmup.scatter(encoder.cohort.features, values[:count], generator)
+  records = [v[real] for v, real in zip(values, encoder.visits.valid[chosen])]
+  for i in range(count):
+    length = int(generator.integers(c.short_features, len(encoder.cohort.features) + 1))
+    records[i], _ = some_features(records[i], length, generator)
+  return records, [answers(encoder, int(row), record, generator, c.answers) for row, record in zip(chosen, records)]
+
+
+def answers(encoder: Encoder, row: int, record: np.ndarray, generator: np.random.Generator,
+            count: int) -> list[list[int]]:
+  """Token ids of `count` rule-written answers to a record, and of the drills."""
+  features, tokenizer, cohort = encoder.cohort.features, encoder.tokenizer, encoder.cohort
+  visible = sorted(f for f, _, _ in encoder.prompt(row, values=record).spans)
+  written = [warmup.write_answer(features, record, visible, cohort.task, encoder.config.top_k, encoder.config.max_depth,
+                                 generator) for _ in range(count)]
+  drills = [write(features, record, visible, generator)
+            for write in (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)]
+  return [[*tokenizer.encode(t), tokenizer.eos_id] for t in written] + [tokenizer.encode(t) for t in drills]
+
+
+def _width(ids: list[list[list[int]]]) -> int:
+  return -(-max(len(t) for group in ids for t in group) // 16) * 16

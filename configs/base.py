@@ -17,7 +17,7 @@ def get_config(variant: str = '') -> ConfigDict:
       path='',  # file or folder of the source
       outcomes='',  # csv and physionet2012: outcomes file ('' = beside the path)
       task='mortality',
-      n=2600,  # synthetic: patients
+      n=2400,  # synthetic: patients
       prevalence=0.35,  # synthetic
       informative=0.5,  # synthetic: how much sampling depends on severity, 0 = not at all
       site='mimic',  # synthetic: mimic | eicu
@@ -25,7 +25,7 @@ def get_config(variant: str = '') -> ConfigDict:
       max_visits=2,  # older ones fold into the first
       window_hours=48.0,  # only data before this; 0 = the whole record
       aggregate='mean',  # mean | last, within a visit
-      test=600,  # patients (or a fraction below 1)
+      test=400,  # patients (or a fraction below 1)
       valid_fraction=0.125,  # of the rest
       splits='',  # a splits.parquet to use instead
       # csv only
@@ -45,7 +45,7 @@ def get_config(variant: str = '') -> ConfigDict:
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
       short_steps=100, short_batch=64, short_features=4,  # first on records of at most so many features
-      steps=100, batch=16, answers=1,  # then on whole ones
+      steps=60, batch=16, answers=2,  # then on whole ones
       scattered=0.5,  # share of whole records whose values are drawn anew, so that a name does not tell its flag
       flag_weight=4.0,  # of a flag's token in the loss; the order of names is chance, flags are what reading is for
       learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1, micro_batch=8, checkpoint_every=100,
@@ -62,12 +62,12 @@ def get_config(variant: str = '') -> ConfigDict:
       epochs=8, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
       schedule='cosine', answer_weight=20.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
   config.rl = ConfigDict(dict(
-      steps=30, prompts=32, group=8, inner_steps=2, temperature=1.0, max_new=80, learning_rate=2e-4, warmup=5,
+      steps=24, prompts=32, group=8, inner_steps=2, temperature=1.0, max_new=80, learning_rate=2e-4, warmup=5,
       weight_decay=0.0, micro_batch=4, advantage='dr_grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_control='expert', checkpoint_every=10, schedule='constant'))
-  config.evaluate = ConfigDict(dict(batch=64, max_new=80, temperature=0.0, bootstrap=1000, cases=3))
+  config.evaluate = ConfigDict(dict(batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3))
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   VARIANTS[variant](config)
   return config

@@ -22,7 +22,10 @@ def call(*flags, cwd=ROOT, path=ROOT):
     (['--config.rl.group=1'], ['rl.group', '--config.rl.group=2']),
     (['--config.mesh.tensor=3'], ['mesh', 'tensor=3']),
     (['--config.data.source=tjh', '--config.data.path=absent.xlsx'], ['data.path', 'absent.xlsx']),
+    (['--config.lm.checkpoint='], ['lm.checkpoint', 'set --config.lm.checkpoint=']),
+    (['--config.search.expert_weight=1.5'], ['search.expert_weight=1.5', '[0, 1]']),
     (['--config.lm.checkpoint=absent.gguf'], ['lm.checkpoint', 'absent.gguf']),
+    (['--config.evaluate.temperature=0.0'], ['evaluate.temperature', 'evaluate.samples=1']),
     (['--config.rl.micro_batch=7'], ['rl.micro_batch=7']),
     (['--config.expert.salience=magic'], ['expert.salience', 'occlusion']),
 ])

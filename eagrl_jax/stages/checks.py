@@ -43,8 +43,8 @@ def check(config: ConfigDict) -> None:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
   for name in ('base.batch', 'base.answers', 'sft.batch', 'sft.epochs', 'rl.prompts', 'rl.steps', 'rl.inner_steps',
                'rl.max_new', 'search.patients', 'search.trees', 'search.top_k', 'evaluate.batch', 'evaluate.max_new',
-               'evaluate.bootstrap', 'prompt.bucket', 'prompt.max_values', 'data.max_visits', 'base.checkpoint_every',
-               'sft.checkpoint_every', 'rl.checkpoint_every'):
+               'evaluate.bootstrap', 'evaluate.samples', 'prompt.bucket', 'prompt.max_values', 'data.max_visits',
+               'base.checkpoint_every', 'sft.checkpoint_every', 'rl.checkpoint_every'):
     section, field = name.split('.')
     if c[section][field] < 1:
       raise EagrlError(f'{name}={c[section][field]} must be at least 1')
@@ -52,6 +52,9 @@ def check(config: ConfigDict) -> None:
     raise EagrlError(f'sft.answer_weight={c.sft.answer_weight} must be positive; 1 weighs all tokens alike')
   if not 0 <= c.search.expert_weight <= 1:
     raise EagrlError(f'search.expert_weight={c.search.expert_weight} must lie in [0, 1]; 0 = the outcome alone')
+  if c.evaluate.samples > 1 and c.evaluate.temperature <= 0:
+    raise EagrlError(f'evaluate.temperature={c.evaluate.temperature}: {c.evaluate.samples} greedy answers are all the '
+                     'same; set --config.evaluate.samples=1, or a temperature above 0')
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
   _divides('base', c.base.micro_batch, c.base.batch)

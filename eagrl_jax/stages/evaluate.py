@@ -1,7 +1,8 @@
 """Judges the arms base, sft and rl beside the expert, on test patients.
 
-1. Each policy writes one answer a test patient; unparsed answers get the train prevalence.
-2. The policy's own attention is read on what it wrote.
+1. Each policy writes `evaluate.samples` answers a test patient; its probability is their mean
+   (self-consistency), an unparsed answer counting as the train prevalence.
+2. The features it names, and its own attention while it wrote, are read on the first answer.
 3. AUROC, AUPRC, agreement and their controls, all with intervals by patient.
 4. metrics.json, predictions.parquet, cases.json, report.html and the table on the terminal.
 """
@@ -43,10 +44,10 @@ POLICIES = ('base', 'sft', 'rl')
 class Arm:
   """What one policy said about n test patients."""
 
-  prob: np.ndarray  # [n], the train prevalence where unparsed
-  parsed: np.ndarray  # [n] bool
-  refused: np.ndarray  # [n] bool
-  named: list[list[int]]
+  prob: np.ndarray  # [n], mean over answers, the train prevalence where unparsed
+  parsed: np.ndarray  # [n] share of the answers
+  refused: np.ndarray  # [n] share of the answers
+  named: list[list[int]]  # by the first answer, as the two below
   attention: np.ndarray  # [n, F] p_LM, rows sum to 1 (0 where no feature list was written)
   text: list[str]
 
@@ -61,7 +62,7 @@ def run(context: Context) -> None:
     policy = policy_lib.load(context.folder(name), context.mesh)
     encoder = data_lib.encoder(context, data, policy.tokenizer)
     arms[name] = answer(context, name, encoder, policy, rows, data_lib.prevalence(data))
-    logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows))
+    logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows) * c.samples)
   label = data.cohort.label[rows].astype(int)
   probs = {name: arm.prob for name, arm in arms.items()} | {'expert': expert_stage.load_prob(context)[rows]}
   if data.cohort.truth is not None:
@@ -79,7 +80,7 @@ def run(context: Context) -> None:
 
 def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Policy, rows: np.ndarray,
            unparsed: float) -> Arm:
-  """Greedy (or sampled) answers of one policy, in batches of one size."""
+  """Answers of one policy, in batches of one size."""
   c, k = context.config.evaluate, context.config.reward.top_k
   size = min(c.batch, len(rows))
   n_features = len(encoder.cohort.features)
@@ -92,13 +93,14 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
       part = rows[start:start + size]
       full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
       prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(full))
-      rollout = sample(policy.params, policy, prompt, key, 1, c.max_new, c.temperature)
+      rollout = sample(policy.params, policy, prompt, key, c.samples, c.max_new, c.temperature)
       answers = parse_rollout(rollout, policy.tokenizer, encoder.cohort, max_named=4 * k)
-      mass = np.asarray(read(policy.params, prompt, rollout, jnp.asarray(answers.align_mask)))[:, 0]
+      first = jax.tree.map(lambda x: x[:, :1], (rollout, jnp.asarray(answers.align_mask)))
+      mass = np.asarray(read(policy.params, prompt, *first))[:, 0]
       n = len(part)
-      prob.append(np.where(answers.parsed, answers.prob, unparsed)[:n, 0])
-      parsed.append(answers.parsed[:n, 0])
-      refused.append(answers.refused[:n, 0])
+      prob.append(np.where(answers.parsed, answers.prob, unparsed)[:n].mean(1))
+      parsed.append(answers.parsed[:n].mean(1))
+      refused.append(answers.refused[:n].mean(1))
       named += [[int(f) for f in ids if f >= 0] for ids in answers.named[:n, 0]]
       attention.append(mass[:n])
       text += [group[0] for group in answers.text[:n]]

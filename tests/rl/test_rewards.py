@@ -22,6 +22,15 @@ def test_classification_golden(label, prob, expected):
   np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
+@pytest.mark.parametrize('kind', rewards.KINDS)
+def test_a_soft_label_gives_the_expected_score(kind):
+  prob, goal, cfg = np.linspace(0.05, 0.95, 19, dtype=np.float32), 0.3, RewardConfig(kind=kind)
+  score = lambda label: np.asarray(rewards.classification_score(jnp.array(prob), jnp.full(19, label), cfg))
+  np.testing.assert_allclose(score(goal), goal * score(1.0) + (1 - goal) * score(0.0), atol=1e-6)
+  if kind in ('log', 'brier'):  # proper: best where it says the goal
+    assert prob[score(goal).argmax()] == pytest.approx(goal, abs=0.026)
+
+
 def test_total_golden():
   # One shared feature of a union of four: Jaccard .25.
   expert = jnp.zeros(8, bool).at[jnp.array([0, 1, 2])].set(True)

@@ -24,7 +24,7 @@ def micro(variant: str = '', target: str = 'evaluate'):
                   min_reward=-9.0, min_jaccard=0.0)
   c.sft.update(epochs=3, batch=4, micro_batch=4, checkpoint_every=1)
   c.rl.update(steps=2, prompts=4, group=2, micro_batch=2, max_new=48, checkpoint_every=1)
-  c.evaluate.update(batch=16, max_new=48, bootstrap=20, cases=1)
+  c.evaluate.update(samples=2, batch=16, max_new=48, bootstrap=20, cases=1)
   return c
 
 

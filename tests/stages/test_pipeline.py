@@ -10,6 +10,7 @@ import pytest
 
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import pipeline, policy
+from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
 
@@ -87,3 +88,8 @@ def test_an_unknown_stage_is_refused(micro_config):
   config.target = 'rll'
   with pytest.raises(EagrlError, match='target'):
     pipeline.selected(config)
+
+
+@pytest.mark.parametrize(('weight', 'expected'), [(0.0, [0, 1]), (1.0, [0.2, 0.6]), (0.5, [0.1, 0.8])])
+def test_the_searchs_goal_mixes_outcome_and_expert(weight, expected):
+  np.testing.assert_allclose(guided_label(np.array([0, 1]), np.array([0.2, 0.6]), weight), expected, atol=1e-6)

@@ -119,7 +119,7 @@ def _pretrained(config):
                        min_reward=-1.5, min_jaccard=0.0, balance=False)
   config.sft.update(epochs=3, batch=4, learning_rate=5e-5, warmup=1)
   config.rl.update(steps=2, prompts=4, group=4, max_new=144, learning_rate=1e-5, warmup=1)
-  config.evaluate.update(batch=20, max_new=144)
+  config.evaluate.update(batch=20, samples=1, temperature=0.0, max_new=144)
 
 
 def _csv(config):

@@ -19,7 +19,7 @@ from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, pad_answers
 from eagrl_jax.train.supervised import SupervisedBatch
 
-SHORT_BUCKET = 32  # prompts of short records are padded to a multiple of it
+SHORT_BUCKET = 64  # prompts of short records are padded to a multiple of it
 
 
 def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) -> Iterator[SupervisedBatch]:

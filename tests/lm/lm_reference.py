@@ -15,9 +15,10 @@ CFG = LMConfig(vocab_size=53, d_model=24, n_layers=2, n_heads=4, n_kv_heads=2, h
 
 
 def params(cfg: LMConfig = CFG, embed: float = 0.5):
-  """Initial weights; an embedding of the size of the layers' outputs keeps gradients of order one."""
+  """Initial weights with layers as loud as their inputs; an embedding of their size keeps gradients of order one."""
   p = model.init(cfg, jax.random.key(0))
-  return p | {'embed': p['embed'] * (embed / 0.02)}
+  layers = {name: 10 * x if name in ('wo', 'w_down') else x for name, x in p['layers'].items()}
+  return p | {'embed': p['embed'] * (embed * cfg.d_model**0.5), 'layers': layers}
 
 
 @functools.partial(jax.jit, static_argnums=1)

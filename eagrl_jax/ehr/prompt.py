@@ -110,9 +110,8 @@ def _range(spec: FeatureSpec) -> str:
 def _line(spec: FeatureSpec, series: np.ndarray, style: str, keep: int) -> str:
   # In: series [T] with NaN where not measured.  Out: at most `keep` of its latest entries.
   if style == 'compact':
-    seen = series[~np.isnan(series)]
-    words = [spec.name, flag(spec, seen[-1]) or 'ok', *(write_value(spec, v) for v in seen[max(len(seen) - keep, 0):])]
-    return f' {" ".join(words)}\n'
+    seen = series[~np.isnan(series)][-keep:]
+    return f' {spec.name} {flag(spec, seen[-1]) or "ok"} {" ".join(write_value(spec, v) for v in seen)}\n'
   shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v) for v in series[-keep:])
   return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
 

@@ -19,10 +19,9 @@ from absl import logging
 from eagrl_jax import rng
 from eagrl_jax.ehr import warmup
 from eagrl_jax.lm import model
-from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import lessons, supervised
+from eagrl_jax.stages import lessons, settings, supervised
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
 from eagrl_jax.types import EagrlError
@@ -48,9 +47,7 @@ def initial_policy(context: Context, data: data_lib.Data) -> policy_lib.Policy:
     shardings = model.param_shardings(policy.config, context.mesh)
     return dataclasses.replace(policy, params=jax.tree.map(jax.device_put, policy.params, shardings))
   tokenizer = train_tokenizer(corpus(context, data), data.cohort.features.names, lm.vocab_size)
-  shape = LMConfig(vocab_size=tokenizer.vocab_size, d_model=lm.d_model, n_layers=lm.n_layers, n_heads=lm.n_heads,
-                   n_kv_heads=lm.n_kv_heads, head_dim=lm.head_dim, d_ff=lm.d_ff, qk_norm=lm.qk_norm,
-                   compute_dtype=lm.compute_dtype, remat=lm.remat)
+  shape = dataclasses.replace(settings.tiny(context.config), vocab_size=tokenizer.vocab_size)
   shardings = model.param_shardings(shape, context.mesh)
   key = rng.stage_key(context.config.seed, 'base')
   params = jax.jit(lambda k: model.init(shape, k), out_shardings=shardings)(key)

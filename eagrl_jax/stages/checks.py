@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
-from eagrl_jax.stages import settings, sizes
+from eagrl_jax.stages import settings
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'csv')
@@ -36,20 +36,22 @@ def check(config: ConfigDict) -> None:
     if c.data[name]:
       _file(f'data.{name}', c.data[name])
   if c.lm.checkpoint == 'tiny':
-    sizes.policy_shape(c)
+    settings.tiny(c)
   elif c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
     _file('lm.checkpoint', c.lm.checkpoint)
   if c.rl.group < 2:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
-  for name in ('base.batch', 'base.answers', 'sft.batch', 'sft.epochs', 'rl.prompts', 'rl.steps', 'rl.inner_steps',
-               'rl.max_new', 'search.patients', 'search.trees', 'search.top_k', 'evaluate.batch', 'evaluate.max_new',
-               'evaluate.bootstrap', 'evaluate.samples', 'prompt.bucket', 'prompt.max_values', 'data.max_visits',
-               'base.checkpoint_every', 'sft.checkpoint_every', 'rl.checkpoint_every'):
+  for name in ('base.batch', 'base.answers', 'base.short_batch', 'base.short_features', 'base.checkpoint_every',
+               'search.patients', 'search.trees', 'search.top_k', 'sft.batch', 'sft.epochs', 'sft.checkpoint_every',
+               'rl.prompts', 'rl.steps', 'rl.inner_steps', 'rl.max_new', 'rl.checkpoint_every', 'evaluate.batch',
+               'evaluate.samples', 'evaluate.max_new', 'evaluate.bootstrap', 'prompt.bucket', 'prompt.max_values',
+               'data.max_visits'):
     section, field = name.split('.')
     if c[section][field] < 1:
       raise EagrlError(f'{name}={c[section][field]} must be at least 1')
-  if c.sft.answer_weight <= 0:
-    raise EagrlError(f'sft.answer_weight={c.sft.answer_weight} must be positive; 1 weighs all tokens alike')
+  for name, weight in (('sft.answer_weight', c.sft.answer_weight), ('base.flag_weight', c.base.flag_weight)):
+    if weight <= 0:
+      raise EagrlError(f'{name}={weight} must be positive; 1 weighs all tokens alike')
   if not 0 <= c.search.expert_weight <= 1:
     raise EagrlError(f'search.expert_weight={c.search.expert_weight} must lie in [0, 1]; 0 = the outcome alone')
   if c.evaluate.samples > 1 and c.evaluate.temperature <= 0:
@@ -68,8 +70,6 @@ def check(config: ConfigDict) -> None:
   settings.update(c)
   if c.base.short_steps < 0 or c.base.steps < 0:
     raise EagrlError('base.short_steps and base.steps must not be negative')
-  if c.base.short_features < 1:
-    raise EagrlError(f'base.short_features={c.base.short_features} must be at least 1')
   if not 0 <= c.base.scattered <= 1:
     raise EagrlError(f'base.scattered={c.base.scattered} is a share of the prompts: choose 0 to 1')
   _divides('base', c.base.micro_batch, c.base.short_batch)

@@ -28,19 +28,27 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
   shuffle = context.config.prompt.shuffle_features
   short = short_encoder(encoder)
   # One width a lesson, so that the step compiles twice at most; the longest of a sample.
-  sample = rows[:128]
-  widths = {lesson: _width(lesson(encoder, sample, np.random.default_rng((seed, 0)), c)[1])
-            for lesson in (short_lesson, whole_lesson)}
+  sample, generator = rows[:128], np.random.default_rng((seed, 0))
+  short_width = _width(short_lesson(short, sample, np.random.default_rng((seed, 0)), c)[1])
+  whole_width = _width([answers(encoder, r, measured(r), generator, c.answers)
+                        for r in whole_records(encoder, sample, generator, c)])
   flags = [i for mark in warmup.MARKS for i in encoder.tokenizer.encode(f' {mark}')]
   step = start
   while True:
-    lesson, reader, count = ((short_lesson, short, c.short_batch) if step < c.short_steps
-                             else (whole_lesson, encoder, c.batch))
+    brief = step < c.short_steps
+    count = c.short_batch if brief else c.batch
+    order = (seed, step) if shuffle else None
     generator = np.random.default_rng((seed, 1, step))
     chosen = generator.choice(rows, size=count, replace=len(rows) < count)
-    records, ids = lesson(reader, chosen, generator, c)
-    prompt = reader.batch(chosen, (seed, step) if shuffle else None, records)
-    tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, widths[lesson])
+    if brief:
+      records, ids = short_lesson(short, chosen, generator, c)
+      prompt = short.batch(chosen, order, records)
+    else:
+      records = whole_records(encoder, chosen, generator, c)
+      prompt = encoder.batch(chosen, order, records)
+      ids = [answers(encoder, record, np.unique(shown[shown >= 0]).tolist(), generator, c.answers)
+             for record, shown in zip(records, np.asarray(prompt.feature))]
+    tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, short_width if brief else whole_width)
     weight = np.where(np.isin(tokens, flags), c.flag_weight, 1).astype(np.float32)
     yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, weight))
     step += 1
@@ -65,18 +73,22 @@ def short_lesson(encoder: Encoder, chosen: np.ndarray, generator: np.random.Gene
 
 def some_features(values: np.ndarray, count: int, generator: np.random.Generator) -> tuple[np.ndarray, list[int]]:
   """A record with `count` of its measured features, drawn at random. `[T, F] -> [T, F], ids`."""
-  kept = generator.permutation(np.flatnonzero(~np.isnan(values).all(0)))[:count]
+  kept = generator.permutation(measured(values))[:count]
   record = np.full_like(values, np.nan)
   record[:, kept] = values[:, kept]
   return record, kept.tolist()
 
 
-def whole_lesson(encoder: Encoder, chosen: np.ndarray, generator: np.random.Generator,
-                 c: ConfigDict) -> tuple[list[np.ndarray], list[list[list[int]]]]:
-  """Records with answers and drills. `-> records [B], token ids [B][answers + 3]`.
+def measured(record: np.ndarray) -> list[int]:
+  """Features with a value. `[T, F] -> ids`."""
+  return np.flatnonzero(~np.isnan(record).all(0)).tolist()
 
-  A share of the records is scattered, and these are of all lengths from the short lesson's to
-  the whole: a bridge, without which looking up among many features is learned anew.
+
+def whole_records(encoder: Encoder, chosen: np.ndarray, generator: np.random.Generator,
+                  c: ConfigDict) -> list[np.ndarray]:
+  """A share of the records is scattered, and these are of all lengths from the short lesson's to the whole.
+
+  They are the bridge, without which looking up among many features is learned anew. `-> [B]` of [T, F].
   """
   values, count = encoder.visits.values[chosen], round(c.scattered * len(chosen))
   values[:count] = warmup.scatter(encoder.cohort.features, values[:count], generator)
@@ -84,16 +96,15 @@ def whole_lesson(encoder: Encoder, chosen: np.ndarray, generator: np.random.Gene
   for i in range(count):
     length = int(generator.integers(c.short_features, len(encoder.cohort.features) + 1))
     records[i], _ = some_features(records[i], length, generator)
-  return records, [answers(encoder, int(row), record, generator, c.answers) for row, record in zip(chosen, records)]
+  return records
 
 
-def answers(encoder: Encoder, row: int, record: np.ndarray, generator: np.random.Generator,
+def answers(encoder: Encoder, record: np.ndarray, visible: list[int], generator: np.random.Generator,
             count: int) -> list[list[int]]:
-  """Token ids of `count` rule-written answers to a record, and of the drills."""
-  features, tokenizer, cohort = encoder.cohort.features, encoder.tokenizer, encoder.cohort
-  visible = sorted(f for f, _, _ in encoder.prompt(row, values=record).spans)
-  written = [warmup.write_answer(features, record, visible, cohort.task, encoder.config.top_k, encoder.config.max_depth,
-                                 generator) for _ in range(count)]
+  """Token ids of `count` rule-written answers to a record whose prompt shows `visible`, and of three drills."""
+  features, tokenizer = encoder.cohort.features, encoder.tokenizer
+  written = [warmup.write_answer(features, record, visible, encoder.cohort.task, encoder.config.top_k,
+                                 encoder.config.max_depth, generator) for _ in range(count)]
   drills = [write(features, record, visible, generator)
             for write in (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)]
   return [[*tokenizer.encode(t), tokenizer.eos_id] for t in written] + [tokenizer.encode(t) for t in drills]

@@ -10,6 +10,7 @@ from eagrl_jax.ehr import prompt as prompt_lib
 from eagrl_jax.ehr.warmup import USEFUL, final_question
 from eagrl_jax.expert.concare import ConCareConfig
 from eagrl_jax.expert.train import ExpertTrainConfig
+from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.rl.clip import ClipConfig
 from eagrl_jax.rl.rewards import RewardConfig
 from eagrl_jax.rl.update import UpdateConfig
@@ -31,6 +32,11 @@ def expert(c: ConfigDict) -> ExpertTrainConfig:
   own = {f.name for f in dataclasses.fields(ConCareConfig)}
   model = ConCareConfig(**{k: v for k, v in fields.items() if k in own})
   return ExpertTrainConfig(model, **{k: v for k, v in fields.items() if k not in own})
+
+
+def tiny(c: ConfigDict) -> LMConfig:
+  """The shape of the `tiny` policy; its vocabulary is an upper bound until the tokenizer is trained."""
+  return LMConfig(**{k: v for k, v in c.lm.to_dict().items() if k != 'checkpoint'})
 
 
 def reward(c: ConfigDict) -> RewardConfig:

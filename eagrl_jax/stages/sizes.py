@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -21,15 +22,16 @@ FLOAT = 4
 def policy_shape(c: ConfigDict) -> LMConfig | None:
   """The policy's shape; None for a hub name, which a dry run does not download."""
   if c.lm.checkpoint == 'tiny':
-    return LMConfig(**{k: c.lm[k] for k in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim',
-                                            'd_ff', 'qk_norm')})
+    return settings.tiny(c)
   if c.lm.checkpoint.endswith('.gguf'):
-    return gguf_io.read_config(c.lm.checkpoint)
-  path = os.path.join(c.lm.checkpoint, 'config.json')
-  if not os.path.exists(path):
-    return None
-  with open(path) as f:
-    return checkpoint_config.from_hf(json.load(f))
+    shape = gguf_io.read_config(c.lm.checkpoint)
+  else:
+    path = os.path.join(c.lm.checkpoint, 'config.json')
+    if not os.path.exists(path):
+      return None
+    with open(path) as f:
+      shape = checkpoint_config.from_hf(json.load(f))
+  return dataclasses.replace(shape, remat=c.lm.remat)
 
 
 def prompt_tokens(c: ConfigDict) -> int:
@@ -55,7 +57,7 @@ def table(c: ConfigDict) -> str:
   data = mesh.shape['data'] * mesh.shape['fsdp']
   s, t, g = prompt_tokens(c), c.rl.max_new, c.rl.group
   kv = 2 * lm.n_layers * lm.n_kv_heads * lm.head_dim * FLOAT  # bytes a cached token
-  rows = math.ceil(c.rl.prompts / data)
+  rows, judged = math.ceil(c.rl.prompts / data), math.ceil(c.evaluate.batch / data)
   micro = math.ceil(c.rl.micro_batch / data)
   tree = settings.search(c).n_nodes
   step = c.search.question_tokens + c.search.answer_tokens + 32
@@ -68,6 +70,7 @@ def table(c: ConfigDict) -> str:
       'gradients': local * FLOAT,
       'optimiser moments': 2 * local * FLOAT,
       'sampler KV (rl)': rows * (s + g * t) * kv,
+      'sampler KV (evaluate)': judged * (s + c.evaluate.samples * c.evaluate.max_new) * kv,
       'search KV': math.ceil(c.search.trees / data) * (s + tree * step) * kv,
       'activations of a micro-batch (rl)': activations,
   }

@@ -69,6 +69,6 @@ def test_shapes_stay_and_a_step_is_a_function_of_its_number(taught):
 def test_only_a_share_of_whole_records_is_scattered(taught):
   context, encoder = taught
   chosen = np.arange(4)
-  records, _ = lessons.whole_lesson(encoder, chosen, np.random.default_rng(0), context.config.base)
+  records = lessons.whole_records(encoder, chosen, np.random.default_rng(0), context.config.base)
   same = [np.array_equal(r, encoder.values(i), equal_nan=True) for i, r in enumerate(records)]
   assert same == [False, False, True, True]

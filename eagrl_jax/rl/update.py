@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -245,20 +246,38 @@ def make_update(
 
 
 def policy_steps(
-    update: Callable[[Any, RLBatch], tuple[Any, dict[str, Array]]], state: Any, batch: RLBatch, steps: int = 2
+    update: Callable[[Any, RLBatch], tuple[Any, dict[str, Array]]], state: Any, batch: RLBatch, epochs: int = 1,
+    minibatches: int = 2
 ) -> tuple[Any, list[dict[str, Array]]]:
   """Several updates on one rollout batch: with a single one every ratio is 1 and the clip never acts.
+
+  Args:
+    epochs: passes over the batch.
+    minibatches: updates a pass, each on its own share of the prompts; must divide B.
 
   Returns:
     The state and the metrics of each update; the first also holds `sampler_gap_mean`, `sampler_gap_max`: the mismatch
     of sampler and trainer at equal weights.
+
+  Raises:
+    EagrlError: no update at all, or prompts that cannot be shared out evenly.
   """
-  if steps < 1:
-    raise EagrlError(f'rl.updates_per_batch={steps} must be at least 1')
+  if epochs < 1:
+    raise EagrlError(f'rl.epochs={epochs} must be at least 1')
+  prompts = len(batch.weight)
+  if minibatches < 1 or prompts % minibatches:
+    raise EagrlError(f'rl.minibatches={minibatches} must divide the {prompts} prompts of a step')
+  parts = [batch] if minibatches == 1 else [_share(batch, i, minibatches) for i in range(minibatches)]
   history = []
-  for _ in range(steps):
-    state, metrics = update(state, batch)
+  for part in parts * epochs:
+    state, metrics = update(state, part)
     history.append(metrics)
   first = history[0]
   history[0] = first | {'sampler_gap_mean': first['logp_gap_mean'], 'sampler_gap_max': first['logp_gap_max']}
   return state, history
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _share(batch: RLBatch, i: int, n: int) -> RLBatch:
+  """Every n-th prompt from the i-th on: an axis sharded over devices stays spread over all of them."""
+  return jax.tree.map(lambda x: jnp.reshape(x, (-1, n, *x.shape[1:]))[:, i], batch)

@@ -43,9 +43,9 @@ def check(config: ConfigDict) -> None:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
   for name in ('base.batch', 'base.answers', 'base.short_batch', 'base.short_features', 'base.checkpoint_every',
                'search.patients', 'search.trees', 'search.top_k', 'sft.batch', 'sft.epochs', 'sft.checkpoint_every',
-               'rl.prompts', 'rl.steps', 'rl.inner_steps', 'rl.max_new', 'rl.checkpoint_every', 'evaluate.batch',
-               'evaluate.samples', 'evaluate.max_new', 'evaluate.bootstrap', 'prompt.bucket', 'prompt.max_values',
-               'data.max_visits'):
+               'rl.prompts', 'rl.steps', 'rl.epochs', 'rl.minibatches', 'rl.max_new', 'rl.checkpoint_every',
+               'evaluate.batch', 'evaluate.samples', 'evaluate.max_new', 'evaluate.bootstrap', 'prompt.bucket',
+               'prompt.max_values', 'data.max_visits'):
     section, field = name.split('.')
     if c[section][field] < 1:
       raise EagrlError(f'{name}={c[section][field]} must be at least 1')
@@ -60,7 +60,9 @@ def check(config: ConfigDict) -> None:
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
   _divides('base', c.base.micro_batch, c.base.batch)
-  _divides('rl', c.rl.micro_batch, c.rl.prompts)
+  if c.rl.prompts % c.rl.minibatches:
+    raise EagrlError(f'rl.minibatches={c.rl.minibatches} must divide rl.prompts={c.rl.prompts}')
+  _divides('rl', c.rl.micro_batch, c.rl.prompts // c.rl.minibatches)
   settings.prompt(c)
   settings.expert(c)
   settings.reward(c)
@@ -73,7 +75,8 @@ def check(config: ConfigDict) -> None:
   if not 0 <= c.base.scattered <= 1:
     raise EagrlError(f'base.scattered={c.base.scattered} is a share of the prompts: choose 0 to 1')
   _divides('base', c.base.micro_batch, c.base.short_batch)
-  for stage, steps in (('base', c.base.short_steps + c.base.steps), ('rl', c.rl.steps * c.rl.inner_steps)):
+  updates = c.rl.steps * c.rl.epochs * c.rl.minibatches
+  for stage, steps in (('base', c.base.short_steps + c.base.steps), ('rl', updates)):
     if steps:
       settings.optimizer(c[stage], steps)
   make_mesh(**c.mesh.to_dict())
@@ -91,4 +94,4 @@ def _file(field: str, path: str) -> None:
 
 def _divides(stage: str, micro: int, batch: int) -> None:
   if micro < 1 or batch % micro:
-    raise EagrlError(f'{stage}.micro_batch={micro} must divide the {batch} prompts of a step')
+    raise EagrlError(f'{stage}.micro_batch={micro} must divide the {batch} prompts of an update')

@@ -3,7 +3,8 @@
 Each step:
 1. Sample a group of answers to each of `rl.prompts` train patients, prompt prefilled once.
 2. Read them on the host; joint reward, group advantage, entropy-aware upper clip.
-3. `rl.inner_steps` updates on the batch, with the alignment loss on the policy's attention.
+3. `rl.epochs` passes over the batch, `rl.minibatches` updates each, with the alignment loss on the
+   policy's attention.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def run(context: Context) -> None:
   start_policy = policy_lib.load(context.folder('sft'), context.mesh)
   encoder = data_lib.encoder(context, data, start_policy.tokenizer)
   salience = guidance(context, data)
-  optimizer = make_optimizer(settings.optimizer(c, c.steps * c.inner_steps))
+  optimizer = make_optimizer(settings.optimizer(c, c.steps * c.epochs * c.minibatches))
   shardings = state_lib.state_shardings(start_policy.config, optimizer, context.mesh)
   update = make_update(start_policy.config, optimizer, settings.update(context.config), shardings)
   reference = make_reference(start_policy) if c.kl else None
@@ -65,8 +66,10 @@ def run(context: Context) -> None:
         batch, figures = score(context, encoder, data, prompt, rollout, salience)
         if reference is not None:
           batch = dataclasses.replace(batch, ref_logprobs=reference(prompt, rollout))
-        state, history = policy_steps(update, state, mesh_lib.shard_batch(context.mesh, batch), c.inner_steps)
+        batch = mesh_lib.shard_batch(context.mesh, batch)
+        state, history = policy_steps(update, state, batch, c.epochs, c.minibatches)
         figures |= {k: float(v) for k, v in (history[0] | history[-1]).items()}
+        figures['finite'] = min(float(m['finite']) for m in history)
         if not figures['finite']:
           raise EagrlError(f'rl step {step}: the gradient is not finite; lower --config.rl.learning_rate and run '
                            'again, it resumes from the last checkpoint')

@@ -10,18 +10,26 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from eagrl_jax.train import checksums
 from eagrl_jax.types import EagrlError, Params
 
 READ_ERRORS = (ValueError, OSError, KeyError, TypeError)  # what Orbax raises for a missing or broken file
+
+
+class CorruptError(EagrlError):
+  """The files of a checkpoint are not what was written."""
 
 
 class Checkpoints:
   """The newest `keep` checkpoints of one stage, under `<folder>/<step>`.
 
   Saving waits until the files are on disk: an update donates the state's buffers, which a background writer might
-  still be reading. A save cut short leaves no step behind, so resuming takes the one before.
+  still be reading. A save cut short leaves no step behind, so resuming takes the one before; a step whose files have
+  changed since is set aside, and the one before is taken as well.
   """
 
   def __init__(self, folder: str | pathlib.Path, keep: int = 2):
@@ -49,28 +57,57 @@ class Checkpoints:
       raise EagrlError(
           f'checkpoint: {self.folder} already holds step {latest}, step {step} cannot follow it; resume from it,'
           ' or choose another --workdir')
+    if jax.process_index() == 0:
+      checksums.write(self.folder / str(step))
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any], int] | None:
-    """State, data position and step of the newest checkpoint; None when there is none.
+    """State, data position and step of the newest sound checkpoint; None when there is none.
+
+    A corrupt one is moved to `<folder>_corrupt`, with a warning that names it.
 
     Args:
       like: tree of `jax.ShapeDtypeStruct` with shardings (`train.state.abstract`), or a state of the same layout.
 
     Raises:
-      EagrlError: the newest checkpoint cannot be read, or holds another model.
+      EagrlError: none is sound although there are some, or the newest holds another model.
     """
-    step = self.latest_step()
-    if step is None:
-      return None
+    aside: list[pathlib.Path] = []
+    while (step := self.latest_step()) is not None:
+      try:
+        return *self._read(step, like), step
+      except CorruptError as error:
+        aside.append(self._set_aside(step))
+        logging.warning('%s; moved to %s', error, aside[-1])
+    if aside:
+      raise EagrlError(f'checkpoint: no sound checkpoint is left, the corrupt ones are in {aside[-1].parent}; restore '
+                       'them from a backup, or run again to begin this stage anew')
+    return None
+
+  def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     folder = self.folder / str(step)
-    fix = 'delete this folder to resume from the one before it'
-    _check_layout(folder / 'state', folder, like, fix)
+    if fault := checksums.broken(folder):
+      raise CorruptError(f'checkpoint: {folder} is corrupt ({fault})')
+    _check_layout(folder / 'state', folder, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)), position=ocp.args.JsonRestore())
     try:
       out = self._manager.restore(step, args=args)
     except READ_ERRORS as error:
-      raise _corrupt(folder, error, fix) from error
-    return out.state, out.position, step
+      raise _corrupt(folder, error) from error
+    return out.state, out.position
+
+  def _set_aside(self, step: int) -> pathlib.Path:
+    """Moves a step out of the way, beside what was moved before; nothing is deleted."""
+    target = self.folder.with_name(f'{self.folder.name}_corrupt')
+    place, n = target / str(step), 1
+    while place.exists():
+      place, n = target / f'{step}_{n}', n + 1
+    multihost_utils.sync_global_devices(f'found {place.name} free')
+    if jax.process_index() == 0:
+      target.mkdir(exist_ok=True)
+      (self.folder / str(step)).rename(place)
+    multihost_utils.sync_global_devices(f'moved {place.name}')
+    self._manager.reload()
+    return place
 
   def close(self) -> None:
     """Releases Orbax's threads."""
@@ -95,6 +132,8 @@ def save_params(folder: str | pathlib.Path, params: Params) -> None:
   with ocp.StandardCheckpointer() as writer:
     writer.save(folder, params)
     writer.wait_until_finished()
+  if jax.process_index() == 0:
+    checksums.write(folder)
 
 
 def load_params(folder: str | pathlib.Path, like: Params) -> Params:
@@ -109,13 +148,17 @@ def load_params(folder: str | pathlib.Path, like: Params) -> Params:
   folder = pathlib.Path(folder).absolute()
   if not folder.is_dir():
     raise EagrlError(f'checkpoint: {folder} does not exist; run the stage that writes it')
-  fix = 'delete this folder and run the stage that writes it again'
-  _check_layout(folder, folder, like, fix)
-  with ocp.StandardCheckpointer() as reader:
-    try:
-      return reader.restore(folder, _abstract(like))
-    except READ_ERRORS as error:
-      raise _corrupt(folder, error, fix) from error
+  try:
+    if fault := checksums.broken(folder):
+      raise CorruptError(f'checkpoint: {folder} is corrupt ({fault})')
+    _check_layout(folder, folder, like)
+    with ocp.StandardCheckpointer() as reader:
+      try:
+        return reader.restore(folder, _abstract(like))
+      except READ_ERRORS as error:
+        raise _corrupt(folder, error) from error
+  except CorruptError as error:
+    raise EagrlError(f'{error}; delete this folder and run the stage that writes it again') from error
 
 
 def _abstract(tree: Any) -> Any:
@@ -129,16 +172,16 @@ def _layout(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
   return {tuple(map(name, path)): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _check_layout(folder: pathlib.Path, shown: pathlib.Path, like: Any, fix: str) -> None:
+def _check_layout(folder: pathlib.Path, shown: pathlib.Path, like: Any) -> None:
   with ocp.StandardCheckpointer() as reader:
     try:
       stored = _layout(reader.metadata(folder).item_metadata.tree)
     except (*READ_ERRORS, AttributeError) as error:
-      raise _corrupt(shown, error, fix) from error
+      raise _corrupt(shown, error) from error
   if stored != _layout(like):
     raise EagrlError(f'checkpoint: {shown} holds another model or optimizer; set the --config.lm and optimizer of the'
                      ' run that wrote it, or choose another --workdir')
 
 
-def _corrupt(folder: pathlib.Path, error: Exception, fix: str) -> EagrlError:
-  return EagrlError(f'checkpoint: {folder} is corrupt ({type(error).__name__}); {fix}')
+def _corrupt(folder: pathlib.Path, error: Exception) -> CorruptError:
+  return CorruptError(f'checkpoint: {folder} is corrupt ({type(error).__name__})')

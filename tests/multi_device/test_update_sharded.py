@@ -57,7 +57,7 @@ def check() -> None:
     shardings = state_lib.state_shardings(lm_cfg, optimizer, mesh)
     state = state_lib.create(lm_cfg, optimizer, jax.random.key(0), mesh)
     update = make_update(lm_cfg, optimizer, cfg, shardings)
-    state, history = policy_steps(update, state, mesh_lib.shard_batch(mesh, batch), 3)
+    state, history = policy_steps(update, state, mesh_lib.shard_batch(mesh, batch), 2, 2)
     assert update._cache_size() == 1
     jax.tree.map(lambda x, s: same_place(x.sharding, s, x.ndim), state, shardings)
     return state, history

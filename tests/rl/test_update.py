@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -199,7 +200,7 @@ def on_policy(params, batch):
 def test_ratios_move_from_the_second_update_on(params):
   optimizer = optax.sgd(0.004)
   update = compiled(UpdateConfig(micro_batch=B), optimizer)
-  state, history = policy_steps(update, new_state(params, optimizer), on_policy(params, make_batch()), 11)
+  state, history = policy_steps(update, new_state(params, optimizer), on_policy(params, make_batch()), 11, 1)
   first, second, last = history[0], history[1], history[-1]
   np.testing.assert_allclose(first['ratio_max'], 1, atol=1e-5)
   assert first['sampler_gap_max'] < 1e-5 and first['sampler_gap_mean'] <= first['sampler_gap_max']
@@ -207,6 +208,19 @@ def test_ratios_move_from_the_second_update_on(params):
   assert second['ratio_max'] > 1.1 and second['approx_kl'] > 1e-4 and second['objective'] > first['objective']
   assert last['clip_low'] > 0 and last['clip_high'] > 0 and last['objective'] > second['objective']
   assert state.step == 11 and 'sampler_gap_max' not in second
+
+
+def test_minibatches_share_the_prompts_out():
+  batch, seen = make_batch(), []
+
+  def update(state, part):
+    seen.append(part)
+    return state + 1, {'logp_gap_mean': 0.0, 'logp_gap_max': 0.0}
+
+  state, history = policy_steps(update, 0, batch, 2, 2)
+  assert state == len(history) == 4
+  for part, rows in zip(seen, ([0, 2], [1, 3]) * 2):
+    chex.assert_trees_all_equal(part, jax.tree.map(lambda x: x[np.array(rows)], batch))
 
 
 def test_sampler_and_trainer_agree(params):
@@ -222,7 +236,7 @@ def test_alignment_alone_moves_the_attention(params):
   batch = on_policy(params, make_batch())
   batch = batch.replace(advantage=jnp.zeros((B, G)))
   optimizer = optax.adam(3e-2)
-  _, history = policy_steps(compiled(cfg, optimizer), new_state(params, optimizer), batch, 12)
+  _, history = policy_steps(compiled(cfg, optimizer), new_state(params, optimizer), batch, 12, 1)
   assert history[-1]['align_loss'] < 0.5 * history[0]['align_loss']
 
 
@@ -276,5 +290,7 @@ def test_bad_use(params):
     compiled(UpdateConfig(micro_batch=3))(new_state(params), make_batch())
   with pytest.raises(EagrlError, match='ref_logprobs'):
     compiled(FULL)(new_state(params), make_batch().replace(ref_logprobs=None))
-  with pytest.raises(EagrlError, match='updates_per_batch'):
+  with pytest.raises(EagrlError, match='rl.epochs=0'):
     policy_steps(lambda s, b: (s, {}), None, make_batch(), 0)
+  with pytest.raises(EagrlError, match='rl.minibatches=3 must divide the 4 prompts'):
+    policy_steps(lambda s, b: (s, {}), None, make_batch(), 1, 3)

@@ -87,7 +87,7 @@ def test_keeps_the_newest(tmp_path):
 
 
 def spoil(folder, what):
-  files = [p for p in folder.rglob('*') if p.is_file()]
+  files = sorted(p for p in folder.rglob('*') if p.is_file())
   for path in files:
     if what == 'empty':
       path.write_bytes(b'')
@@ -97,21 +97,38 @@ def spoil(folder, what):
     shutil.rmtree(folder / 'state')
   elif what == 'position':
     shutil.rmtree(folder / 'position')
+  elif what in ('bit', 'short'):
+    path = max(files, key=lambda p: p.stat().st_size)  # the weights
+    data = bytearray(path.read_bytes())
+    if what == 'bit':
+      data[len(data) // 2] ^= 1
+    path.write_bytes(data if what == 'bit' else data[:-1])
 
 
-@pytest.mark.parametrize('what', ['empty', 'junk', 'missing', 'position'])
-def test_a_corrupt_checkpoint_is_named(tmp_path, what):
+@pytest.mark.parametrize('what', ['empty', 'junk', 'missing', 'position', 'bit', 'short'])
+def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(tmp_path, caplog, what):
   with Checkpoints(tmp_path / 'c') as writer:
     writer.save(1, kept_state(0), {})
     writer.save(2, kept_state(1), {})
   spoil(tmp_path / 'c' / '2', what)
-  with Checkpoints(tmp_path / 'c') as reader, pytest.raises(EagrlError, match=r'/2 is corrupt .*delete this folder'):
-    reader.restore(like())
-  shutil.rmtree(tmp_path / 'c' / '2')
   with Checkpoints(tmp_path / 'c') as reader:
     state, _, step = reader.restore(like())
-  assert step == 1
-  equal(state.params, kept_state(0).params)
+    assert step == 1
+    equal(state.params, kept_state(0).params)
+    assert [r.message for r in caplog.records if '/2 is corrupt' in r.message and 'moved to' in r.message]
+    assert (tmp_path / 'c_corrupt' / '2').is_dir() and not (tmp_path / 'c' / '2').exists()
+    reader.save(2, kept_state(1), {})  # its place is free again
+    assert reader.restore(like())[2] == 2
+
+
+def test_no_sound_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
+  with Checkpoints(tmp_path / 'c') as writer:
+    writer.save(1, kept_state(0), {})
+  spoil(tmp_path / 'c' / '1', 'bit')
+  with Checkpoints(tmp_path / 'c') as reader:
+    with pytest.raises(EagrlError, match='no sound checkpoint is left'):
+      reader.restore(like())
+    assert reader.restore(like()) is None  # said once; the next run begins anew
 
 
 @pytest.mark.parametrize('change', [{'d_model': 24}, {'n_layers': 3}, {'qkv_bias': True}, {'tie_embeddings': False}])
@@ -131,9 +148,10 @@ def test_weights_alone(tmp_path):
     checkpoint.save_params(tmp_path / 'p', params)
   with pytest.raises(EagrlError, match='does not exist'):
     checkpoint.load_params(tmp_path / 'q', params)
-  spoil(tmp_path / 'p', 'empty')
-  with pytest.raises(EagrlError, match='corrupt'):
-    checkpoint.load_params(tmp_path / 'p', params)
+  for what in ('bit', 'empty'):
+    spoil(tmp_path / 'p', what)
+    with pytest.raises(EagrlError, match='is corrupt .*; delete this folder'):
+      checkpoint.load_params(tmp_path / 'p', params)
 
 
 def test_loaded_weights_survive_a_donating_step():

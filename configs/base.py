@@ -44,11 +44,11 @@ def get_config(variant: str = '') -> ConfigDict:
       qk_norm=True,  # tiny only
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
-      short_steps=100, short_batch=64, short_features=4,  # first on records of at most so many features
+      short_steps=100, short_batch=64, short_features=4,  # first on records of 2 to so many features
       steps=60, batch=16, answers=2,  # then on whole ones
       scattered=0.5,  # share of whole records whose values are drawn anew, so that a name does not tell its flag
       flag_weight=4.0,  # of a flag's token in the loss; the order of names is chance, flags are what reading is for
-      learning_rate=3e-3, warmup=50, weight_decay=0.01, prompt_loss=0.1, micro_batch=8, checkpoint_every=100,
+      learning_rate=1.5e-3, warmup=15, weight_decay=0.01, prompt_loss=0.1, micro_batch=8, checkpoint_every=100,
       schedule='cosine'))
   config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))
   config.search = ConfigDict(dict(

@@ -15,6 +15,7 @@ from eagrl_jax.ehr.prompt import TASKS, flag, write_value
 USEFUL = 'Is this sub-question useful?'
 MARKS = ('ok', 'H', 'HH', 'L', 'LL')
 DRILL = 16  # features that the reading drill lists
+ASKED = 8  # flags that the first lesson asks for
 SHRUG = 0.2  # how often the probability is 0.50; the rest gives search and RL every number to choose from
 REACH = 1.2  # scattered values reach this many widths of the reference range beyond it: five flags, none rare
 
@@ -101,6 +102,15 @@ def write_findings(features: FeatureTable, values: np.ndarray, visible: list[int
   marks = [_mark(features[f], values[~np.isnan(values[:, f]), f]) for f in rng.permutation(visible)]
   outside = sum(not m.endswith(' ok') for m in marks)
   return f'<Findings> {outside} out of range: {", ".join(marks[:DRILL])} </Findings>'
+
+
+def write_flags(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:
+  """The first lesson: the flags of eight features drawn with replacement.
+
+  Each once would let a decoder rule out flags already told instead of looking the next one up.
+  """
+  marks = [_mark(features[f], values[~np.isnan(values[:, f]), f]) for f in rng.choice(visible, ASKED)]
+  return f'<Findings> {", ".join(marks)} </Findings>'
 
 
 def write_usefulness(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:

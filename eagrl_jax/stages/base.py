@@ -18,7 +18,7 @@ from absl import logging
 
 from eagrl_jax import rng
 from eagrl_jax.ehr import warmup
-from eagrl_jax.lm import model
+from eagrl_jax.lm import induction, model
 from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import lessons, settings, supervised
@@ -50,7 +50,7 @@ def initial_policy(context: Context, data: data_lib.Data) -> policy_lib.Policy:
   shape = dataclasses.replace(settings.tiny(context.config), vocab_size=tokenizer.vocab_size)
   shardings = model.param_shardings(shape, context.mesh)
   key = rng.stage_key(context.config.seed, 'base')
-  params = jax.jit(lambda k: model.init(shape, k), out_shardings=shardings)(key)
+  params = jax.jit(lambda k: induction.look_back(model.init(shape, k), shape), out_shardings=shardings)(key)
   count = sum(x.size for x in jax.tree.leaves(params))
   logging.info('tiny policy: %.1f M parameters, vocabulary %d', count / 1e6, tokenizer.vocab_size)
   return policy_lib.Policy(params, shape, tokenizer)

@@ -41,7 +41,7 @@ def check(config: ConfigDict) -> None:
     _file('lm.checkpoint', c.lm.checkpoint)
   if c.rl.group < 2:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
-  for name in ('base.batch', 'base.answers', 'base.short_batch', 'base.short_features', 'base.checkpoint_every',
+  for name in ('base.batch', 'base.answers', 'base.short_batch', 'base.checkpoint_every',
                'search.patients', 'search.trees', 'search.top_k', 'sft.batch', 'sft.epochs', 'sft.checkpoint_every',
                'rl.prompts', 'rl.steps', 'rl.epochs', 'rl.minibatches', 'rl.max_new', 'rl.checkpoint_every',
                'evaluate.batch', 'evaluate.samples', 'evaluate.max_new', 'evaluate.bootstrap', 'prompt.bucket',
@@ -70,6 +70,9 @@ def check(config: ConfigDict) -> None:
   settings.step(c)
   settings.clip(c)
   settings.update(c)
+  if c.base.short_features < 2:
+    raise EagrlError(f'base.short_features={c.base.short_features}: among one feature there is nothing to look up; '
+                     'use 2 or more')
   if c.base.short_steps < 0 or c.base.steps < 0:
     raise EagrlError('base.short_steps and base.steps must not be negative')
   if not 0 <= c.base.scattered <= 1:

@@ -1,8 +1,9 @@
 """The batches of the base stage: short records first, then whole ones.
 
-A small decoder learns to look a feature up once it has had to: from records of a few
-features, whose values are scattered so that a name does not tell its flag. On whole
-records alone it learns each feature's usual flag instead and reads nothing.
+A small decoder learns to look a feature up once it has had to: from records of two to
+four features, whose values are scattered so that a name does not tell its flag, and whose
+flags are asked for in any order and more than once. On whole records alone it learns each
+feature's usual flag instead and reads nothing.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ def short_encoder(encoder: Encoder) -> Encoder:
 
 def short_lesson(encoder: Encoder, chosen: np.ndarray, generator: np.random.Generator,
                  c: ConfigDict) -> tuple[list[np.ndarray], list[list[list[int]]]]:
-  """Records of a few features with scattered values, and the flags of all. `-> records [B], token ids [B][1]`."""
+  """Records of two or a few features with scattered values, and their flags. `-> records [B], token ids [B][1]`."""
   features, records, ids = encoder.cohort.features, [], []
   scattered = warmup.scatter(features, encoder.visits.values[chosen], generator)
   for values, real in zip(scattered, encoder.visits.valid[chosen]):
-    record, kept = some_features(values[real], int(generator.integers(1, c.short_features + 1)), generator)
+    record, kept = some_features(values[real], int(generator.integers(2, c.short_features + 1)), generator)
     records.append(record)
-    ids.append([encoder.tokenizer.encode(warmup.write_findings(features, record, kept, generator))])
+    ids.append([encoder.tokenizer.encode(warmup.write_flags(features, record, kept, generator))])
   return records, ids
 
 

@@ -59,8 +59,16 @@ def test_out_of_range_features_are_useful():
     assert warmup.write_usefulness(TABLE, np.full((1, 4), value), [0, 1], rng).endswith(f'{warmup.USEFUL} {verdict}')
 
 
+RECORD = np.array([[12, 50, 15, np.nan], [12.5, 40, 9, np.nan]])
+
+
 def test_findings_list_every_visible_feature_once():
-  values = np.array([[12, 50, 15, np.nan], [12.5, 40, 9, np.nan]])
-  text = warmup.write_findings(TABLE, values, [0, 1, 2], np.random.default_rng(1))
+  text = warmup.write_findings(TABLE, RECORD, [0, 1, 2], np.random.default_rng(1))
   head, _, marks = text.removeprefix('<Findings> ').removesuffix(' </Findings>').partition(': ')
   assert head == '2 out of range' and sorted(marks.split(', ')) == ['a1 ok', 'b2 HH', 'c3 L']
+
+
+def test_the_first_lesson_asks_for_flags_again():
+  text = warmup.write_flags(TABLE, RECORD, [0, 1, 2], np.random.default_rng(1))
+  marks = text.removeprefix('<Findings> ').removesuffix(' </Findings>').split(', ')
+  assert len(marks) == warmup.ASKED and set(marks) == {'a1 ok', 'b2 HH', 'c3 L'}

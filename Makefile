@@ -6,7 +6,7 @@ BIN := .venv/bin
 WORKDIR ?= runs/default
 ARGS ?=
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint clean
 run: .venv/ready
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
 	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir=$(WORKDIR) $(ARGS)
@@ -17,9 +17,6 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-
-bench: .venv/ready
-	for b in benchmarks/[a-z]*.py; do $(BIN)/python $$b || exit 1; done
 
 .venv/ready: pyproject.toml constraints/$(VERSION).txt
 	@test -n "$(PYTHON)" || { echo 'needs Python >= 3.11 on PATH (or PYTHON=...)'; exit 1; }

@@ -45,9 +45,9 @@ def get_config(variant: str = '') -> ConfigDict:
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
       short_steps=100, short_batch=64, short_features=4,  # first on records of 2 to so many features
-      steps=60, batch=16, answers=2,  # then on whole ones
+      steps=90, batch=16, answers=2,  # then on whole ones
       scattered=0.5,  # share of whole records whose values are drawn anew, so that a name does not tell its flag
-      flag_weight=4.0,  # of a flag's token in the loss; the order of names is chance, flags are what reading is for
+      read_weight=4.0,  # in the loss, of text that the record decides; which feature comes next is chance
       learning_rate=1.5e-3, warmup=15, weight_decay=0.01, prompt_loss=0.1, micro_batch=8, checkpoint_every=100,
       schedule='cosine'))
   config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))

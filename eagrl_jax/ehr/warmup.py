@@ -7,6 +7,8 @@ does not know, or drawn uniformly, so a policy that learned them perfectly predi
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
@@ -18,6 +20,26 @@ DRILL = 16  # features that the reading drill lists
 ASKED = 8  # flags that the first lesson asks for
 SHRUG = 0.2  # how often the probability is 0.50; the rest gives search and RL every number to choose from
 REACH = 1.2  # scattered values reach this many widths of the reference range beyond it: five flags, none rare
+
+
+@dataclasses.dataclass(frozen=True)
+class Exercise:
+  """A text to imitate, and which of its characters matter how."""
+
+  text: str
+  read: tuple[tuple[int, int], ...]  # [first, one past the last) characters that the record decides, not chance
+  given: int = 0  # leading characters that the policy is handed; they are not asked of it
+  ends: bool = False  # the text is a whole answer: the end token follows
+
+
+def compose(parts: list[tuple[str, bool]], given: int = 0, ends: bool = False) -> Exercise:
+  """Joins pieces of text, each with whether the record decides it."""
+  text, read = '', []
+  for piece, decided in parts:
+    if decided:
+      read.append((len(text), len(text) + len(piece)))
+    text += piece
+  return Exercise(text, tuple(read), given, ends)
 
 
 def scatter(features: FeatureTable, values: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -61,17 +83,17 @@ def _trend(spec: FeatureSpec, seen: np.ndarray) -> str:
   return 'rising' if last > first else 'falling'
 
 
-def _mark(spec: FeatureSpec, seen: np.ndarray) -> str:
-  return f'{spec.name} {flag(spec, float(seen[-1])) or "ok"}'
+def _flag(spec: FeatureSpec, seen: np.ndarray) -> str:
+  return flag(spec, float(seen[-1])) or 'ok'
 
 
 def _describe(spec: FeatureSpec, seen: np.ndarray) -> str:
   # The answer begins like a compact line: a small decoder learns to copy long before it learns to rephrase.
-  return f'{_mark(spec, seen)} {write_value(spec, float(seen[-1]))}, {_trend(spec, seen)}'
+  return f'{spec.name} {_flag(spec, seen)} {write_value(spec, float(seen[-1]))}, {_trend(spec, seen)}'
 
 
 def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int], task: str, top_k: int, max_steps: int,
-                 rng: np.random.Generator) -> str:
+                 rng: np.random.Generator) -> Exercise:
   """One answer to a rendered record.
 
   Args:
@@ -85,37 +107,47 @@ def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int],
   grade = np.array([1 + 2 * len(flag(features[f], float(seen[f][-1]))) for f in visible], float)
   weight = grade / grade.sum()
   asked = rng.choice(visible, size=min(int(rng.integers(1, max_steps + 1)), len(visible)), replace=False, p=weight)
-  text = ''
+  parts = []
   for i, f in enumerate(asked, 1):
     spec = features[int(f)]
-    text += (f'<Subquestion {i}> How is the {spec.name}? </Subquestion {i}>\n'
-             f'<Answer {i}> {_describe(spec, seen[int(f)])} </Answer {i}>\n')
+    parts += [(f'<Subquestion {i}> How is the {spec.name}? </Subquestion {i}>\n<Answer {i}>', False),
+              (f' {_describe(spec, seen[int(f)])}', True), (f' </Answer {i}>\n', False)]
   named = rng.choice(visible, size=min(top_k, len(visible)), replace=False, p=weight)
   probability = 0.5 if rng.random() < SHRUG else rng.integers(1, 100) / 100
-  return text + (f'<Final subquestion> {final_question(task)} </Final subquestion>\n'
-                 f'<Important Features> {", ".join(features[int(f)].name for f in named)} </Important Features>\n'
-                 f'<Final answer> {probability:.2f} </Final answer>')
+  parts.append((f'<Final subquestion> {final_question(task)} </Final subquestion>\n'
+                f'<Important Features> {", ".join(features[int(f)].name for f in named)} </Important Features>\n'
+                f'<Final answer> {probability:.2f} </Final answer>', False))
+  return compose(parts, ends=True)
 
 
-def write_findings(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:
-  """A reading drill: how many features are out of range, then the flags of up to 16 features in random order."""
-  marks = [_mark(features[f], values[~np.isnan(values[:, f]), f]) for f in rng.permutation(visible)]
-  outside = sum(not m.endswith(' ok') for m in marks)
-  return f'<Findings> {outside} out of range: {", ".join(marks[:DRILL])} </Findings>'
+def write_findings(features: FeatureTable, values: np.ndarray, visible: list[int],
+                   rng: np.random.Generator) -> Exercise:
+  """A reading drill: how many features are out of range, then the flags of up to 16 in random order."""
+  return _findings(features, values, visible, rng.permutation(visible)[:DRILL])
 
 
-def write_flags(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:
-  """The first lesson: the flags of eight features drawn with replacement.
+def write_flags(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> Exercise:
+  """The first lesson: the same with eight features drawn with replacement.
 
   Each once would let a decoder rule out flags already told instead of looking the next one up.
   """
-  marks = [_mark(features[f], values[~np.isnan(values[:, f]), f]) for f in rng.choice(visible, ASKED)]
-  return f'<Findings> {", ".join(marks)} </Findings>'
+  return _findings(features, values, visible, rng.choice(visible, ASKED))
 
 
-def write_usefulness(features: FeatureTable, values: np.ndarray, visible: list[int], rng: np.random.Generator) -> str:
+def _findings(features: FeatureTable, values: np.ndarray, visible: list[int], listed: np.ndarray) -> Exercise:
+  """` name flag,` of each listed feature: which one comes next is chance, its flag and the count are not."""
+  flags = {f: _flag(features[f], values[~np.isnan(values[:, f]), f]) for f in visible}
+  parts = [('<Findings>', False), (f' {sum(mark != "ok" for mark in flags.values())}', True), (' out of range:', False)]
+  for f in listed.tolist():
+    parts += [(f' {features[f].name}', False), (f' {flags[f]}', True), (',', False)]
+  return compose([*parts[:-1], (' </Findings>', False)], given=len('<Findings>'))
+
+
+def write_usefulness(features: FeatureTable, values: np.ndarray, visible: list[int],
+                     rng: np.random.Generator) -> Exercise:
   """A sub-question and whether it is worth asking: yes when the feature's last value is out of range."""
   f = int(rng.choice(visible))
   seen = values[~np.isnan(values[:, f]), f]
-  verdict = 'Yes' if flag(features[f], float(seen[-1])) else 'No'
-  return f'<Subquestion 1> How is the {features[f].name}? </Subquestion 1>\n<Useful> {USEFUL} {verdict}'
+  question = f'<Subquestion 1> How is the {features[f].name}? </Subquestion 1>\n<Useful> {USEFUL}'
+  verdict = ' No' if _flag(features[f], seen) == 'ok' else ' Yes'
+  return compose([(question, False), (verdict, True)], given=len(question))

@@ -49,7 +49,7 @@ def check(config: ConfigDict) -> None:
     section, field = name.split('.')
     if c[section][field] < 1:
       raise EagrlError(f'{name}={c[section][field]} must be at least 1')
-  for name, weight in (('sft.answer_weight', c.sft.answer_weight), ('base.flag_weight', c.base.flag_weight)):
+  for name, weight in (('sft.answer_weight', c.sft.answer_weight), ('base.read_weight', c.base.read_weight)):
     if weight <= 0:
       raise EagrlError(f'{name}={weight} must be positive; 1 weighs all tokens alike')
   if not 0 <= c.search.expert_weight <= 1:

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax.ehr import warmup
+from eagrl_jax.ehr.warmup import Exercise
+from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, pad_answers
 from eagrl_jax.train.supervised import SupervisedBatch
@@ -30,10 +32,9 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
   short = short_encoder(encoder)
   # One width a lesson, so that the step compiles twice at most; the longest of a sample.
   sample, generator = rows[:128], np.random.default_rng((seed, 0))
-  short_width = _width(short_lesson(short, sample, np.random.default_rng((seed, 0)), c)[1])
-  whole_width = _width([answers(encoder, r, measured(r), generator, c.answers)
-                        for r in whole_records(encoder, sample, generator, c)])
-  flags = [i for mark in warmup.MARKS for i in encoder.tokenizer.encode(f' {mark}')]
+  short_width = _width(short_lesson(short, sample, np.random.default_rng((seed, 0)), c)[1], encoder.tokenizer)
+  whole_width = _width([exercises(encoder, r, measured(r), generator, c.answers)
+                        for r in whole_records(encoder, sample, generator, c)], encoder.tokenizer)
   step = start
   while True:
     brief = step < c.short_steps
@@ -42,15 +43,14 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
     generator = np.random.default_rng((seed, 1, step))
     chosen = generator.choice(rows, size=count, replace=len(rows) < count)
     if brief:
-      records, ids = short_lesson(short, chosen, generator, c)
+      records, texts = short_lesson(short, chosen, generator, c)
       prompt = short.batch(chosen, order, records)
     else:
       records = whole_records(encoder, chosen, generator, c)
       prompt = encoder.batch(chosen, order, records)
-      ids = [answers(encoder, record, np.unique(shown[shown >= 0]).tolist(), generator, c.answers)
-             for record, shown in zip(records, np.asarray(prompt.feature))]
-    tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, short_width if brief else whole_width)
-    weight = np.where(np.isin(tokens, flags), c.flag_weight, 1).astype(np.float32)
+      texts = [exercises(encoder, record, np.unique(shown[shown >= 0]).tolist(), generator, c.answers)
+               for record, shown in zip(records, np.asarray(prompt.feature))]
+    tokens, valid, weight = collate(texts, encoder.tokenizer, short_width if brief else whole_width, c.read_weight)
     yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, weight))
     step += 1
 
@@ -61,15 +61,15 @@ def short_encoder(encoder: Encoder) -> Encoder:
 
 
 def short_lesson(encoder: Encoder, chosen: np.ndarray, generator: np.random.Generator,
-                 c: ConfigDict) -> tuple[list[np.ndarray], list[list[list[int]]]]:
-  """Records of two or a few features with scattered values, and their flags. `-> records [B], token ids [B][1]`."""
-  features, records, ids = encoder.cohort.features, [], []
+                 c: ConfigDict) -> tuple[list[np.ndarray], list[list[Exercise]]]:
+  """Records of two or a few features with scattered values, and their flags. `-> records [B], texts [B][1]`."""
+  features, records, texts = encoder.cohort.features, [], []
   scattered = warmup.scatter(features, encoder.visits.values[chosen], generator)
   for values, real in zip(scattered, encoder.visits.valid[chosen]):
     record, kept = some_features(values[real], int(generator.integers(2, c.short_features + 1)), generator)
     records.append(record)
-    ids.append([encoder.tokenizer.encode(warmup.write_flags(features, record, kept, generator))])
-  return records, ids
+    texts.append([warmup.write_flags(features, record, kept, generator)])
+  return records, texts
 
 
 def some_features(values: np.ndarray, count: int, generator: np.random.Generator) -> tuple[np.ndarray, list[int]]:
@@ -100,16 +100,38 @@ def whole_records(encoder: Encoder, chosen: np.ndarray, generator: np.random.Gen
   return records
 
 
-def answers(encoder: Encoder, record: np.ndarray, visible: list[int], generator: np.random.Generator,
-            count: int) -> list[list[int]]:
-  """Token ids of `count` rule-written answers to a record whose prompt shows `visible`, and of three drills."""
-  features, tokenizer = encoder.cohort.features, encoder.tokenizer
+def exercises(encoder: Encoder, record: np.ndarray, visible: list[int], generator: np.random.Generator,
+              count: int) -> list[Exercise]:
+  """`count` rule-written answers to a record whose prompt shows `visible`, and three drills."""
+  features = encoder.cohort.features
   written = [warmup.write_answer(features, record, visible, encoder.cohort.task, encoder.config.top_k,
                                  encoder.config.max_depth, generator) for _ in range(count)]
-  drills = [write(features, record, visible, generator)
-            for write in (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)]
-  return [[*tokenizer.encode(t), tokenizer.eos_id] for t in written] + [tokenizer.encode(t) for t in drills]
+  return written + [write(features, record, visible, generator)
+                    for write in (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)]
 
 
-def _width(ids: list[list[list[int]]]) -> int:
-  return -(-max(len(t) for group in ids for t in group) // 16) * 16
+def collate(texts: list[list[Exercise]], tokenizer: Tokenizer, width: int,
+            read_weight: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """`[B][G]` exercises -> tokens, validity and weight in the loss, each `[B, G, T]`, T a multiple of `width`.
+
+  A token weighs 1, `read_weight` where the record decides it, 0 where the policy is handed it.
+  """
+  encoded = [[encode(exercise, tokenizer, read_weight) for exercise in group] for group in texts]
+  tokens, valid = pad_answers([[ids for ids, _ in group] for group in encoded], tokenizer.pad_id, width)
+  weight = np.zeros(tokens.shape, np.float32)
+  for b, group in enumerate(encoded):
+    for g, (_, weights) in enumerate(group):
+      weight[b, g, :len(weights)] = weights
+  return tokens, valid, weight
+
+
+def encode(exercise: Exercise, tokenizer: Tokenizer, read_weight: float) -> tuple[list[int], list[float]]:
+  """Token ids, the end token included, and their weights."""
+  ids, offsets = tokenizer.encode_with_offsets(exercise.text)
+  weights = [0.0 if stop <= exercise.given else
+             read_weight if any(stop > a and start < b for a, b in exercise.read) else 1.0 for start, stop in offsets]
+  return (ids + [tokenizer.eos_id], weights + [1.0]) if exercise.ends else (ids, weights)
+
+
+def _width(texts: list[list[Exercise]], tokenizer: Tokenizer) -> int:
+  return -(-max(len(encode(e, tokenizer, 1)[0]) for group in texts for e in group) // 16) * 16

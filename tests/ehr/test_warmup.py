@@ -14,7 +14,8 @@ TABLE = FeatureTable(tuple(FeatureSpec(n, ref_low=10, ref_high=20) for n in ('a1
 
 def answers(values, n=400, top_k=2, max_steps=3):
   rng = np.random.default_rng(0)
-  return [warmup.write_answer(TABLE, values, [0, 1, 2], 'mortality', top_k, max_steps, rng) for _ in range(n)]
+  return [warmup.write_answer(TABLE, values, [0, 1, 2], 'mortality', top_k, max_steps, rng).text
+          for _ in range(n)]
 
 
 def test_statements_are_true_and_the_format_parses():
@@ -56,19 +57,34 @@ def test_scattered_records_keep_their_gaps_and_leave_no_usual_flag():
 def test_out_of_range_features_are_useful():
   rng = np.random.default_rng(0)
   for value, verdict in ((15.0, 'No'), (30.0, 'Yes')):
-    assert warmup.write_usefulness(TABLE, np.full((1, 4), value), [0, 1], rng).endswith(f'{warmup.USEFUL} {verdict}')
+    assert warmup.write_usefulness(TABLE, np.full((1, 4), value), [0, 1], rng).text.endswith(
+        f'{warmup.USEFUL} {verdict}')
 
 
 RECORD = np.array([[12, 50, 15, np.nan], [12.5, 40, 9, np.nan]])
 
 
 def test_findings_list_every_visible_feature_once():
-  text = warmup.write_findings(TABLE, RECORD, [0, 1, 2], np.random.default_rng(1))
+  text = warmup.write_findings(TABLE, RECORD, [0, 1, 2], np.random.default_rng(1)).text
   head, _, marks = text.removeprefix('<Findings> ').removesuffix(' </Findings>').partition(': ')
   assert head == '2 out of range' and sorted(marks.split(', ')) == ['a1 ok', 'b2 HH', 'c3 L']
 
 
 def test_the_first_lesson_asks_for_flags_again():
-  text = warmup.write_flags(TABLE, RECORD, [0, 1, 2], np.random.default_rng(1))
-  marks = text.removeprefix('<Findings> ').removesuffix(' </Findings>').split(', ')
-  assert len(marks) == warmup.ASKED and set(marks) == {'a1 ok', 'b2 HH', 'c3 L'}
+  text = warmup.write_flags(TABLE, RECORD, [0, 1, 2], np.random.default_rng(1)).text
+  head, _, marks = text.removeprefix('<Findings> ').removesuffix(' </Findings>').partition(': ')
+  marks = marks.split(', ')
+  assert head == '2 out of range' and len(marks) == warmup.ASKED and set(marks) == {'a1 ok', 'b2 HH', 'c3 L'}
+
+
+def test_only_what_the_record_decides_counts_as_read():
+  rng = np.random.default_rng(2)
+  cut = lambda e: [e.text[a:b] for a, b in e.read]
+  answer = warmup.write_answer(TABLE, RECORD, [0, 1, 2], 'mortality', 2, 3, rng)
+  assert cut(answer) == re.findall(r'<Answer \d>(.*) </Answer', answer.text) and answer.ends and not answer.given
+  for write in (warmup.write_findings, warmup.write_flags):
+    drill = write(TABLE, RECORD, [0, 1, 2], rng)
+    assert cut(drill) == re.findall(r'(?:a1|b2|c3|<Findings>)( (?:\d|ok|HH|L)\b)', drill.text)
+    assert drill.text[:drill.given] == '<Findings>' and not drill.ends
+  useful = warmup.write_usefulness(TABLE, RECORD, [1], rng)
+  assert cut(useful) == [' Yes'] and useful.text[:useful.given].endswith(warmup.USEFUL)

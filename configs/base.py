@@ -36,7 +36,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=208, shuffle_features=True))
   config.expert = ConfigDict(dict(
       members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',
-      use_mask_channel=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=40, patience=20,
+      use_mask_channel=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=32, patience=16,
       select_on='loss', salience='occlusion'))  # salience: attention | grad_x_input | occlusion
   config.lm = ConfigDict(dict(
       checkpoint='tiny',  # tiny | a Hugging Face folder or hub name | a .gguf file
@@ -62,7 +62,7 @@ def get_config(variant: str = '') -> ConfigDict:
       epochs=8, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
       schedule='cosine', answer_weight=20.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
   config.rl = ConfigDict(dict(
-      steps=24, prompts=32, group=8, epochs=1, minibatches=2, temperature=1.0, max_new=80, learning_rate=2e-4, warmup=5,
+      steps=36, prompts=32, group=8, epochs=1, minibatches=2, temperature=1.0, max_new=80, learning_rate=2e-4, warmup=5,
       weight_decay=0.0, micro_batch=4, advantage='dr_grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
@@ -80,14 +80,14 @@ def _synthetic(config):
 def _tjh(config):
   config.data.update(source='tjh', path='../shared/data/tjh/time_series_375_prerpocess_en.xlsx', bin_hours=24.0,
                      max_visits=8, window_hours=0.0, test=200)
-  config.expert.update(batch=16, epochs=60)
+  config.expert.update(batch=16, epochs=60, patience=20)
   config.reward.top_k = 10
   config.prompt.update(max_values=1, bucket=192)
   config.lm.vocab_size = 2048
-  config.base.update(short_steps=120, steps=120, batch=8, micro_batch=4)
+  config.base.update(steps=120, batch=8, micro_batch=4)
   config.search.update(patients=140, trees=28, rollouts=8, max_depth=1, min_jaccard=0.05, answer_tokens=20)
   config.sft.update(epochs=20, batch=14, micro_batch=2)
-  config.rl.update(steps=40, prompts=20, group=4, micro_batch=2, max_new=96)
+  config.rl.update(steps=40, prompts=20, group=4, micro_batch=2, max_new=96, kl=0.05)
   config.evaluate.update(batch=40, max_new=96)
 
 
@@ -102,7 +102,7 @@ def _physionet2012(config):
                      window_hours=48.5, test=800)  # some records stand at 48:00 exactly
   config.expert.update(members=3, use_mask_channel=True, learning_rate=2e-3, decov=1.0, batch=32, patience=5, epochs=20)
   config.prompt.bucket = 128
-  config.base.update(short_steps=120, steps=150)
+  config.base.steps = 150
   config.search.update(patients=1500, rollouts=4, top_k=1)
   config.rl.update(steps=80)
 

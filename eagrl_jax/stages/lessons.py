@@ -130,7 +130,7 @@ def encode(exercise: Exercise, tokenizer: Tokenizer, read_weight: float) -> tupl
   ids, offsets = tokenizer.encode_with_offsets(exercise.text)
   weights = [0.0 if stop <= exercise.given else
              read_weight if any(stop > a and start < b for a, b in exercise.read) else 1.0 for start, stop in offsets]
-  return (ids + [tokenizer.eos_id], weights + [1.0]) if exercise.ends else (ids, weights)
+  return ([*ids, tokenizer.eos_id], [*weights, 1.0]) if exercise.ends else (ids, weights)
 
 
 def _width(texts: list[list[Exercise]], tokenizer: Tokenizer) -> int:

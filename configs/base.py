@@ -45,7 +45,7 @@ def get_config(variant: str = '') -> ConfigDict:
       compute_dtype='float32', remat=False))
   config.base = ConfigDict(dict(
       short_steps=100, short_batch=64, short_features=4,  # first on records of 2 to so many features
-      steps=90, batch=16, answers=2,  # then on whole ones
+      steps=80, batch=16, answers=2,  # then on whole ones
       scattered=0.5,  # share of whole records whose values are drawn anew, so that a name does not tell its flag
       read_weight=4.0,  # in the loss, of text that the record decides; which feature comes next is chance
       learning_rate=1.5e-3, warmup=15, weight_decay=0.01, prompt_loss=0.1, micro_batch=8, checkpoint_every=100,
@@ -62,9 +62,10 @@ def get_config(variant: str = '') -> ConfigDict:
       epochs=8, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
       schedule='cosine', answer_weight=20.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
   config.rl = ConfigDict(dict(
-      steps=36, prompts=32, group=8, epochs=1, minibatches=2, temperature=1.0, max_new=80, learning_rate=2e-4, warmup=5,
+      steps=32, prompts=32, group=8, epochs=1, minibatches=2, temperature=1.0, max_new=80, learning_rate=5e-4, warmup=5,
       weight_decay=0.0, micro_batch=4, advantage='dr_grpo', loss='token_mean',
-      clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0, kl=0.0,
+      clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0,
+      kl=0.02,  # keeps a small policy's text in form
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_control='expert', checkpoint_every=10, schedule='constant'))
   config.evaluate = ConfigDict(dict(batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3))
@@ -87,7 +88,7 @@ def _tjh(config):
   config.base.update(steps=120, batch=8, micro_batch=4)
   config.search.update(patients=140, trees=28, rollouts=8, max_depth=1, min_jaccard=0.05, answer_tokens=20)
   config.sft.update(epochs=20, batch=14, micro_batch=2)
-  config.rl.update(steps=40, prompts=20, group=4, micro_batch=2, max_new=96, kl=0.05)
+  config.rl.update(steps=40, prompts=20, group=4, micro_batch=2, max_new=96, learning_rate=2e-4, kl=0.05)
   config.evaluate.update(batch=40, max_new=96)
 
 
@@ -118,7 +119,7 @@ def _pretrained(config):
   config.search.update(patients=8, trees=8, rollouts=3, candidates=2, question_tokens=16, answer_tokens=24,
                        min_reward=-1.5, min_jaccard=0.0, balance=False)
   config.sft.update(epochs=3, batch=4, learning_rate=5e-5, warmup=1)
-  config.rl.update(steps=2, prompts=4, group=4, max_new=144, learning_rate=1e-5, warmup=1)
+  config.rl.update(steps=2, prompts=4, group=4, max_new=144, learning_rate=1e-5, warmup=1, kl=0.0)
   config.evaluate.update(batch=20, samples=1, temperature=0.0, max_new=144)
 
 

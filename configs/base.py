@@ -103,9 +103,7 @@ def _physionet2012(config):
                      window_hours=48.5, test=800)  # some records stand at 48:00 exactly
   config.expert.update(members=3, use_mask_channel=True, learning_rate=2e-3, decov=1.0, batch=32, patience=5, epochs=20)
   config.prompt.bucket = 128
-  config.base.steps = 150
-  config.search.update(patients=1500, rollouts=4, top_k=1)
-  config.rl.update(steps=80)
+  config.evaluate.samples = 4
 
 
 def _pretrained(config):

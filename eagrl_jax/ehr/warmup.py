@@ -15,7 +15,6 @@ from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import TASKS, flag, write_value
 
 USEFUL = 'Is this sub-question useful?'
-MARKS = ('ok', 'H', 'HH', 'L', 'LL')
 DRILL = 16  # features that the reading drill lists
 ASKED = 8  # flags that the first lesson asks for
 SHRUG = 0.2  # how often the probability is 0.50; the rest gives search and RL every number to choose from

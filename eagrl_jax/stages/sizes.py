@@ -69,6 +69,7 @@ def table(c: ConfigDict) -> str:
       'parameters': local * FLOAT,
       'gradients': local * FLOAT,
       'optimiser moments': 2 * local * FLOAT,
+      'reference policy (rl.kl)': local * FLOAT if c.rl.kl else 0,
       'sampler KV (rl)': rows * (s + g * t) * kv,
       'sampler KV (evaluate)': judged * (s + c.evaluate.samples * c.evaluate.max_new) * kv,
       'search KV': math.ceil(c.search.trees / data) * (s + tree * step) * kv,

@@ -172,8 +172,7 @@ def accumulate(
 ) -> tuple[Params, Stats]:
   """Gradient and statistics of `batch`, `micro` leading rows at a time under `lax.scan`.
 
-  `loss_fn` returns a sum over rows. Micro-batch i takes every n-th row, so that an axis sharded over devices stays
-  spread over all of them.
+  `loss_fn` returns a sum over rows.
 
   Raises:
     EagrlError: `micro` does not divide the number of rows.
@@ -184,7 +183,7 @@ def accumulate(
   grad_fn = jax.grad(loss_fn, has_aux=True)
   if rows == micro:
     return grad_fn(params, batch)
-  parts = jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (micro, -1, *x.shape[1:])), 0, 1), batch)
+  parts = _split(batch, rows // micro)
 
   def step(carry, part):
     grads, stats = carry
@@ -279,5 +278,12 @@ def policy_steps(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _share(batch: RLBatch, i: int, n: int) -> RLBatch:
-  """Every n-th prompt from the i-th on: an axis sharded over devices stays spread over all of them."""
-  return jax.tree.map(lambda x: jnp.reshape(x, (-1, n, *x.shape[1:]))[:, i], batch)
+  return jax.tree.map(lambda x: x[i], _split(batch, n))
+
+
+def _split(batch: Any, n: int) -> Any:
+  """n shares of the rows, `[R, ...] -> [n, R / n, ...]`; the i-th takes every n-th row from the i-th on.
+
+  So an axis that is sharded over devices stays spread over all of them.
+  """
+  return jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (-1, n, *x.shape[1:])), 0, 1), batch)

@@ -17,7 +17,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def broken(folder: pathlib.Path) -> str | None:
-  """What is wrong, in a few words; None when every file is what it was when the sums were written.
+  """What is wrong, in a few words; None when every file that was summed is what it was then.
 
   A folder without sums was cut short between its last file and them, which is not a fault of its files: None.
   """
@@ -31,11 +31,9 @@ def broken(folder: pathlib.Path) -> str | None:
     found = _sums(folder)
   except OSError as error:
     return f'unreadable: {type(error).__name__}'
-  for path in sorted(wanted.keys() | found.keys()):
-    if path not in found:
-      return f'{path} is missing'
-    if found[path] != wanted.get(path):
-      return f'{path} has changed'
+  for path, digest in wanted.items():  # a file that came later is no fault of those that were written
+    if found.get(path) != digest:
+      return f'{path} {"has changed" if path in found else "is missing"}'
   return None
 
 

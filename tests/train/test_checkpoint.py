@@ -121,6 +121,13 @@ def test_a_corrupt_checkpoint_is_named_and_the_one_before_is_used(tmp_path, capl
     assert reader.restore(like())[2] == 2
 
 
+def test_a_stray_file_spoils_nothing(tmp_path):
+  with Checkpoints(tmp_path / 'c') as writer:
+    writer.save(1, kept_state(0), {})
+    (tmp_path / 'c' / '1' / 'notes.txt').write_text('mine')
+    assert writer.restore(like())[2] == 1
+
+
 def test_no_sound_checkpoint_is_an_error_and_not_a_fresh_start(tmp_path):
   with Checkpoints(tmp_path / 'c') as writer:
     writer.save(1, kept_state(0), {})

@@ -1,7 +1,7 @@
 """Grouped-query attention over several key segments under one softmax.
 
 A shared segment belongs to all G siblings of a prompt, so that its keys are read once for G queries;
-the own segment belongs to one sibling. Scores, maximum and sum are float32.
+the own segment belongs to one sibling. Scores, maximum and sum are float32 at least.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from eagrl_jax.lm.precision import wide, widen
 from eagrl_jax.masked import NEG_INF
 from eagrl_jax.types import Array
 
@@ -32,7 +33,7 @@ def attend(q: Array, shared: tuple[Segment, ...], own: Segment | None,
   """
   b, g, t, n, h = q.shape
   kv_heads = (own or shared[0])[0].shape[-2]
-  q = (q.astype(jnp.float32) * h**-0.5).astype(q.dtype).reshape(b, g, t, kv_heads, n // kv_heads, h)
+  q = (widen(q) * h**-0.5).astype(q.dtype).reshape(b, g, t, kv_heads, n // kv_heads, h)
 
   scores = [_scores('BGTKRH,BSKH->BKGTRS', q, k, _by_kv_head(mask)) for k, _, mask in shared]
   peaks = [s.max(-1).swapaxes(1, 2) for s in scores]
@@ -49,7 +50,7 @@ def attend(q: Array, shared: tuple[Segment, ...], own: Segment | None,
     weights.append(w)
     sums.append(total.swapaxes(1, 2) if is_shared else total)
     equation = 'BKGTRS,BSKH->BGTKRH' if is_shared else 'BGKTRS,BGSKH->BGTKRH'
-    mixed.append(jnp.einsum(equation, w.astype(v.dtype), v, preferred_element_type=jnp.float32))
+    mixed.append(jnp.einsum(equation, w.astype(v.dtype), v, preferred_element_type=wide(v.dtype)))
   inverse = 1 / jnp.maximum(_reduce(jnp.add, sums), 1e-30)  # [B, G, K, T, R]
   out = _reduce(jnp.add, mixed) * inverse.transpose(0, 1, 3, 2, 4)[..., None]
   out = out.astype(q.dtype).reshape(b, g, t, n, h)
@@ -85,7 +86,7 @@ def causal(q: Array, k: Array, v: Array, valid: Array, shared: tuple[Segment, ..
 
 
 def _scores(equation: str, q: Array, k: Array, mask: Array) -> Array:
-  return jnp.where(mask, jnp.einsum(equation, q, k, preferred_element_type=jnp.float32), NEG_INF)
+  return jnp.where(mask, jnp.einsum(equation, q, k, preferred_element_type=wide(q.dtype)), NEG_INF)
 
 
 def _by_kv_head(mask: Array) -> Array:

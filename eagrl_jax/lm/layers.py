@@ -7,14 +7,15 @@ import jax.numpy as jnp
 
 from eagrl_jax.lm import rope
 from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.precision import widen
 from eagrl_jax.types import Array, Params
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
-  """Root-mean-square norm over the last axis, computed in float32, in the dtype of `x`."""
-  wide = x.astype(jnp.float32)
-  scale = jax.lax.rsqrt(jnp.mean(wide * wide, -1, keepdims=True) + eps)
-  return (wide * scale * _align(gain.astype(jnp.float32), x.ndim)).astype(x.dtype)
+  """Root-mean-square norm over the last axis, computed in float32 at least, in the dtype of `x`."""
+  high = widen(x)
+  scale = jax.lax.rsqrt(jnp.mean(high * high, -1, keepdims=True) + eps)
+  return (high * scale * _align(widen(gain), x.ndim)).astype(x.dtype)
 
 
 def embed(params: Params, cfg: LMConfig, tokens: Array) -> Array:

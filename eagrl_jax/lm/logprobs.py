@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.precision import wide
 from eagrl_jax.types import Array, ArrayLike, Params
 
 CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB
@@ -18,7 +19,7 @@ def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
     equation, head = '...D,VD->...V', params['embed']
   else:
     equation, head = '...D,DV->...V', params['lm_head']
-  return jnp.einsum(equation, hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
+  return jnp.einsum(equation, hidden, head.astype(hidden.dtype), preferred_element_type=wide(hidden.dtype))
 
 
 def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayLike) -> tuple[Array, Array]:

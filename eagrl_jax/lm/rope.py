@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.precision import widen
 from eagrl_jax.types import Array
 
 
@@ -35,5 +36,5 @@ def angles(cfg: LMConfig, positions: Array) -> tuple[Array, Array]:
 
 def rotate(x: Array, cos: Array, sin: Array) -> Array:
   """Rotates the pairs `(x[i], x[i + H/2])`. `x [..., N, H]`, the result keeps its dtype."""
-  a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  a, b = jnp.split(widen(x), 2, axis=-1)
   return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)

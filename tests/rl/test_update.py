@@ -142,20 +142,34 @@ def test_gradient_against_finite_differences(params):
   np.testing.assert_allclose(slope, optax.tree.norm(grads) ** 2, rtol=0.02)
 
 
-def test_packed_equals_unpacked(params):
-  weighted = weigh(make_batch(), FULL)
+def unpack(weighted):
+  """One answer a row: each brings its own copy of the prompt."""
   alone = lambda x: x.reshape(B * G, 1, *x.shape[2:])
   repeat = lambda x: jnp.repeat(x, G, axis=0)
-  # One answer a row: each brings its own copy of the prompt.
   batch = weighted.batch
   batch = batch.replace(
       prompt=jax.tree.map(repeat, batch.prompt), weight=repeat(batch.weight), salience=repeat(batch.salience),
       rollout=jax.tree.map(alone, batch.rollout), advantage=alone(batch.advantage), eps_high=alone(batch.eps_high),
       align_mask=alone(batch.align_mask), ref_logprobs=alone(batch.ref_logprobs))
-  unpacked = weighted.replace(
+  return weighted.replace(
       batch=batch, token_weight=alone(weighted.token_weight), rows=alone(weighted.rows),
       align_weight=alone(weighted.align_weight))
-  close(part_gradient(params, weighted), part_gradient(params, unpacked))
+
+
+def test_packed_equals_unpacked(params):
+  """The two are one sum in two orders: equal in double precision, and the packed one in float32 near that sum."""
+  weighted = weigh(make_batch(), FULL)
+  double = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, tree)
+  wide_lm = dataclasses.replace(LM, compute_dtype='float64')
+  with jax.enable_x64(True):
+    gradient_of = jax.jit(lambda p, part: jax.grad(policy_loss, has_aux=True)(p, part, wide_lm, FULL))
+    packed = gradient_of(double(params), double(weighted))
+    close(packed, gradient_of(double(params), double(unpack(weighted))), rtol=1e-9, atol=1e-12)
+    exact = jax.device_get(packed)
+  grads, stats = jax.device_get(part_gradient(params, weighted))
+  close(stats, exact[1])
+  for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(exact[0]), strict=True):
+    assert np.linalg.norm(got - want) < 1e-5 * np.linalg.norm(want)  # some eighty roundings of 1.2e-7
 
 
 def test_jit_equals_no_jit(params):

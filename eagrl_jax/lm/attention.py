@@ -9,7 +9,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from eagrl_jax.lm.precision import wide, widen
+from eagrl_jax.lm.matmul import matmul
+from eagrl_jax.lm.precision import widen
 from eagrl_jax.masked import NEG_INF
 from eagrl_jax.types import Array
 
@@ -24,21 +25,28 @@ def attend(q: Array, shared: tuple[Segment, ...], own: Segment | None,
 
   Args:
     q: `[B, G, T, N, H]`, rotated.
-    shared: segments of keys and values `[B, S, K, H]`, mask `[B, S]` or broadcastable to `[B, G, T, S]`.
-    own: keys and values `[B, G, S, K, H]`, mask broadcastable to `[B, G, T, S]`; None for none.
+    shared: segments of keys and values `[B, K, S, H]`, mask `[B, S]` or broadcastable to `[B, G, T, S]`.
+    own: keys and values `[B, G, K, S, H]`, mask broadcastable to `[B, G, T, S]`; None for none.
     row_weight: `[B, G, T]`; with it the attention to the first shared segment is read out.
 
   Returns:
     `[B, G, T, N, H]`, and with `row_weight` the mean over heads of the weighted sum over rows, `[B, G, S]`.
   """
   b, g, t, n, h = q.shape
-  kv_heads = (own or shared[0])[0].shape[-2]
-  q = (widen(q) * h**-0.5).astype(q.dtype).reshape(b, g, t, kv_heads, n // kv_heads, h)
+  kv_heads = (own or shared[0])[0].shape[-3]
+  r = n // kv_heads
+  q = (widen(q) * h**-0.5).astype(q.dtype).reshape(b, g, t, kv_heads, r, h)
+  rows = q.transpose(0, 3, 1, 2, 4, 5).reshape(b, kv_heads, g * t * r, h)  # a shared key meets all siblings at once
 
-  scores = [_scores('BGTKRH,BSKH->BKGTRS', q, k, _by_kv_head(mask)) for k, _, mask in shared]
-  peaks = [s.max(-1).swapaxes(1, 2) for s in scores]
+  scores, peaks = [], []
+  for k, _, mask in shared:
+    s = matmul(rows, k.swapaxes(-1, -2)).reshape(b, kv_heads, g, t, r, -1)
+    scores.append(jnp.where(_by_kv_head(mask), s, NEG_INF))
+    peaks.append(scores[-1].max(-1).swapaxes(1, 2))
   if own is not None:
-    scores.append(_scores('BGTKRH,BGSKH->BGKTRS', q, own[0], own[2][:, :, None, :, None]))
+    k, _, mask = own
+    s = matmul(q.transpose(0, 1, 3, 2, 4, 5).reshape(b, g, kv_heads, t * r, h), k.swapaxes(-1, -2))
+    scores.append(jnp.where(mask[:, :, None, :, None], s.reshape(b, g, kv_heads, t, r, -1), NEG_INF))
     peaks.append(scores[-1].max(-1))
   peak = jax.lax.stop_gradient(jnp.maximum(_reduce(jnp.maximum, peaks), FLOOR))  # [B, G, K, T, R]
 
@@ -49,15 +57,18 @@ def attend(q: Array, shared: tuple[Segment, ...], own: Segment | None,
     total = w.sum(-1)
     weights.append(w)
     sums.append(total.swapaxes(1, 2) if is_shared else total)
-    equation = 'BKGTRS,BSKH->BGTKRH' if is_shared else 'BGKTRS,BGSKH->BGTKRH'
-    mixed.append(jnp.einsum(equation, w.astype(v.dtype), v, preferred_element_type=wide(v.dtype)))
+    flat = w.astype(v.dtype).reshape(*v.shape[:-2], -1, v.shape[-2])
+    out = matmul(flat, v).reshape(*w.shape[:-1], h)
+    mixed.append(out.transpose(0, 2, 3, 1, 4, 5) if is_shared else out.transpose(0, 1, 3, 2, 4, 5))
   inverse = 1 / jnp.maximum(_reduce(jnp.add, sums), 1e-30)  # [B, G, K, T, R]
   out = _reduce(jnp.add, mixed) * inverse.transpose(0, 1, 3, 2, 4)[..., None]
   out = out.astype(q.dtype).reshape(b, g, t, n, h)
   if row_weight is None:
     return out, None
+  # One row vector times the map: a product, because a broadcast and a sum would form another array of its size.
   scale = (inverse * row_weight[:, :, None, :, None] / n).swapaxes(1, 2)  # [B, K, G, T, R]
-  return out, (weights[0] * scale[..., None]).sum((1, 3, 4))
+  read = matmul(scale.reshape(b, kv_heads, g, 1, t * r), weights[0].reshape(b, kv_heads, g, t * r, -1))
+  return out, read[:, :, :, 0].sum(1)
 
 
 def causal(q: Array, k: Array, v: Array, valid: Array, shared: tuple[Segment, ...] = (),
@@ -67,7 +78,7 @@ def causal(q: Array, k: Array, v: Array, valid: Array, shared: tuple[Segment, ..
   Query chunks see only the keys up to their own end, and the backward pass recomputes their scores.
 
   Args:
-    q, k, v: `[B, G, T, N | K, H]`.
+    q: `[B, G, T, N, H]`. k, v: `[B, G, K, T, H]`.
     valid: `[B, G, T]`, keys that may be seen.
     shared, row_weight: as in `attend`; shared masks must not depend on T.
   """
@@ -76,17 +87,13 @@ def causal(q: Array, k: Array, v: Array, valid: Array, shared: tuple[Segment, ..
   for start in range(0, t, QUERY_CHUNK):
     end = min(start + QUERY_CHUNK, t)
     order = jnp.arange(end)[None, :] <= jnp.arange(start, end)[:, None]
-    own = (k[:, :, :end], v[:, :, :end], valid[:, :, None, :end] & order[None, None])
+    own = (k[..., :end, :], v[..., :end, :], valid[:, :, None, :end] & order[None, None])
     weight = None if row_weight is None else row_weight[:, :, start:end]
     out, read = jax.checkpoint(attend)(q[:, :, start:end], shared, own, weight)
     outs.append(out)
     reads.append(read)
   out = outs[0] if len(outs) == 1 else jnp.concatenate(outs, axis=2)
   return out, None if row_weight is None else _reduce(jnp.add, reads)
-
-
-def _scores(equation: str, q: Array, k: Array, mask: Array) -> Array:
-  return jnp.where(mask, jnp.einsum(equation, q, k, preferred_element_type=wide(q.dtype)), NEG_INF)
 
 
 def _by_kv_head(mask: Array) -> Array:

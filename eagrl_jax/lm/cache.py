@@ -11,13 +11,21 @@ from eagrl_jax.types import Array
 
 @struct.dataclass
 class KV:
-  """Rotated keys and values of all layers; the head axis holds key-value heads only."""
+  """Rotated keys and values of all layers; the head axis holds key-value heads only.
 
-  k: Array  # [L, B, S, K, H] shared by siblings, or [L, B, G, S, K, H] own
+  Heads come before slots: a query then meets one contiguous block, and nothing is transposed at a decode step.
+  """
+
+  k: Array  # [L, B, K, S, H] shared by siblings, or [L, B, G, K, S, H] own
   v: Array
 
 
+def heads_first(x: Array) -> Array:
+  """Keys or values as projected `[..., S, K, H]` -> as kept and attended `[..., K, S, H]`."""
+  return jnp.swapaxes(x, -2, -3)
+
+
 def empty(cfg: LMConfig, batch: int, group: int, slots: int) -> KV:
-  """Own block of `slots` free slots for each of `batch x group` sequences: `[L, B, G, S, K, H]`."""
-  shape = (cfg.n_layers, batch, group, slots, cfg.n_kv_heads, cfg.head_dim)
+  """Own block of `slots` free slots for each of `batch x group` sequences: `[L, B, G, K, S, H]`."""
+  shape = (cfg.n_layers, batch, group, cfg.n_kv_heads, slots, cfg.head_dim)
   return KV(jnp.zeros(shape, cfg.compute_dtype), jnp.zeros(shape, cfg.compute_dtype))

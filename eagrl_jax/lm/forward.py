@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from eagrl_jax.lm import attention, layers, rope
-from eagrl_jax.lm.cache import KV
+from eagrl_jax.lm.cache import KV, heads_first
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.types import Array, ArrayLike, Params
 
@@ -36,7 +36,7 @@ def prefill(params: Params, cfg: LMConfig, tokens: Array, valid: Array) -> tuple
     tokens, valid: `[B, S]`.
 
   Returns:
-    The last position's normed state `[B, D]`, and the keys and values `[L, B, S, K, H]`.
+    The last position's normed state `[B, D]`, and the keys and values `[L, B, K, S, H]`.
   """
   cos, sin = rope.angles(cfg, _positions(valid))
 
@@ -54,8 +54,8 @@ def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, share
 
   Args:
     tokens, positions: `[B, G, T]`.
-    shared: segments `(KV [L, B, S, K, H], valid [B, S] or broadcastable to [B, G, T, S])`, none or more.
-    own: `[L, B, G, S2, K, H]`; carry it through a loop and it is updated in place.
+    shared: segments `(KV [L, B, K, S, H], valid [B, S] or broadcastable to [B, G, T, S])`, none or more.
+    own: `[L, B, G, K, S2, H]`; carry it through a loop and it is updated in place.
     own_mask: which own slots each new token sees, its own slot included; broadcastable to `[B, G, T, S2]`.
     write_at: first slot written, the same for all siblings; `write_at + T <= S2`.
 
@@ -68,7 +68,8 @@ def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, share
     x, own = carry
     layer, index, segments = xs
     q, k, v = layers.qkv(layer, cfg, x, cos, sin)
-    at = (index, 0, 0, write_at, 0, 0)
+    k, v = heads_first(k), heads_first(v)
+    at = (index, 0, 0, 0, write_at, 0)
     own = KV(jax.lax.dynamic_update_slice(own.k, k[None].astype(own.k.dtype), at),
              jax.lax.dynamic_update_slice(own.v, v[None].astype(own.v.dtype), at))
     block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), own)
@@ -104,7 +105,7 @@ def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: ArrayLike, prom
     x, k, v = _prompt_layer(layer, cfg, x, prompt_valid, *prompt_rope)
     q, own_k, own_v = layers.qkv(layer, cfg, y, *answer_rope)
     weight = None if tap is None else tap.row_weight
-    mixed, read = attention.causal(q, own_k, own_v, answer_valid, ((k, v, prompt_valid),), weight)
+    mixed, read = attention.causal(q, heads_first(own_k), heads_first(own_v), answer_valid, ((k, v, prompt_valid),), weight)
     if tap is not None:
       read = jnp.einsum('BGS,BSF->BGF', read, tap.indicator)
     return (x, layers.finish(layer, cfg, y, mixed)), read
@@ -123,5 +124,6 @@ def _positions(valid: Array) -> Array:
 
 def _prompt_layer(layer: Params, cfg: LMConfig, x: Array, valid: Array, cos: Array, sin: Array):
   q, k, v = layers.qkv(layer, cfg, x, cos, sin)
+  k, v = heads_first(k), heads_first(v)
   mixed, _ = attention.causal(q[:, None], k[:, None], v[:, None], valid[:, None])
   return layers.finish(layer, cfg, x, mixed[:, 0]), k, v

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from eagrl_jax.lm import rope
 from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.matmul import matmul
 from eagrl_jax.lm.precision import widen
 from eagrl_jax.types import Array, Params
 
@@ -44,8 +45,8 @@ def finish(layer: Params, cfg: LMConfig, x: Array, mixed: Array) -> Array:
   wo = layer['wo'].astype(x.dtype)
   x = x + mixed.reshape(*x.shape[:-1], -1) @ wo.reshape(-1, wo.shape[-1])
   y = rms_norm(x, layer['mlp_norm'], cfg.norm_eps)
-  gate = jax.nn.silu(y @ layer['w_gate'].astype(y.dtype))
-  return x + (gate * (y @ layer['w_up'].astype(y.dtype))) @ layer['w_down'].astype(y.dtype)
+  gate, up = (matmul(y, layer[name].astype(y.dtype)).astype(y.dtype) for name in ('w_gate', 'w_up'))
+  return x + (jax.nn.silu(gate) * up) @ layer['w_down'].astype(y.dtype)
 
 
 def _align(weight: Array, ndim: int) -> Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.lm.precision import wide
+from eagrl_jax.lm.matmul import matmul
 from eagrl_jax.types import Array, ArrayLike, Params
 
 CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB
@@ -15,11 +15,8 @@ CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB
 def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
   """Unnormalised log-probabilities `[..., V]`, float32, of normed states `hidden [..., D]`."""
   hidden = hidden.astype(cfg.compute_dtype)
-  if cfg.tie_embeddings:
-    equation, head = '...D,VD->...V', params['embed']
-  else:
-    equation, head = '...D,DV->...V', params['lm_head']
-  return jnp.einsum(equation, hidden, head.astype(hidden.dtype), preferred_element_type=wide(hidden.dtype))
+  head = params['embed'].T if cfg.tie_embeddings else params['lm_head']
+  return matmul(hidden, head.astype(hidden.dtype))
 
 
 def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayLike) -> tuple[Array, Array]:

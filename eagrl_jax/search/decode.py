@@ -55,7 +55,7 @@ class StepConfig:
 class Context:
   """What the siblings of one node see before their own step."""
 
-  shared: tuple[tuple[KV, Array], ...]  # (KV [L, B, S, K, H], valid [B, S]): the prompt, then the path
+  shared: tuple[tuple[KV, Array], ...]  # (KV [L, B, K, S, H], valid [B, S]): the prompt, then the path
   position: Array  # [B] int32, of the step's first token
   hidden: Array  # [B, D], the state that predicts that token
 
@@ -64,7 +64,7 @@ class Context:
 class Step:
   """C decoded steps of each tree; entries of rows that were not alive mean nothing."""
 
-  kv: KV  # [L, B, C, S, K, H], its first `inner_tokens` slots: a final step has no successor
+  kv: KV  # [L, B, C, K, S, H], its first `inner_tokens` slots: a final step has no successor
   hidden: Array  # [B, C, D], the state after the last token
   tokens: Array  # [B, C, S] int32, 0 after the end
   length: Array  # [B, C] int32
@@ -79,7 +79,7 @@ class _Decoding(struct.PyTreeNode):
 
   t: Array  # []
   state: State
-  own: KV  # [L, B, C, S + U, K, H], the usefulness question's slots last
+  own: KV  # [L, B, C, K, S + U, H], the usefulness question's slots last
   hidden: Array  # [B, C, D]
   tokens: Array  # [R, S]
   length: Array  # [R]
@@ -166,7 +166,7 @@ def decode_step(params: Params, cfg: LMConfig, grammar: Grammar, config: StepCon
     return x.reshape(b, c, *x.shape[1:])
 
   return Step(
-      kv=jax.tree.map(lambda x: x[:, :, :, :grammar.inner_tokens], out.own), hidden=out.hidden,
+      kv=jax.tree.map(lambda x: x[..., :grammar.inner_tokens, :], out.own), hidden=out.hidden,
       tokens=siblings(out.tokens), length=siblings(out.length), named=siblings(out.state.names),
       prob=siblings(out.state.prob),
       useful=_score_usefulness(params, cfg, grammar, context, out.own, siblings(out.asked)),
@@ -178,7 +178,7 @@ def _score_usefulness(params: Params, cfg: LMConfig, grammar: Grammar, context: 
   """P(Yes) / (P(Yes) + P(No)) after the sub-question, `[B, C]`; the question's keys are thrown away."""
   b, c = asked.shape
   n = grammar.useful.shape[0]
-  slots = own.k.shape[3] - n
+  slots = own.k.shape[-2] - n
   slot, query = jnp.arange(slots + n), jnp.arange(n)
   # In: asked tokens of the step, then the question's own, causally.
   seen = (slot[None, None, None, :] < asked[:, :, None, None]) | (

@@ -31,7 +31,7 @@ TerminalReward = Callable[[Array, Array, Params], Array]
 class NodeSteps:
   """The payload of the search: what every node keeps of its step."""
 
-  kv: KV  # [B, M, L, S, K, H], S = grammar.inner_tokens
+  kv: KV  # [B, M, L, K, S, H], S = grammar.inner_tokens
   hidden: Array  # [B, M, D], the state after the step's last token
   tokens: Array  # [B, M, S] int32
   length: Array  # [B, M] int32
@@ -62,7 +62,7 @@ def make_expand(params: Params, cfg: LMConfig, grammar: Grammar, prompt_kv: KV, 
   """An `expand` for `mcts.search` that decodes steps.
 
   Args:
-    prompt_kv: `[L, B, S, K, H]`. prompt_valid: `[B, S]`.
+    prompt_kv: `[L, B, K, S, H]`. prompt_valid: `[B, S]`.
     salience: `[B, F]` the expert's, rows sum to 1 or 0.
   """
   prompt_length = jnp.sum(prompt_valid, 1, dtype=jnp.int32)
@@ -115,7 +115,7 @@ def grow(params: Params, cfg: LMConfig, grammar: Grammar, prompt: PromptBatch, s
   tokens, valid, example = map(jnp.asarray, (prompt.tokens, prompt.valid, prompt.example))
   hidden, kv = prefill(params, cfg, tokens, valid)
   b, slots = tokens.shape[0], grammar.step_tokens
-  block = jnp.zeros((b, cfg.n_layers, grammar.inner_tokens, cfg.n_kv_heads, cfg.head_dim), kv.k.dtype)
+  block = jnp.zeros((b, cfg.n_layers, cfg.n_kv_heads, grammar.inner_tokens, cfg.head_dim), kv.k.dtype)
   zero = jnp.zeros(b)
   root = NodeSteps(
       kv=KV(block, block), hidden=hidden, tokens=jnp.zeros((b, slots), jnp.int32), length=jnp.zeros(b, jnp.int32),
@@ -153,6 +153,6 @@ def _rows(column: Array, index: Array) -> Array:
 
 
 def _as_segment(blocks: Array) -> Array:
-  """The path's blocks `[B, P, L, S, K, H]` as one segment `[L, B, P * S, K, H]`."""
-  b, p, l, s, k, h = blocks.shape
-  return blocks.transpose(2, 0, 1, 3, 4, 5).reshape(l, b, p * s, k, h)
+  """The path's blocks `[B, P, L, K, S, H]` as one segment `[L, B, K, P * S, H]`."""
+  b, p, l, k, s, h = blocks.shape
+  return blocks.transpose(2, 0, 3, 1, 4, 5).reshape(l, b, k, p * s, h)

@@ -108,7 +108,7 @@ def test_extend_equals_the_plain_decoder(segments):
   _, whole = forward.prefill(p, cfg, tokens[None, :8], np.ones((1, 8), bool))
   cuts = {0: [], 1: [(0, 8)], 2: [(0, 5), (5, 8)]}[segments]
   masks = [np.ones((1, b - a), bool) if i == 0 else np.ones((1, 1, 1, b - a), bool) for i, (a, b) in enumerate(cuts)]
-  shared = tuple((jax.tree.map(lambda x, a=a, b=b: x[:, :, a:b], whole), m) for (a, b), m in zip(cuts, masks))
+  shared = tuple((jax.tree.map(lambda x, a=a, b=b: x[..., a:b, :], whole), m) for (a, b), m in zip(cuts, masks))
   begin = 8 if segments else 0
   size = 12 - begin
   own = cache.empty(cfg, 1, 2, size + 1)
@@ -122,12 +122,12 @@ def test_extend_equals_the_plain_decoder(segments):
   got = jnp.concatenate([a, b], 2)
   for g in range(2):
     np.testing.assert_allclose(got[0, g], states[begin:], atol=1e-5)
-  assert not own.k[..., -1, :, :].any()
+  assert not own.k[..., -1, :].any()
 
 
 def test_a_row_without_visible_keys_is_zero_and_has_no_nan_gradient():
   q = jnp.ones((1, 1, 2, 2, 4))
-  k = jnp.ones((1, 1, 3, 1, 4))
+  k = jnp.ones((1, 1, 1, 3, 4))
   mask = jnp.array([[False] * 3, [True, True, False]])[None, None]
 
   def run(q):

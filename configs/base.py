@@ -37,7 +37,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.expert = ConfigDict(dict(
       members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',
       use_mask_channel=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=32, patience=16,
-      select_on='loss', salience='occlusion'))  # salience: attention | grad_x_input | occlusion
+      checkpoint_every=10, select_on='loss', salience='occlusion'))  # salience: attention | grad_x_input | occlusion
   config.lm = ConfigDict(dict(
       checkpoint='tiny',  # tiny | a Hugging Face folder or hub name | a .gguf file
       d_model=128, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, vocab_size=1024,  # tiny only
@@ -48,8 +48,8 @@ def get_config(variant: str = '') -> ConfigDict:
       steps=80, batch=16, answers=2,  # then on whole ones
       scattered=0.5,  # share of whole records whose values are drawn anew, so that a name does not tell its flag
       read_weight=4.0,  # in the loss, of text that the record decides; which feature comes next is chance
-      learning_rate=1.5e-3, warmup=15, weight_decay=0.01, prompt_loss=0.1, micro_batch=8, checkpoint_every=100,
-      schedule='cosine'))
+      learning_rate=1.5e-3, warmup=15, weight_decay=0.01, prompt_loss=0.1, short_micro_batch=8, micro_batch=2,
+      checkpoint_every=100, schedule='cosine'))
   config.reward = ConfigDict(dict(kind='eag', lam=0.6, beta=0.5, top_k=5))
   config.search = ConfigDict(dict(
       patients=384, trees=32, rollouts=8, candidates=3, max_depth=2, exploration=1.0, backup='max',
@@ -63,7 +63,7 @@ def get_config(variant: str = '') -> ConfigDict:
       schedule='cosine', answer_weight=20.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
   config.rl = ConfigDict(dict(
       steps=32, prompts=32, group=8, epochs=1, minibatches=2, temperature=1.0, max_new=80, learning_rate=5e-4, warmup=5,
-      weight_decay=0.0, micro_batch=4, advantage='dr_grpo', loss='token_mean',
+      weight_decay=0.0, micro_batch=2, advantage='dr_grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0,
       kl=0.02,  # keeps a small policy's text in form
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
@@ -85,7 +85,7 @@ def _tjh(config):
   config.reward.top_k = 10
   config.prompt.update(max_values=1, bucket=192)
   config.lm.vocab_size = 2048
-  config.base.update(steps=120, batch=8, micro_batch=4)
+  config.base.update(steps=120, batch=8)
   config.search.update(patients=140, trees=28, rollouts=8, max_depth=1, min_jaccard=0.05, answer_tokens=20)
   config.sft.update(epochs=20, batch=14, micro_batch=2)
   config.rl.update(steps=40, prompts=20, group=4, micro_batch=2, max_new=96, learning_rate=2e-4, kl=0.05)

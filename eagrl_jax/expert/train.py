@@ -67,7 +67,6 @@ class TrainState:
 
   params: Params
   opt_state: Any
-  key: Array  # key[E]
   epoch: Array  # [E] int32, epochs done
   best_params: Params
   best_score: Array  # [E]
@@ -89,18 +88,23 @@ def auroc(score: Array, label: ArrayLike, valid: Array) -> Array:
 
 
 def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid: ExpertBatch,
-                   progress: Callable[[int, dict[str, np.ndarray]], None] | None = None,
-                   mesh: Mesh | None = None) -> tuple[Params, dict[str, np.ndarray]]:
+                   progress: Callable[[int, dict[str, np.ndarray], TrainState], None] | None = None,
+                   mesh: Mesh | None = None, state: TrainState | None = None
+                   ) -> tuple[Params, dict[str, np.ndarray]]:
   """Trains E members, each with its own initialisation, batch order and early stopping.
 
-  A member's result depends on `key` and its number only, not on E.
+  A member's result depends on `key` and its number only, not on E. What an epoch draws is a function of (key,
+  member, epoch), so training on from a state gives what never stopping would have given.
 
   Args:
     train, valid: numpy arrays, all rows; both classes present in `train`.
-    progress: called after each epoch with (epoch from 1, {'loss', 'valid_loss', 'valid_auroc': [E]}).
+    progress: called after each epoch with (epoch from 1, {'loss', 'valid_loss', 'valid_auroc': [E]}, the state, which
+      the next epoch donates).
     mesh: shards the member axis over data and fsdp when E is divisible; None leaves it on one device.
+    state: where to go on; None starts afresh.
   Returns:
-    best parameters `[E, …]`; history with 'loss', 'valid_loss', 'valid_auroc' [epochs, E] and 'best_epoch' [E].
+    best parameters `[E, …]`; history of the epochs run here with 'loss', 'valid_loss', 'valid_auroc' [epochs, E],
+    and 'best_epoch' [E].
   Raises:
     EagrlError: empty split, non-finite input or a single class in `train`.
   """
@@ -108,8 +112,9 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
   _check(valid, 'valid')
   if np.ptp(train.label) == 0:
     raise EagrlError('expert: the training split has one outcome class; use a larger or stratified split')
-  keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(cfg.members))
-  state = _init(keys, cfg, jax.tree.map(lambda x: x[:1], train))
+  keys = _member_keys(key, cfg)
+  if state is None:
+    state = _init(keys, cfg, jax.tree.map(lambda x: x[:1], train))
   place: Any = jax.devices()[0]
   if mesh is not None and cfg.members % (mesh.shape['data'] * mesh.shape['fsdp']) == 0:
     place = sharding(mesh, ('ensemble',))
@@ -117,17 +122,24 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
   real = np.arange(-(-rows // cfg.chunk) * cfg.chunk) < rows
   train, valid, real = jax.device_put((train, ensemble.pad_rows(valid, len(real)), real))
 
-  history = []
-  for epoch in range(1, cfg.epochs + 1):
+  history: list[dict[str, np.ndarray]] = []
+  while (epoch := int(state.epoch[0])) < cfg.epochs and np.any(epoch - np.asarray(state.best_epoch) < cfg.patience):
     # Moves nothing: it names the placement in the same words at every call, otherwise the second one compiles again.
-    state, metrics = _epoch(jax.device_put(state, place), cfg, train, valid, real)
+    state, metrics = _epoch(jax.device_put(state, place), keys, cfg, train, valid, real)
     history.append(jax.device_get(metrics))
     if progress is not None:
-      progress(epoch, history[-1])
-    best_epoch = np.asarray(state.best_epoch)
-    if np.all(epoch - best_epoch >= cfg.patience):
-      break
-  return state.best_params, {**{k: np.stack([h[k] for h in history]) for k in history[0]}, 'best_epoch': best_epoch}
+      progress(epoch + 1, history[-1], state)
+  columns = {k: np.stack([h[k] for h in history]) for k in history[0]} if history else {}
+  return state.best_params, columns | {'best_epoch': np.asarray(state.best_epoch)}
+
+
+def abstract(key: Array, cfg: ExpertTrainConfig, batch: ExpertBatch) -> TrainState:
+  """Shapes and types of the state, as a checkpoint is restored into."""
+  return jax.eval_shape(lambda k: _init(_member_keys(k, cfg), cfg, jax.tree.map(lambda x: x[:1], batch)), key)
+
+
+def _member_keys(key: Array, cfg: ExpertTrainConfig) -> Array:
+  return jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(cfg.members))
 
 
 def predict(params: Params, cfg: ConCareConfig, batch: ExpertBatch, chunk: int = 64) -> np.ndarray:
@@ -156,22 +168,22 @@ def _optimizer(cfg: ExpertTrainConfig) -> optax.GradientTransformation:
 def _init(keys: Array, cfg: ExpertTrainConfig, example: ExpertBatch) -> TrainState:
   params = ensemble.init_members(keys, cfg.model, example)
   zeros = jnp.zeros(len(keys), jnp.int32)
-  return TrainState(params=params, opt_state=jax.vmap(_optimizer(cfg).init)(params), key=keys, epoch=zeros,
+  return TrainState(params=params, opt_state=jax.vmap(_optimizer(cfg).init)(params), epoch=zeros,
                     best_params=jax.tree.map(jnp.copy, params), best_score=jnp.full(len(keys), -jnp.inf, jnp.float32),
                     best_epoch=zeros)
 
 
-@functools.partial(jax.jit, static_argnums=1, donate_argnums=0)
-def _epoch(state: TrainState, cfg: ExpertTrainConfig, train: ExpertBatch, valid: ExpertBatch,
+@functools.partial(jax.jit, static_argnums=2, donate_argnums=0)
+def _epoch(state: TrainState, keys: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid: ExpertBatch,
            real: Array) -> tuple[TrainState, dict[str, Array]]:
   """One epoch of every member; `real` [rows of valid] is False on padding."""
-  return jax.vmap(lambda member: _member_epoch(member, cfg, train, valid, real))(state)
+  return jax.vmap(lambda member, key: _member_epoch(member, key, cfg, train, valid, real))(state, keys)
 
 
-def _member_epoch(state: TrainState, cfg: ExpertTrainConfig, train: ExpertBatch, valid: ExpertBatch,
+def _member_epoch(state: TrainState, key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid: ExpertBatch,
                   real: Array) -> tuple[TrainState, dict[str, Array]]:
   model, optimizer = ensemble.expert(cfg.model, train), _optimizer(cfg)
-  order_key, dropout_key = jax.random.split(jax.random.fold_in(state.key, state.epoch))
+  order_key, dropout_key = jax.random.split(jax.random.fold_in(key, state.epoch))
 
   def loss_fn(params, rows, key):
     batch = jax.tree.map(lambda x: x[rows], train)
@@ -201,7 +213,7 @@ def _member_epoch(state: TrainState, cfg: ExpertTrainConfig, train: ExpertBatch,
   better = (score > state.best_score) & (state.epoch - state.best_epoch < cfg.patience)
   keep = lambda new, old: jnp.where(better, new, old)
   state = TrainState(
-      params=params, opt_state=opt_state, key=state.key, epoch=state.epoch + 1,
+      params=params, opt_state=opt_state, epoch=state.epoch + 1,
       best_params=jax.tree.map(keep, params, state.best_params), best_score=keep(score, state.best_score),
       best_epoch=keep(state.epoch + 1, state.best_epoch))
   return state, {'loss': jnp.mean(losses), 'valid_loss': valid_loss, 'valid_auroc': valid_auroc}

@@ -105,7 +105,8 @@ def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: ArrayLike, prom
     x, k, v = _prompt_layer(layer, cfg, x, prompt_valid, *prompt_rope)
     q, own_k, own_v = layers.qkv(layer, cfg, y, *answer_rope)
     weight = None if tap is None else tap.row_weight
-    mixed, read = attention.causal(q, heads_first(own_k), heads_first(own_v), answer_valid, ((k, v, prompt_valid),), weight)
+    mixed, read = attention.causal(q, heads_first(own_k), heads_first(own_v), answer_valid,
+                                   ((k, v, prompt_valid),), weight)
     if tap is not None:
       read = jnp.einsum('BGS,BSF->BGF', read, tap.indicator)
     return (x, layers.finish(layer, cfg, y, mixed)), read

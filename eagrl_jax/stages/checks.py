@@ -41,7 +41,7 @@ def check(config: ConfigDict) -> None:
     _file('lm.checkpoint', c.lm.checkpoint)
   if c.rl.group < 2:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
-  for name in ('base.batch', 'base.answers', 'base.short_batch', 'base.checkpoint_every',
+  for name in ('expert.checkpoint_every', 'base.batch', 'base.answers', 'base.short_batch', 'base.checkpoint_every',
                'search.patients', 'search.trees', 'search.top_k', 'sft.batch', 'sft.epochs', 'sft.checkpoint_every',
                'rl.prompts', 'rl.steps', 'rl.epochs', 'rl.minibatches', 'rl.max_new', 'rl.checkpoint_every',
                'evaluate.batch', 'evaluate.samples', 'evaluate.max_new', 'evaluate.bootstrap', 'prompt.bucket',
@@ -59,6 +59,8 @@ def check(config: ConfigDict) -> None:
                      'same; set --config.evaluate.samples=1, or a temperature above 0')
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
+  if not 0 <= c.rl.overlong_buffer <= c.rl.max_new:
+    raise EagrlError(f'rl.overlong_buffer={c.rl.overlong_buffer} must lie in 0..{c.rl.max_new} (rl.max_new); 0 = off')
   _divides('base', c.base.micro_batch, c.base.batch)
   if c.rl.prompts % c.rl.minibatches:
     raise EagrlError(f'rl.minibatches={c.rl.minibatches} must divide rl.prompts={c.rl.prompts}')
@@ -68,7 +70,7 @@ def check(config: ConfigDict) -> None:
   settings.reward(c)
   settings.search(c)
   settings.step(c)
-  settings.clip(c)
+  settings.judge(c)
   settings.update(c)
   if c.base.short_features < 2:
     raise EagrlError(f'base.short_features={c.base.short_features}: among one feature there is nothing to look up; '
@@ -77,7 +79,7 @@ def check(config: ConfigDict) -> None:
     raise EagrlError('base.short_steps and base.steps must not be negative')
   if not 0 <= c.base.scattered <= 1:
     raise EagrlError(f'base.scattered={c.base.scattered} is a share of the prompts: choose 0 to 1')
-  _divides('base', c.base.micro_batch, c.base.short_batch)
+  _divides('base', c.base.short_micro_batch, c.base.short_batch, 'short_micro_batch')
   updates = c.rl.steps * c.rl.epochs * c.rl.minibatches
   for stage, steps in (('base', c.base.short_steps + c.base.steps), ('rl', updates)):
     if steps:
@@ -95,6 +97,6 @@ def _file(field: str, path: str) -> None:
     raise EagrlError(f'{field}={path!r}: no such file or folder; set --config.{field}=')
 
 
-def _divides(stage: str, micro: int, batch: int) -> None:
+def _divides(stage: str, micro: int, batch: int, field: str = 'micro_batch') -> None:
   if micro < 1 or batch % micro:
-    raise EagrlError(f'{stage}.micro_batch={micro} must divide the {batch} prompts of an update')
+    raise EagrlError(f'{stage}.{field}={micro} must divide the {batch} prompts of an update')

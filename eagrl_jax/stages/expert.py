@@ -19,7 +19,7 @@ from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.pipeline import write_json
-from eagrl_jax.train import checkpoint
+from eagrl_jax.train.checkpoint import Checkpoints, save_params
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
 from eagrl_jax.types import ExpertBatch
@@ -30,29 +30,36 @@ def run(context: Context) -> None:
   folder = context.folder('expert')
   data = data_lib.load(context)
   config = settings.expert(context.config)
-  with Progress('expert', c.epochs) as progress, MetricWriter(folder) as writer:
-    def report(epoch: int, figures: dict[str, np.ndarray]) -> None:
-      means = {name: float(np.mean(value)) for name, value in figures.items()}
-      writer.write(epoch, means)
-      progress.update(1, **means)
-    params, _ = expert_train.train_ensemble(
-        rng.stage_key(context.config.seed, 'expert'), config, take(data.expert, data.splits.train),
-        take(data.expert, data.splits.valid), report, context.mesh)
-  checkpoint.save_params(folder / 'checkpoints', params)
+  key = rng.stage_key(context.config.seed, 'expert')
+  train, valid = take(data.expert, data.splits.train), take(data.expert, data.splits.valid)
+  with Checkpoints(folder / 'checkpoints') as checkpoints:
+    found = checkpoints.restore(expert_train.abstract(key, config, train))
+    state, _, start = found or (None, None, 0)
+    if start:
+      logging.info('expert: resuming after epoch %d', start)
+    with Progress('expert', c.epochs, start) as progress, MetricWriter(folder, start + 1) as writer:
+      def report(epoch: int, figures: dict[str, np.ndarray], state: expert_train.TrainState) -> None:
+        means = {name: float(np.mean(value)) for name, value in figures.items()}
+        writer.write(epoch, means)
+        progress.update(1, **means)
+        if epoch % c.checkpoint_every == 0 and epoch < c.epochs:
+          checkpoints.save(epoch, state, {'epoch': epoch})
+      params, _ = expert_train.train_ensemble(key, config, train, valid, report, context.mesh, state)
+  save_params(folder / 'members', params)
 
   prob = expert_train.predict(params, config.model, data.expert)  # [E, N]
   np.save(folder / 'prob.npy', prob)
-  valid, stability = data.splits.valid, {}
+  rows, stability = data.splits.valid, {}
   for source in salience.SOURCES:
     per_member = salience.member_salience(params, config.model, data.expert, source)
-    stability[source] = salience.stability(per_member[:, valid], top_k)
+    stability[source] = salience.stability(per_member[:, rows], top_k)
     np.save(folder / f'salience_{source}.npy', salience.ensemble_salience(per_member))
-  figures = {'valid_auroc': auroc(data.cohort.label[valid], prob.mean(0)[valid]), 'top_k': top_k,
+  figures = {'valid_auroc': auroc(data.cohort.label[rows], prob.mean(0)[rows]), 'top_k': top_k,
              'stability': stability}
   write_json(folder / 'summary.json', figures)
-  found = stability[c.salience]
+  overlap = stability[c.salience]
   logging.info('expert: validation AUROC %.3f; %s top-%d overlap between members %.2f (chance %.2f)',
-               figures['valid_auroc'], c.salience, top_k, found['jaccard'], found['chance'])
+               figures['valid_auroc'], c.salience, top_k, overlap['jaccard'], overlap['chance'])
 
 
 def take(batch: ExpertBatch, rows: np.ndarray) -> ExpertBatch:

@@ -45,6 +45,7 @@ STAGES = (
     Stage('evaluate', ('evaluate', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
 )
 NAMES = tuple(s.name for s in STAGES)
+RESUMED = ('started.json', 'metrics.jsonl', 'checkpoints', 'checkpoints_corrupt')  # stay when a stage goes on
 
 
 def stage_hashes(config: ConfigDict) -> dict[str, str]:
@@ -127,13 +128,22 @@ def describe(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 
 def _claim(folder: pathlib.Path, digest: str) -> None:
-  """Marks the folder as ours; one that another config left is moved aside."""
+  """Marks the folder as ours; what another config left there is moved aside, and so are an unfinished run's results.
+
+  A stage that goes on writes its results anew: those that it had time to write before it was cut off may be half of
+  one. Checkpoints and metrics stay, a stage resumes from them.
+  """
   owner = _read_hash(folder / 'started.json')
+  attic = folder.parent / 'superseded' / f'{folder.name}-{owner or "unknown"}-{time.time_ns()}'
   if folder.exists() and owner != digest:
-    attic = folder.parent / 'superseded' / f'{folder.name}-{owner or "unknown"}-{time.time_ns()}'
     attic.parent.mkdir(exist_ok=True)
     folder.rename(attic)
     logging.info('%s belongs to another config: moved to %s', folder.name, attic.relative_to(folder.parent))
+  elif folder.exists():
+    for path in folder.iterdir():
+      if path.name not in RESUMED and not path.name.startswith('events.'):
+        attic.mkdir(parents=True, exist_ok=True)
+        path.rename(attic / path.name)
   folder.mkdir(parents=True, exist_ok=True)
   write_json(folder / 'started.json', {'hash': digest})
 

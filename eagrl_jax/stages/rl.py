@@ -15,21 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
-from eagrl_jax import masked, rng
 from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
 from eagrl_jax.lm import sampler
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
-from eagrl_jax.rl import advantages, alignment, clip, rewards
+from eagrl_jax.rl import alignment
+from eagrl_jax.rl.judge import Answers, judge
 from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
-from eagrl_jax.stages.encode import Encoder, Parsed, parse_rollout
+from eagrl_jax.stages.encode import Encoder, parse_rollout
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.train.metrics import MetricWriter
@@ -110,36 +110,11 @@ def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: Promp
           salience: np.ndarray) -> tuple[RLBatch, dict[str, float]]:
   """Reads and rewards a rollout; the batch for the update and the step's figures."""
   rows = np.asarray(prompt.example)
-  answers = parse_rollout(rollout, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k)
-  batch, parts, total = _score(context.config, prompt, rollout, answers, data.cohort.label[rows],
-                               salience[rows])
-  length = np.asarray(rollout.valid).sum(-1)
-  return batch, {
-      'reward': float(total.mean()), 'reward_classification': float(parts.classification.mean()),
-      'reward_agreement': float(parts.agreement.mean()), 'jaccard': float(parts.jaccard.mean()),
-      'parse_rate': float(answers.parsed.mean()), 'length': float(length.mean()),
-      'groups_used': float(np.mean(batch.weight)), 'eps_high': float(np.mean(batch.eps_high))}
-
-
-def _score(config: ConfigDict, prompt: PromptBatch, rollout: Rollout, answers: Parsed, label: np.ndarray,
-           salience: np.ndarray) -> tuple[RLBatch, rewards.RewardParts, Array]:
-  c, reward = config.rl, settings.reward(config)
-  group = rollout.tokens.shape[1]
-  shown = np.asarray(alignment.shown_features(prompt, salience.shape[-1]))
-  expert_mask = masked.top_k(salience * shown, reward.top_k)
-  spread = lambda x: jnp.broadcast_to(jnp.asarray(x)[:, None], (x.shape[0], group, *x.shape[1:]))
-  parts = rewards.joint_reward(jnp.asarray(answers.prob), jnp.asarray(answers.parsed), spread(label),
-                               jnp.asarray(answers.named), spread(expert_mask), reward)
-  total = parts.total
-  if c.overlong_buffer:
-    total = total + advantages.overlong_penalty(rollout.valid.sum(-1), c.max_new, c.overlong_buffer)
-  useful = advantages.informative(total) if c.dynamic_sampling else jnp.ones(total.shape[0], bool)
-  entropy = clip.key_entropy(rollout.entropy, rollout.valid, jnp.asarray(answers.key_mask))
-  eps = clip.adaptive_upper_clip(entropy, settings.clip(config))
-  batch = RLBatch(prompt=prompt, rollout=rollout, advantage=advantages.group_advantages(total, c.advantage),
-                  eps_high=eps, weight=useful.astype(jnp.float32), salience=jnp.asarray(salience, jnp.float32),
-                  align_mask=jnp.asarray(answers.align_mask))
-  return batch, parts, total
+  read = parse_rollout(rollout, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k)
+  answers = Answers(read.prob, read.parsed, read.named, read.key_mask, read.align_mask)
+  batch, figures = judge(settings.judge(context.config), prompt, rollout, answers, data.cohort.label[rows],
+                         salience[rows])
+  return batch, {name: float(value) for name, value in figures.items()}
 
 
 def make_reference(policy: policy_lib.Policy):

@@ -12,6 +12,7 @@ from eagrl_jax.expert.concare import ConCareConfig
 from eagrl_jax.expert.train import ExpertTrainConfig
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.rl.clip import ClipConfig
+from eagrl_jax.rl.judge import JudgeConfig
 from eagrl_jax.rl.rewards import RewardConfig
 from eagrl_jax.rl.update import UpdateConfig
 from eagrl_jax.search.decode import StepConfig
@@ -26,9 +27,8 @@ def prompt(c: ConfigDict) -> prompt_lib.PromptConfig:
 
 
 def expert(c: ConfigDict) -> ExpertTrainConfig:
-  """Every field of `config.expert` but `salience` belongs to the model or to its training."""
-  fields = c.expert.to_dict()
-  fields.pop('salience')
+  """Every field of `config.expert` but `salience` and `checkpoint_every` belongs to the model or to its training."""
+  fields = {k: v for k, v in c.expert.to_dict().items() if k not in ('salience', 'checkpoint_every')}
   own = {f.name for f in dataclasses.fields(ConCareConfig)}
   model = ConCareConfig(**{k: v for k, v in fields.items() if k in own})
   return ExpertTrainConfig(model, **{k: v for k, v in fields.items() if k not in own})
@@ -64,6 +64,12 @@ def grammar(c: ConfigDict, task: str) -> GrammarConfig:
 
 def clip(c: ConfigDict) -> ClipConfig:
   return ClipConfig(high_min=c.rl.clip_min, high_max=c.rl.clip_max, scope=c.rl.clip_over)
+
+
+def judge(c: ConfigDict) -> JudgeConfig:
+  r = c.rl
+  return JudgeConfig(reward=reward(c), clip=clip(c), advantage=r.advantage, dynamic_sampling=r.dynamic_sampling,
+                     overlong_buffer=r.overlong_buffer)
 
 
 def update(c: ConfigDict) -> UpdateConfig:

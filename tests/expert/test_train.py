@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +39,7 @@ def trained():
   calls = []
   compiled = expert_train._epoch._cache_size()
   params, history = expert_train.train_ensemble(
-      jax.random.key(0), CFG, toy(200, 0), toy(70, 1), lambda epoch, m: calls.append((epoch, m)))
+      jax.random.key(0), CFG, toy(200, 0), toy(70, 1), lambda epoch, m, _: calls.append((epoch, m)))
   return params, history, calls, expert_train._epoch._cache_size() - compiled
 
 
@@ -103,6 +104,23 @@ def test_patience_stops_and_freezes():
   assert ran < cfg.epochs and ran == history['best_epoch'].max() + 2
   for e, best in enumerate(history['best_epoch']):
     assert history['valid_auroc'][:best + 2, e].argmax() + 1 == best
+
+
+def test_going_on_from_a_state_equals_never_stopping(trained):
+  kept = {}
+
+  def keep(epoch, _, state):
+    if epoch == 3:
+      kept['state'] = jax.device_get(state)
+
+  key = jax.random.key(0)
+  expert_train.train_ensemble(key, dataclasses.replace(CFG, epochs=3), toy(200, 0), toy(70, 1), keep)
+  state = jax.tree.map(jnp.asarray, kept['state'])
+  jax.tree.map(lambda x, like: chex.assert_equal_shape([x, like]), state,
+               expert_train.abstract(key, CFG, toy(200, 0)))
+  params, history = expert_train.train_ensemble(key, CFG, toy(200, 0), toy(70, 1), state=state)
+  jax.tree.map(np.testing.assert_array_equal, params, trained[0])
+  np.testing.assert_array_equal(history['loss'], trained[1]['loss'][3:])
 
 
 def test_epochs_and_chunks_compile_once(trained):

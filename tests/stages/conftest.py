@@ -17,9 +17,10 @@ def micro(variant: str = '', target: str = 'evaluate'):
   c.target = target
   c.data.update(n=96, test=24)
   c.prompt.bucket = 128
-  c.expert.update(members=2, hidden=8, ffn=8, epochs=2, batch=16)
+  c.expert.update(members=2, hidden=8, ffn=8, epochs=2, batch=16, checkpoint_every=1)
   c.lm.update(d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=32, vocab_size=700)
-  c.base.update(short_steps=2, short_batch=4, steps=2, batch=4, answers=2, micro_batch=4, checkpoint_every=2, warmup=2)
+  c.base.update(short_steps=2, short_batch=4, steps=2, batch=4, answers=2, short_micro_batch=4, micro_batch=2,
+                checkpoint_every=2, warmup=2)
   c.search.update(patients=8, trees=4, rollouts=2, candidates=2, max_depth=1, question_tokens=6, answer_tokens=8,
                   min_reward=-9.0, min_jaccard=0.0)
   c.sft.update(epochs=3, batch=4, micro_batch=4, checkpoint_every=1)

@@ -58,8 +58,8 @@ class Killed(Exception):
   pass
 
 
-@pytest.mark.parametrize('stage', ['base', 'sft', 'rl'])
-def test_resuming_gives_the_same_policy(stage, finished, micro_config, tmp_path, monkeypatch):
+@pytest.mark.parametrize('stage', ['expert', 'base', 'sft', 'rl'])
+def test_resuming_gives_the_same_result(stage, finished, micro_config, tmp_path, monkeypatch):
   """Interrupted after its first checkpoint and run again == never interrupted, bit for bit."""
   config = micro_config(target=stage)
   workdir = tmp_path / 'w'
@@ -78,9 +78,26 @@ def test_resuming_gives_the_same_policy(stage, finished, micro_config, tmp_path,
   assert not (workdir / stage / 'done.json').exists()
   pipeline.run(config, workdir)
   mesh = make_mesh()
-  one, two = (policy.load(w / stage, mesh).params for w in (finished, workdir))
+  read = lambda w: np.load(w / 'prob.npy') if stage == 'expert' else policy.load(w, mesh).params
+  one, two = (read(w / stage) for w in (finished, workdir))
   assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)))
   assert (finished / stage / 'metrics.jsonl').read_text() == (workdir / stage / 'metrics.jsonl').read_text()
+
+
+def test_results_of_an_attempt_cut_off_at_its_end_are_written_anew(finished, micro_config, tmp_path):
+  """Killed after the weights were saved and before the stage was marked done."""
+  workdir = tmp_path / 'w'
+  for stage in ('prepare', 'base'):
+    shutil.copytree(finished / stage, workdir / stage)
+  (workdir / 'base' / 'done.json').unlink()
+  config = micro_config(target='base')
+  shutil.copytree(finished / 'expert', workdir / 'expert')
+  pipeline.run(config, workdir)
+  assert (workdir / 'base' / 'done.json').exists()
+  one, two = (policy.load(w / 'base', make_mesh()).params for w in (finished, workdir))
+  assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)))
+  aside = [p for p in (workdir / 'superseded').iterdir() if p.name.startswith('base-')]
+  assert len(aside) == 1 and (aside[0] / 'policy').is_dir()
 
 
 def test_an_unknown_stage_is_refused(micro_config):

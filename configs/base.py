@@ -25,7 +25,7 @@ def get_config(variant: str = '') -> ConfigDict:
       max_visits=2,  # older ones fold into the first
       window_hours=48.0,  # only data before this; 0 = the whole record
       aggregate='mean',  # mean | last, within a visit
-      test=400,  # patients (or a fraction below 1)
+      test=400.0,  # patients, or a share of them below 1
       valid_fraction=0.125,  # of the rest
       splits='',  # a splits.parquet to use instead
       # csv only

@@ -66,6 +66,8 @@ def run() -> None:
       raise  # a defect of ours: the traceback helps
     text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
     text = text.rpartition('Error: ')[2] if 'Traceback' in text else text  # a config file's own refusal
+    if text[:1] == text[-1:] and text[:1] in '\'"':  # a KeyError shown inside another error
+      text = text[1:-1].replace('\\n', ' ').replace('\\', '')
     print(f'eagrl_jax: {" ".join(text.split())}', file=sys.stderr)
     sys.exit(1)
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import settings, sizes
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'csv')
@@ -35,10 +35,9 @@ def check(config: ConfigDict) -> None:
   for name in ('splits', 'features'):
     if c.data[name]:
       _file(f'data.{name}', c.data[name])
-  if c.lm.checkpoint == 'tiny':
-    settings.tiny(c)
-  elif c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
+  if c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
     _file('lm.checkpoint', c.lm.checkpoint)
+  sizes.policy_shape(c)  # reads a checkpoint's header: a broken one is refused before the expert is trained
   if c.rl.group < 2:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
   for name in ('expert.checkpoint_every', 'base.batch', 'base.answers', 'base.short_batch', 'base.checkpoint_every',

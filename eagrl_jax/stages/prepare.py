@@ -33,7 +33,8 @@ def run(context: Context) -> None:
   if c.splits:
     parts = splits.load(pathlib.Path(c.splits), cohort.subject_id)
   else:
-    parts = splits.make_splits(cohort.label, cohort.subject_id, test=c.test, valid_fraction=c.valid_fraction, seed=seed)
+    test = c.test if c.test < 1 else int(c.test)
+    parts = splits.make_splits(cohort.label, cohort.subject_id, test=test, valid_fraction=c.valid_fraction, seed=seed)
   visits = grid(cohort, c)
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   store.save(cohort, folder)

@@ -6,14 +6,19 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 
 
-def micro(variant: str = '', target: str = 'evaluate'):
-  """The default experiment, shrunk until every stage takes seconds."""
+def published(variant: str = ''):
+  """An experiment as its file gives it."""
   sys.path.insert(0, str(ROOT))
   try:
     from configs import base
   finally:
     sys.path.remove(str(ROOT))
-  c = base.get_config(variant)
+  return base.get_config(variant)
+
+
+def micro(variant: str = '', target: str = 'evaluate'):
+  """The default experiment, shrunk until every stage takes seconds."""
+  c = published(variant)
   c.target = target
   c.data.update(n=96, test=24)
   c.prompt.bucket = 128
@@ -27,6 +32,11 @@ def micro(variant: str = '', target: str = 'evaluate'):
   c.rl.update(steps=2, prompts=4, group=2, micro_batch=2, max_new=48, checkpoint_every=1)
   c.evaluate.update(samples=2, batch=16, max_new=48, bootstrap=20, cases=1)
   return c
+
+
+@pytest.fixture(scope='session')
+def published_config():
+  return published
 
 
 @pytest.fixture(scope='session')

@@ -1,0 +1,103 @@
+"""A user's own files through the csv variant: what a run makes of good ones, and what it says of bad ones."""
+
+import csv
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eagrl_jax.ehr import splits, store
+from eagrl_jax.stages import checks, pipeline
+from eagrl_jax.types import EagrlError
+
+PATIENTS = [f'p{i}' for i in range(40)]
+
+
+def write(path, header, rows):
+  with path.open('w', newline='') as f:
+    csv.writer(f).writerows([header, *rows])
+  return str(path)
+
+
+def outcomes(labels):
+  return [(p, int(y), 50 + i, 'F' if i % 2 else 'M') for i, (p, y) in enumerate(zip(PATIENTS, labels))]
+
+
+@pytest.fixture
+def config(tmp_path, micro_config):
+  rng = np.random.default_rng(0)
+  c = micro_config('csv', target='prepare')
+  events = [(p, hour, name, round(float(rng.normal(5, 1)), 2)) for p in PATIENTS for hour in (0, 6, 30)
+            for name in ('heart rate', 'lactate')]
+  c.data.path = write(tmp_path / 'events.csv', ('patient', 'time', 'feature', 'value'), events)
+  header = ('patient', 'label', 'age', 'sex')
+  c.data.outcomes = write(tmp_path / 'outcomes.csv', header, outcomes(np.arange(40) % 2))
+  c.data.test = 0.2
+  return c
+
+
+def test_a_long_csv_becomes_a_cohort(config, tmp_path):
+  pipeline.run(config, tmp_path / 'w')
+  cohort = store.load(tmp_path / 'w' / 'prepare')
+  assert len(cohort) == 40 and cohort.features.names == ('heart rate', 'lactate') and len(cohort.value) == 240
+  parts = splits.load(tmp_path / 'w' / 'prepare' / 'splits.parquet', cohort.subject_id)
+  assert (len(parts.train), len(parts.valid), len(parts.test)) == (28, 4, 8)
+
+
+def two_splits(config, folder):
+  table = pa.table({'subject_id': [*PATIENTS, 'p0'], 'split': ['train'] * 26 + ['tuning'] * 7 + ['held_out'] * 8})
+  pq.write_table(table, folder / 'splits.parquet')
+  config.data.splits = str(folder / 'splits.parquet')
+
+
+def no_positives(config, folder):
+  config.data.outcomes = write(folder / 'none.csv', ('patient', 'label'), [(p, 0) for p in PATIENTS])
+
+
+def two_outcomes(config, folder):
+  rows = [*outcomes(np.arange(40) % 2), ('p3', 0, 53, 'F')]
+  config.data.outcomes = write(folder / 'twice.csv', ('patient', 'label', 'age', 'sex'), rows)
+
+
+def wrong_columns(config, folder):
+  config.data.path = write(folder / 'wrong.csv', ('pid', 'time', 'feature', 'value'), [('p1', 0, 'lactate', 2)])
+
+
+def unknown_feature(config, folder):
+  (folder / 'features.json').write_text(json.dumps([{'name': 'heart rate', 'unit': 'bpm'}]))
+  config.data.features = str(folder / 'features.json')
+
+
+@pytest.mark.parametrize(('spoil', 'words'), [
+    (two_splits, ('splits', 'twice')),
+    (no_positives, ('label', 'negative')),
+    (two_outcomes, ('data.outcomes', 'two different outcomes')),
+    (wrong_columns, ('data.path', "no column 'patient'")),
+    (unknown_feature, ('unknown feature', 'lactate', 'heart rate')),
+])
+def test_a_bad_file_is_one_line_that_names_field_and_fix(spoil, words, config, tmp_path):
+  spoil(config, tmp_path)
+  with pytest.raises(EagrlError) as error:
+    pipeline.run(config, tmp_path / 'w')
+  text = str(error.value)
+  assert all(w in text for w in words) and '\n' not in text
+  assert not any(p in text for p in PATIENTS)  # no identifier
+  assert not (tmp_path / 'w' / 'prepare' / 'done.json').exists()
+
+
+def test_a_broken_checkpoint_is_refused_before_anything_runs(config, tmp_path):
+  (tmp_path / 'broken.gguf').write_bytes(b'GGUF\x03\x00\x00\x00' + b'\xff' * 64)
+  config.lm.checkpoint = str(tmp_path / 'broken.gguf')
+  with pytest.raises(EagrlError, match=r'broken\.gguf.*not a readable GGUF'):
+    checks.check(config)
+
+
+@pytest.mark.parametrize('variant', ['', 'tjh', 'tjh24', 'physionet2012', 'pretrained', 'csv'])
+def test_every_variant_is_a_valid_config(variant, config, published_config):
+  """All but their files, which are not on every machine."""
+  c = published_config(variant)
+  if variant:
+    c.data.path, c.data.outcomes, c.lm.checkpoint = config.data.path, config.data.outcomes, 'tiny'
+  checks.check(c)

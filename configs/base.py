@@ -69,6 +69,7 @@ def get_config(variant: str = '') -> ConfigDict:
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_control='expert', checkpoint_every=10, schedule='constant'))
   config.evaluate = ConfigDict(dict(batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3))
+  config.export = ConfigDict(dict(policy='rl', dtype='float32'))  # policy: base | sft | rl; dtype: float32 | bfloat16
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   VARIANTS[variant](config)
   return config

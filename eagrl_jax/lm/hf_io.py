@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors' numpy reader returns
 import numpy as np
 import safetensors
@@ -68,18 +67,49 @@ def load_hf(path: str | Path, dtype: Dtype = np.float32) -> tuple[Params, LMConf
   return params, cfg, Tokenizer.load(directory)
 
 
-def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenizer) -> None:
-  """Writes config.json, model.safetensors and the tokenizer, as transformers and `load_hf` read them."""
+def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenizer, dtype: Dtype | None = None,
+            shard_bytes: int = 5 * 10**9) -> None:
+  """Writes config.json, generation_config.json, safetensors and the tokenizer, as transformers and `load_hf` read them.
+
+  One shard of weights is on the host at a time.
+
+  Args:
+    dtype: of the weights in the files; None keeps that of `params`.
+    shard_bytes: a weight that would make a file larger than this begins the next one.
+  """
   directory = Path(path)
   directory.mkdir(parents=True, exist_ok=True)
-  params = jax.tree.map(np.asarray, params)
-  tensors = {}
-  for name, index in leaves(cfg):
-    value = params[name] if index is None else params['layers'][name][index]
-    tensors[hf_key(name, index)] = np.ascontiguousarray(_to_hf(name, value))
-  safetensors_numpy.save_file(tensors, directory / WEIGHTS, metadata={'format': 'pt'})
-  config = checkpoint_config.to_hf(cfg, tokenizer.eos_id, tokenizer.pad_id)
-  (directory / 'config.json').write_text(json.dumps(config, indent=2) + '\n', 'utf-8')
+
+  def value(name, index):
+    x = np.asarray(params[name] if index is None else params['layers'][name][index])
+    return np.ascontiguousarray(_to_hf(name, x if dtype is None else x.astype(dtype)))
+
+  def size(name, index):
+    x = params[name] if index is None else params['layers'][name]
+    return x.size // (1 if index is None else x.shape[0]) * np.dtype(dtype or x.dtype).itemsize
+
+  shards: list[list[tuple[str, int | None]]] = [[]]
+  filled = 0
+  for leaf in leaves(cfg):
+    if shards[-1] and filled + size(*leaf) > shard_bytes:
+      shards.append([])
+      filled = 0
+    shards[-1].append(leaf)
+    filled += size(*leaf)
+  where: dict[str, str] = {}
+  for i, shard in enumerate(shards, 1):
+    file = WEIGHTS if len(shards) == 1 else f'model-{i:05d}-of-{len(shards):05d}.safetensors'
+    tensors = {hf_key(*leaf): value(*leaf) for leaf in shard}
+    safetensors_numpy.save_file(tensors, directory / file, metadata={'format': 'pt'})
+    where |= dict.fromkeys(tensors, file)
+  if len(shards) > 1:
+    total = sum(size(*leaf) for leaf in leaves(cfg))
+    _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
+  stored = np.dtype(dtype or params['embed'].dtype).name
+  _write_json(directory / 'config.json',
+              checkpoint_config.to_hf(cfg, tokenizer.eos_id, tokenizer.pad_id) | {'dtype': stored})
+  _write_json(directory / 'generation_config.json', {
+      'do_sample': True, 'temperature': 1.0, 'eos_token_id': tokenizer.eos_id, 'pad_token_id': tokenizer.pad_id})
   tokenizer.save(directory)
 
 
@@ -179,6 +209,10 @@ def _directory(path: str | Path) -> Path:
   except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
     raise EagrlError(f'lm.checkpoint={path} is no directory here and the hub gives no such model ({type(e).__name__});'
                      ' check the name and the network, or give a local directory') from e
+
+
+def _write_json(file: Path, content: dict) -> None:
+  file.write_text(json.dumps(content, indent=2) + '\n', 'utf-8')
 
 
 def _json(file: Path) -> dict:

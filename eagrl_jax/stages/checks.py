@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
-from eagrl_jax.stages import settings, sizes
+from eagrl_jax.stages import export, settings, sizes
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'csv')
@@ -28,6 +28,8 @@ def check(config: ConfigDict) -> None:
   _one_of('rl.advantage', c.rl.advantage, advantages.KINDS)
   _one_of('rl.align', c.rl.align, alignment.KINDS)
   _one_of('rl.align_control', c.rl.align_control, CONTROLS)
+  _one_of('export.policy', c.export.policy, export.POLICIES)
+  _one_of('export.dtype', c.export.dtype, export.DTYPES)
   if c.data.source != 'synthetic':
     _file('data.path', c.data.path)
     if c.data.source == 'csv':

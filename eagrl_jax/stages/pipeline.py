@@ -43,6 +43,7 @@ STAGES = (
     Stage('sft', ('sft', 'prompt'), ('prepare', 'base', 'search')),
     Stage('rl', ('rl', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'sft')),
     Stage('evaluate', ('evaluate', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
+    Stage('export', ('export',), ('base', 'sft', 'rl', 'evaluate')),
 )
 NAMES = tuple(s.name for s in STAGES)
 RESUMED = ('started.json', 'metrics.jsonl', 'checkpoints', 'checkpoints_corrupt')  # stay when a stage goes on

@@ -52,6 +52,19 @@ def test_load_inverts_save(name, tokenizer, tmp_path):
   assert loaded_tokenizer.encode('lactate 3') == tokenizer.encode('lactate 3')
 
 
+def test_saved_in_shards_and_in_another_dtype(tokenizer, tmp_path):
+  params = random_params(ref.CFG)
+  hf_io.save_hf(tmp_path, params, ref.CFG, tokenizer, 'bfloat16', shard_bytes=4000)
+  files = sorted(tmp_path.glob('*.safetensors'))
+  index = json.loads((tmp_path / hf_io.INDEX).read_text())
+  assert len(files) > 2 and set(index['weight_map'].values()) == {f.name for f in files}
+  stored = [x for f in files for x in safetensors_numpy.load_file(f).values()]
+  assert index['metadata']['total_size'] == sum(x.nbytes for x in stored)
+  assert json.loads((tmp_path / 'config.json').read_text())['dtype'] == 'bfloat16'
+  loaded, *_ = hf_io.load_hf(tmp_path)
+  assert_same(loaded, jax.tree.map(lambda a: a.astype(ml_dtypes.bfloat16).astype(np.float32), params))
+
+
 def test_shards_and_bfloat16(tokenizer, tmp_path):
   params = jax.tree.map(lambda a: a.astype(ml_dtypes.bfloat16), random_params(ref.CFG))
   hf_io.save_hf(tmp_path, params, ref.CFG, tokenizer)

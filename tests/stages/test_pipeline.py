@@ -7,12 +7,16 @@ import jax
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import transformers
 
+from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import pipeline, policy
 from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
+
+DONE = pipeline.NAMES[:-1]  # a default run stops before export
 
 
 def test_a_run_leaves_the_promised_folder(finished):
@@ -23,7 +27,7 @@ def test_a_run_leaves_the_promised_folder(finished):
   predictions = pq.read_table(finished / 'evaluate/predictions.parquet').to_pydict()
   assert len(predictions['arm']) == 5 * 24 and set(predictions['split']) == {'held_out'}
   assert '<html' in (finished / 'report.html').read_text()
-  for stage in pipeline.NAMES:
+  for stage in DONE:
     assert json.loads((finished / stage / 'done.json').read_text())['hash']
   for stage, steps in (('base', 4), ('rl', 2)):
     rows = [json.loads(line) for line in (finished / stage / 'metrics.jsonl').read_text().splitlines()]
@@ -35,23 +39,25 @@ def test_first_update_sees_the_samplers_log_probabilities(finished):
   assert max(r['sampler_gap_max'] for r in rows) < 1e-3
 
 
-def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(finished, micro_config):
-  before = {s: (finished / s / 'done.json').stat().st_mtime_ns for s in pipeline.NAMES}
+def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(finished, micro_config, tmp_path):
+  workdir = tmp_path / 'w'
+  shutil.copytree(finished, workdir)
+  times = lambda: {s: (workdir / s / 'done.json').stat().st_mtime_ns for s in DONE}
+  before = times()
   config = micro_config()
-  pipeline.run(config, finished)
-  assert before == {s: (finished / s / 'done.json').stat().st_mtime_ns for s in pipeline.NAMES}
+  pipeline.run(config, workdir)
+  assert before == times()
   config.evaluate.bootstrap = 30
-  pipeline.run(config, finished)
-  after = {s: (finished / s / 'done.json').stat().st_mtime_ns for s in pipeline.NAMES}
-  assert [s for s in pipeline.NAMES if before[s] != after[s]] == ['evaluate']
-  assert len(list((finished / 'superseded').iterdir())) == 1  # the old evaluation is kept
+  pipeline.run(config, workdir)
+  assert [s for s, t in times().items() if before[s] != t] == ['evaluate']
+  assert len(list((workdir / 'superseded').iterdir())) == 1  # the old evaluation is kept
 
 
 def test_hashes_follow_config_and_inputs(micro_config):
   base, changed = micro_config(), micro_config()
   changed.expert.epochs += 1
   a, b = pipeline.stage_hashes(base), pipeline.stage_hashes(changed)
-  assert [s for s in pipeline.NAMES if a[s] != b[s]] == ['expert', 'search', 'sft', 'rl', 'evaluate']
+  assert [s for s in pipeline.NAMES if a[s] != b[s]] == ['expert', 'search', 'sft', 'rl', 'evaluate', 'export']
 
 
 class Killed(Exception):
@@ -98,6 +104,21 @@ def test_results_of_an_attempt_cut_off_at_its_end_are_written_anew(finished, mic
   assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two)))
   aside = [p for p in (workdir / 'superseded').iterdir() if p.name.startswith('base-')]
   assert len(aside) == 1 and (aside[0] / 'policy').is_dir()
+
+
+def test_export_is_a_hugging_face_directory_of_the_same_weights(finished, micro_config, tmp_path):
+  workdir = tmp_path / 'w'
+  for stage in DONE:
+    shutil.copytree(finished / stage, workdir / stage)
+  pipeline.run(micro_config(target='export'), workdir)
+  folder = workdir / 'export' / 'rl'
+  trained = policy.load(workdir / 'rl', make_mesh())
+  params, config, tokenizer = hf_io.load_hf(folder)
+  jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(trained.params))
+  assert config == trained.config and tokenizer.encode('lactate 3.1') == trained.tokenizer.encode('lactate 3.1')
+  loaded = transformers.AutoConfig.from_pretrained(folder)
+  assert loaded.model_type == 'qwen3' and loaded.eos_token_id == tokenizer.eos_id
+  assert 'AUROC' in (folder / 'README.md').read_text()
 
 
 def test_an_unknown_stage_is_refused(micro_config):

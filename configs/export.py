@@ -1,0 +1,12 @@
+"""The whole method, then the policy as a Hugging Face directory: `<workdir>/export/rl`.
+
+On a finished run folder only the export is done. `--config.export.policy=sft` takes another policy.
+"""
+
+from configs import base
+
+
+def get_config(variant: str = ''):
+  config = base.get_config(variant)
+  config.target = 'export'
+  return config

@@ -1,0 +1,62 @@
+"""Writes a policy as a Hugging Face directory, which transformers and vLLM read.
+
+1. Load the policy that `export.policy` names.
+2. Weights in `export.dtype`, config, tokenizer with its chat template and generation settings, in
+   `<workdir>/export/<policy>`.
+3. A model card with what the run measured.
+"""
+
+from __future__ import annotations
+
+import json
+
+from absl import logging
+
+from eagrl_jax.evaluation import report
+from eagrl_jax.lm import hf_io
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages.context import Context
+
+POLICIES = ('base', 'sft', 'rl')
+DTYPES = ('float32', 'bfloat16')
+
+
+def run(context: Context) -> None:
+  c = context.config.export
+  policy = policy_lib.load(context.folder(c.policy), context.mesh)
+  target = context.folder('export') / c.policy
+  hf_io.save_hf(target, policy.params, policy.config, policy.tokenizer, c.dtype)
+  (target / 'README.md').write_text(model_card(context), 'utf-8')
+  logging.info('export: %s in %s', c.policy, target)
+
+
+def model_card(context: Context) -> str:
+  """Front matter that the hub reads, the table of arms, how it was made, and what it is not."""
+  config = context.config
+  result = json.loads((context.folder('evaluate') / 'metrics.json').read_text())
+  environment = json.loads((context.workdir / 'environment.json').read_text())
+  start = config.lm.checkpoint if config.lm.checkpoint != 'tiny' else 'trained from scratch on this cohort'
+  prompt = 'compact, with flags' if config.prompt.style == 'compact' else config.prompt.style
+  return f"""---
+library_name: transformers
+pipeline_tag: text-generation
+tags: [eag-rl, electronic-health-records]
+---
+
+# {config.export.policy} policy, {result['task']}
+
+Reads a rendered health record ({prompt} prompt) and writes sub-questions, the features that matter, and a probability
+of the outcome between `<Final answer>` tags. Start: {start}. Cohort: {result['cohort']}, {result['n_test']} held-out
+patients, prevalence {result['prevalence']:.2f}; seed {result['seed']}.
+
+```
+{report.summary_table(result)}
+```
+
+AUROC and AUPRC with 95 % bootstrap intervals by patient; the probability is the mean of {config.evaluate.samples}
+answer(s) at temperature {config.evaluate.temperature}; an answer that cannot be parsed counts as the train prevalence.
+Intervals do not hold the spread between training seeds.
+
+Made with eagrl_jax (after EAG-RL, arXiv 2508.13579), commit {environment['git'] or 'unknown'}, jax
+{environment['versions']['jax']}. Not a medical device, not validated for care, and not tested outside this cohort.
+"""

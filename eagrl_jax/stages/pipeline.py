@@ -8,7 +8,9 @@ moved to `superseded/`, never overwritten.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import importlib
 import importlib.metadata
@@ -18,6 +20,7 @@ import pathlib
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 
 import jax
 from absl import logging
@@ -88,28 +91,50 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   mesh = make_mesh(**config.mesh.to_dict())
   hashes = stage_hashes(config)
   stages = selected(config)
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    write_json(workdir / 'config.json', config.to_dict())
-    write_json(workdir / 'environment.json', environment())
-  except OSError as e:
-    raise EagrlError(f'--workdir={workdir} cannot be written: {e.strerror}; choose another folder') from e
-  context = Context(config, workdir, mesh)
-  started = time.time()
-  for i, stage in enumerate(stages, 1):
-    folder = workdir / stage.name
-    if _read_hash(folder / 'done.json') == hashes[stage.name]:
-      logging.info('[%d/%d] %s: done before, skipped', i, len(stages), stage.name)
-      continue
-    _claim(folder, hashes[stage.name])
-    logging.info('[%d/%d] %s', i, len(stages), stage.name)
-    begun = time.time()
-    importlib.import_module(f'eagrl_jax.stages.{stage.name}').run(context)
-    seconds = round(time.time() - begun, 1)
-    write_json(folder / 'done.json', {'hash': hashes[stage.name], 'seconds': seconds,
-                                      'inputs': {n: hashes[n] for n in stage.needs}})
-    logging.info('[%d/%d] %s finished in %.0f s', i, len(stages), stage.name, seconds)
-  logging.info('all stages done in %.0f s; results in %s', time.time() - started, workdir)
+  with contextlib.ExitStack() as stack:
+    try:
+      workdir.mkdir(parents=True, exist_ok=True)
+      stack.enter_context(exclusive(workdir))
+      write_json(workdir / 'config.json', config.to_dict())
+      write_json(workdir / 'environment.json', environment())
+    except OSError as e:
+      raise EagrlError(f'--workdir={workdir} cannot be written: {e.strerror}; choose another folder') from e
+    context = Context(config, workdir, mesh)
+    started = time.time()
+    for i, stage in enumerate(stages, 1):
+      folder = workdir / stage.name
+      if _read_hash(folder / 'done.json') == hashes[stage.name]:
+        logging.info('[%d/%d] %s: done before, skipped', i, len(stages), stage.name)
+        continue
+      _claim(folder, hashes[stage.name])
+      logging.info('[%d/%d] %s', i, len(stages), stage.name)
+      begun = time.time()
+      importlib.import_module(f'eagrl_jax.stages.{stage.name}').run(context)
+      seconds = round(time.time() - begun, 1)
+      write_json(folder / 'done.json', {'hash': hashes[stage.name], 'seconds': seconds,
+                                        'inputs': {n: hashes[n] for n in stage.needs}})
+      logging.info('[%d/%d] %s finished in %.0f s', i, len(stages), stage.name, seconds)
+    logging.info('all stages done in %.0f s; results in %s', time.time() - started, workdir)
+
+
+@contextlib.contextmanager
+def exclusive(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds a run folder for this process; the lock ends with the process, whatever ends it.
+
+  Raises:
+    EagrlError: another run holds it.
+  """
+  if jax.process_index():
+    yield  # of several processes the first speaks for all
+    return
+  with (workdir / '.lock').open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise EagrlError(f'--workdir={workdir} is in use by another run; wait for it, or choose another folder') from e
+    except OSError:
+      logging.warning('%s lies on a file system without locks: nothing stops a second run there', workdir)
+    yield
 
 
 def describe(config: ConfigDict, workdir: pathlib.Path) -> None:

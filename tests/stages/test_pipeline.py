@@ -121,6 +121,12 @@ def test_export_is_a_hugging_face_directory_of_the_same_weights(finished, micro_
   assert 'AUROC' in (folder / 'README.md').read_text()
 
 
+def test_a_second_run_in_one_folder_is_refused(micro_config, tmp_path):
+  with pipeline.exclusive(tmp_path), pytest.raises(EagrlError, match='in use by another run'):
+    pipeline.run(micro_config(target='prepare'), tmp_path)
+  pipeline.run(micro_config(target='prepare'), tmp_path)
+
+
 def test_an_unknown_stage_is_refused(micro_config):
   config = micro_config()
   config.target = 'rll'

@@ -1,4 +1,5 @@
 # `make run` and `make test` need Python >= 3.11 and a package index; both build .venv on first use.
+# `make bench` compares with PyTorch and transformers, which it installs beside.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")')
@@ -6,7 +7,7 @@ BIN := .venv/bin
 WORKDIR ?= runs/default
 ARGS ?=
 
-.PHONY: run test lint clean
+.PHONY: run test lint bench clean
 run: .venv/ready
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
 	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir=$(WORKDIR) $(ARGS)
@@ -17,6 +18,10 @@ test: .venv/ready
 lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[peers]'
+	for b in decode alignment; do $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
 
 .venv/ready: pyproject.toml constraints/$(VERSION).txt
 	@test -n "$(PYTHON)" || { echo 'needs Python >= 3.11 on PATH (or PYTHON=...)'; exit 1; }

@@ -1,0 +1,86 @@
+"""What reading attention costs: the forward pass with the tap against the same one without, and against full maps.
+
+    python -m benchmarks.alignment --lengths 512 1024
+
+The memory case needs the `peers` extra. Goals: forward 1.05 x, forward and backward 1.10 x, a tenth of the maps' bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks import measure
+from eagrl_jax.lm import forward, model
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.rl import alignment
+
+FEATURES = 64
+
+
+def case(cfg: LMConfig, rows: int, length: int, read: int):
+  """Prompts of `length - read` tokens with one answer of `read`, of which every token's attention is read."""
+  rng = np.random.default_rng(0)
+  split = length - read
+  tokens = jnp.asarray(rng.integers(4, cfg.vocab_size, (rows, length)))
+  feature = np.broadcast_to(np.arange(split) * FEATURES // split, (rows, split))
+  valid = jnp.ones((rows, split), bool)
+  indicator = alignment.feature_indicator(jnp.asarray(feature), valid, FEATURES)
+  answer = jnp.ones((rows, 1, read), bool)
+  tap = forward.AttentionTap(indicator, alignment.tap_rows(answer))
+  salience = jnp.asarray(rng.dirichlet(np.ones(FEATURES), (rows, 1)), jnp.float32)
+  return (tokens[:, :split], valid, tokens[:, None, split:], answer), tap, salience
+
+
+def loss(params, cfg, batch, tap, salience):
+  """A stand-in for the policy loss, plus the alignment loss when there is a tap."""
+  out = forward.forward_shared(params, cfg, *batch, tap)
+  total = jnp.mean(jnp.square(out.hidden.astype(jnp.float32)))
+  if tap is not None:
+    policy = alignment.policy_salience(out.attention, tap.indicator.sum(1))
+    total += jnp.mean(alignment.alignment_loss(salience, policy))
+  return total
+
+
+def map_bytes(cfg: LMConfig, batch) -> int:
+  """Bytes of the maps that transformers hands out for these tokens."""
+  import torch
+  tokens = torch.tensor(np.concatenate([batch[0], batch[2][:, 0]], 1)[:1])
+  with torch.no_grad():
+    out = measure.hugging_face(cfg, 'eager')(tokens, output_attentions=True, use_cache=False, logits_to_keep=1)
+  return sum(m.nbytes for m in out.attentions) * len(batch[0])
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--shape', choices=measure.SHAPES, default='smollm2')
+  parser.add_argument('--rows', type=int, default=8)
+  parser.add_argument('--lengths', type=int, nargs='+', default=[512, 1024])
+  parser.add_argument('--read', type=int, default=32, help='answer tokens whose attention is read')
+  parser.add_argument('--reps', type=int, default=3)
+  parser.add_argument('--no_peer', action='store_true', help='leave out the memory case, which needs torch')
+  a = parser.parse_args()
+  cfg = measure.SHAPES[a.shape]
+  params = jax.jit(lambda k: model.init(cfg, k))(jax.random.key(0))
+  for length in a.lengths:
+    batch, tap, salience = case(cfg, a.rows, length, a.read)
+    shape = f'{a.shape} {a.rows} x {length}'
+    temporary = {}
+    for name, fn in (('forward', loss), ('forward and backward', jax.grad(loss))):
+      with_tap = jax.jit(lambda p, t, fn=fn: fn(p, cfg, batch, t, salience)).lower(params, tap).compile()
+      without = jax.jit(lambda p, fn=fn: fn(p, cfg, batch, None, salience)).lower(params).compile()
+      mine = measure.seconds(lambda: jax.block_until_ready(with_tap(params, tap)), a.reps)
+      plain = measure.seconds(lambda: jax.block_until_ready(without(params)), a.reps)
+      measure.report(f'attention rows, {name}, {shape}', 's', mine, plain, 'the same pass without', None)
+      temporary[name] = [c.memory_analysis().temp_size_in_bytes for c in (with_tap, without)]
+    if not a.no_peer:
+      extra = max(temporary['forward'][0] - temporary['forward'][1], 1)
+      measure.report(f'attention rows, extra bytes, {shape}', 'bytes', float(extra), float(map_bytes(cfg, batch)),
+                     'transformers output_attentions=True', None)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,82 @@
+"""What every benchmark shares: shapes, timing, the machine's own ceilings, and the line that is printed at the end.
+
+A peer runs in the same process, on the same threads, right beside ours: on a shared machine only such pairs compare.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eagrl_jax.lm.config import LMConfig
+
+SHAPES = {
+    'smollm2': LMConfig(vocab_size=49_152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, d_ff=1536,
+                        rope_theta=100_000.0),
+    'tiny': LMConfig(vocab_size=2_048, d_model=256, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=64, d_ff=1024),
+}
+
+
+def threads() -> int:
+  """Cores this process may use: what XLA takes, and what torch is told to take."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
+def seconds(fn: Callable[[], Any], reps: int) -> float:
+  """Median wall time of `fn`, which blocks until it is done, after one call that may compile."""
+  fn()
+  times = []
+  for _ in range(reps):
+    begun = time.perf_counter()
+    fn()
+    times.append(time.perf_counter() - begun)
+  return statistics.median(times)
+
+
+def ceilings(size: int = 1536, megabytes: int = 256) -> tuple[float, float]:
+  """Float32 matmul rate in FLOP/s and read bandwidth in bytes/s of this process, by JAX."""
+  a = jnp.ones((size, size))
+  multiply, total = jax.jit(jnp.matmul), jax.jit(jnp.sum)
+  flops = 2 * size**3 / seconds(lambda: multiply(a, a).block_until_ready(), 5)
+  x = jnp.ones(megabytes * 2**18)
+  return flops, x.nbytes / seconds(lambda: total(x).block_until_ready(), 5)
+
+
+def matmul_flops(cfg: LMConfig) -> int:
+  """Of the layers' weights, a token, forward: two for each weight."""
+  attention = 2 * cfg.d_model * cfg.head_dim * (cfg.n_heads + cfg.n_kv_heads)
+  return 2 * cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff)
+
+
+def report(name: str, unit: str, ours: float, peer: float, peer_name: str, roofline: float | None, **more: Any) -> None:
+  """Prints the case as one JSON line; `ratio` above 1 means that ours is better.
+
+  Args:
+    roofline: what the machine's ceilings allow, in `unit`; None where it was not worked out.
+  """
+  ratio = ours / peer if unit.endswith('/s') else peer / ours
+  line = {'name': name, 'unit': unit, 'ours': ours, 'peer': peer, 'peer_name': peer_name, 'ratio': ratio,
+          'roofline': roofline, 'threads': threads(), 'device': jax.devices()[0].device_kind, 'jax': jax.__version__,
+          **more}
+  print(json.dumps({k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+
+
+def hugging_face(cfg: LMConfig, attention: str = 'sdpa') -> Any:
+  """A randomly initialised transformers model of the same shape, float32, in evaluation mode."""
+  import torch
+  import transformers
+  torch.set_num_threads(threads())
+  torch.manual_seed(0)
+  config = transformers.LlamaConfig(
+      vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, num_hidden_layers=cfg.n_layers,
+      num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
+      intermediate_size=cfg.d_ff, tie_word_embeddings=True, max_position_embeddings=4096,
+      attn_implementation=attention)
+  return transformers.LlamaForCausalLM(config).eval()

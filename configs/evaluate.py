@@ -1,7 +1,7 @@
 """The same experiment as rl.py; on a finished run folder only a changed evaluation is redone."""
 
-from configs import base
+from configs import defaults
 
 
 def get_config(variant: str = ''):
-  return base.get_config(variant)
+  return defaults.get_config(variant)

@@ -3,12 +3,12 @@
 `configs/expert.py:published` trains the released ConCare recipe instead: one seed, wide, large batches.
 """
 
-from configs import base
+from configs import defaults
 
 
 def get_config(variant: str = ''):
   published = variant == 'published'
-  config = base.get_config('' if published else variant)
+  config = defaults.get_config('' if published else variant)
   if published:
     config.expert.update(members=1, hidden=128, dropout=0.1, time_attention='pyehr', batch=256, epochs=50, patience=5,
                          select_on='auroc')

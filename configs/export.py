@@ -3,10 +3,10 @@
 On a finished run folder only the export is done. `--config.export.policy=sft` takes another policy.
 """
 
-from configs import base
+from configs import defaults
 
 
 def get_config(variant: str = ''):
-  config = base.get_config(variant)
+  config = defaults.get_config(variant)
   config.target = 'export'
   return config

@@ -1,7 +1,7 @@
 """The whole method: prepare, expert, base, search, sft, rl, evaluate."""
 
-from configs import base
+from configs import defaults
 
 
 def get_config(variant: str = ''):
-  return base.get_config(variant)
+  return defaults.get_config(variant)

@@ -1,9 +1,9 @@
 """The pipeline up to the search stage."""
 
-from configs import base
+from configs import defaults
 
 
 def get_config(variant: str = ''):
-  config = base.get_config(variant)
+  config = defaults.get_config(variant)
   config.target = 'search'
   return config

@@ -6,6 +6,7 @@ colon: `--config=configs/rl.py:tjh`.
 
 from __future__ import annotations
 
+import difflib
 import os
 import pathlib
 import sys
@@ -15,15 +16,20 @@ from absl.logging import converter
 from ml_collections import config_flags
 
 PACKAGED = pathlib.Path(__file__).parent / 'packaged'
+CONFIGS = ('rl', 'expert', 'base', 'search', 'sft', 'evaluate', 'export')
 
 
 def _find_config(argument: str) -> str:
   """In an installed wheel `configs/rl.py` lies inside the package; a checkout's own file wins."""
+  from eagrl_jax.types import EagrlError
   path, colon, variant = argument.partition(':')
-  if not os.path.exists(path) and (PACKAGED / path).exists():
-    sys.path.append(str(PACKAGED))
-    path = str(PACKAGED / path)
-  return path + colon + variant
+  if os.path.exists(path):
+    return argument
+  if not (PACKAGED / path).exists():
+    near = difflib.get_close_matches(path, [f'configs/{name}.py' for name in CONFIGS], n=1, cutoff=0.0)
+    raise EagrlError(f'--config={path}: there is no such file; did you mean {near[0]}?')
+  sys.path.append(str(PACKAGED))
+  return str(PACKAGED / path) + colon + variant
 
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='experiment, e.g. configs/rl.py or configs/rl.py:tjh',
@@ -42,6 +48,8 @@ def main(argv: list[str]) -> None:
   if _DISTRIBUTED.value:
     import jax
     jax.distributed.initialize()
+    if jax.process_count() > 1:
+      raise EagrlError('--distributed: the stages run in one process so far; use one host with all its devices')
   from eagrl_jax.stages import pipeline
   workdir = pathlib.Path(_WORKDIR.value)
   if _DRY_RUN.value:
@@ -53,13 +61,13 @@ def main(argv: list[str]) -> None:
 def run() -> None:
   """Entry point: flags are parsed here so that a mistake in one is a line, not a traceback."""
   from eagrl_jax.types import EagrlError
-  argv = [f'--config={_find_config(a.partition("=")[2])}' if a.startswith('--config=') else a for a in sys.argv]
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
   # Of the libraries only warnings: their narration would bury ours.
   warning = converter.STANDARD_WARNING
   logging.get_absl_handler().addFilter(lambda r: 'eagrl_jax' in r.pathname or r.levelno >= warning)
   try:
+    argv = [f'--config={_find_config(a.partition("=")[2])}' if a.startswith('--config=') else a for a in sys.argv]
     app.run(main, argv=argv, flags_parser=lambda args: flags.FLAGS(args, known_only=False))
   except (EagrlError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
     if not isinstance(e, (EagrlError, flags.Error)) and flags.FLAGS.is_parsed():

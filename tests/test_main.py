@@ -42,6 +42,11 @@ def test_an_unknown_variant_names_the_known_ones(tmp_path):
   assert result.returncode == 1 and 'physionet2012' in result.stderr and 'Traceback' not in result.stderr
 
 
+def test_an_absent_config_file_names_a_near_one(tmp_path):
+  result = call('--config=configs/rll.py', f'--workdir={tmp_path / "w"}')
+  assert result.returncode == 1 and result.stderr.strip().endswith('did you mean configs/rl.py?')
+
+
 def test_dry_run_touches_nothing(tmp_path):
   result = call('--config=configs/rl.py', f'--workdir={tmp_path / "w"}', '--dry_run', '--config.rl.steps=7')
   assert result.returncode == 0, result.stderr

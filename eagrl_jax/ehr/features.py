@@ -87,9 +87,13 @@ class FeatureTable:
     """Like `find`, but an unknown name is an error that offers the nearest one."""
     found = self.find(name)
     if found is None:
-      near = difflib.get_close_matches(canonical(name), self._index, n=1, cutoff=0.0)
-      raise EagrlError(f'{field}: unknown feature {name!r}; did you mean {self.specs[self._index[near[0]]].name!r}?')
+      raise EagrlError(f'{field}: unknown feature {name!r}; did you mean {self.near(name)!r}?')
     return found
+
+  def near(self, name: str, likeness: float = 0.0) -> str | None:
+    """Name of the feature that is spelt most like `name`; None where none is as like as `likeness`, 0 to 1."""
+    found = difflib.get_close_matches(canonical(name), self._index, n=1, cutoff=likeness)
+    return self.specs[self._index[found[0]]].name if found else None
 
   def subset(self, ids: list[int]) -> FeatureTable:
     return FeatureTable(tuple(self.specs[i] for i in ids))

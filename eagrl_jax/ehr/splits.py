@@ -44,21 +44,28 @@ def make_splits(label: np.ndarray, subject_id: np.ndarray, *, test: int | float,
   share = isinstance(test, float)
   n_test = round(test * n) if share else int(test)
   if not 0 < n_test < n or (share and test >= 1):
-    raise EagrlError(f'splits.test: {test} leaves no train or no test patients of {n}; give a count or a share below 1')
+    raise EagrlError(f'data.test: {test} leaves no train or no test patients of {n}; give a count or a share below 1')
   if not 0 < valid_fraction < 1:
-    raise EagrlError(f'splits.valid_fraction: {valid_fraction} must lie between 0 and 1')
+    raise EagrlError(f'data.valid_fraction: {valid_fraction} must lie between 0 and 1')
 
   order = hashed_order(subject_id, str(seed))
   held = _stratified(order, label, n_test)
   rest = order[~np.isin(order, held)]
   tuning = _stratified(rest, label, round(valid_fraction * len(rest)))
   train = rest[~np.isin(rest, tuning)]
-  for name, rows in (('train', train), ('valid', tuning), ('test', held)):
+  splits = Splits(np.sort(train), np.sort(tuning), np.sort(held))
+  check(splits, label, 'data.test or data.valid_fraction')
+  return splits
+
+
+def check(splits: Splits, label: np.ndarray, field: str) -> None:
+  """Refuses a part without patients of both outcomes; `field` is what to change."""
+  for name in _MEDS_NAMES:
+    rows = getattr(splits, name)
     positives = int(np.sum(label[rows] == 1))
     if positives in (0, len(rows)):
       raise EagrlError(f'splits: the {name} part has {positives} positives of {len(rows)} patients and needs both '
-                       'outcomes; change splits.test or splits.valid_fraction')
-  return Splits(np.sort(train), np.sort(tuning), np.sort(held))
+                       f'outcomes; change {field}')
 
 
 def _stratified(order: np.ndarray, label: np.ndarray, count: int) -> np.ndarray:

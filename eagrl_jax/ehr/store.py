@@ -4,7 +4,8 @@
     labels.parquet    subject_id, boolean_value, age, sex; the order of rows is the order of patients
     features.json     the feature table
     truth.parquet     risk and salience, only of a synthetic cohort
-    manifest.json     name, task, counts, attrition, SHA-256 of the content; written last
+    manifest.json     name, task, counts, attrition, the oracle's AUROC of a synthetic cohort, SHA-256 of the content;
+                      written last
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
+from sklearn.metrics import roc_auc_score
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort, Truth
@@ -68,7 +70,15 @@ def save(cohort: Cohort, folder: str | Path) -> None:
       'format': _FORMAT, 'name': cohort.name, 'task': cohort.task, 'setting': cohort.setting,
       'patients': len(cohort), 'positives': int(cohort.label.sum()), 'events': len(cohort.value),
       'features': len(cohort.features), 'synthetic': cohort.truth is not None,
+      'oracle_auroc': _oracle_auroc(cohort),
       'attrition': [list(step) for step in cohort.attrition], 'sha256': fingerprint(cohort)})
+
+
+def _oracle_auroc(cohort: Cohort) -> float | None:
+  """Of the true risk, over all patients: the most that any model can reach; None of real patients or one outcome."""
+  if cohort.truth is None or len(np.unique(cohort.label)) < 2:
+    return None
+  return float(roc_auc_score(cohort.label, cohort.truth.risk))
 
 
 def _write_json(path: Path, content: object) -> None:

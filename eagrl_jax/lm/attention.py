@@ -27,10 +27,10 @@ def attend(q: Array, shared: tuple[Segment, ...], own: Segment | None,
     q: `[B, G, T, N, H]`, rotated.
     shared: segments of keys and values `[B, K, S, H]`, mask `[B, S]` or broadcastable to `[B, G, T, S]`.
     own: keys and values `[B, G, K, S, H]`, mask broadcastable to `[B, G, T, S]`; None for none.
-    row_weight: `[B, G, T]`; with it the attention to the first shared segment is read out.
+    row_weight: `[B, G, T, N]`; with it the attention to the first shared segment is read out.
 
   Returns:
-    `[B, G, T, N, H]`, and with `row_weight` the mean over heads of the weighted sum over rows, `[B, G, S]`.
+    `[B, G, T, N, H]`, and with `row_weight` the weighted sum over rows and heads, `[B, G, S]`.
   """
   b, g, t, n, h = q.shape
   kv_heads = (own or shared[0])[0].shape[-3]
@@ -66,7 +66,8 @@ def attend(q: Array, shared: tuple[Segment, ...], own: Segment | None,
   if row_weight is None:
     return out, None
   # One row vector times the map: a product, because a broadcast and a sum would form another array of its size.
-  scale = (inverse * row_weight[:, :, None, :, None] / n).swapaxes(1, 2)  # [B, K, G, T, R]
+  by_head = row_weight.reshape(b, g, t, kv_heads, r).transpose(0, 1, 3, 2, 4)
+  scale = (inverse * by_head).swapaxes(1, 2)  # [B, K, G, T, R]
   read = matmul(scale.reshape(b, kv_heads, g, 1, t * r), weights[0].reshape(b, kv_heads, g, t * r, -1))
   return out, read[:, :, :, 0].sum(1)
 

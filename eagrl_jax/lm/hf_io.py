@@ -174,6 +174,11 @@ class _Tensors:
       self._file_of = {name: WEIGHTS for name in self._file(WEIGHTS).keys()}
     self.names = set(self._file_of)
 
+  def open_all(self) -> None:
+    """Opens every file, which reads its header."""
+    for name in sorted(set(self._file_of.values())):
+      self._file(name)
+
   def read(self, key: str) -> np.ndarray:
     if key not in self._file_of:
       raise EagrlError(f'{self._directory.name}: weight {key!r} is missing; the checkpoint does not match its'
@@ -195,13 +200,37 @@ class _Tensors:
     return self._open[name]
 
 
-def _directory(path: str | Path) -> Path:
+def inspect(path: str | Path) -> LMConfig | None:
+  """The shape in a local checkpoint's config.json, once its weight files have shown that they can be opened.
+
+  None for a hub name, which is not downloaded here.
+
+  Raises:
+    EagrlError: neither a directory nor a possible hub name, or a broken file.
+  """
+  directory = _local(path)
+  if directory is None:
+    return None
+  cfg = checkpoint_config.from_hf(_json(directory / 'config.json'))
+  _Tensors(directory).open_all()
+  return cfg
+
+
+def _local(path: str | Path) -> Path | None:
+  """The directory, None for what can only be a hub name."""
   directory = Path(path).expanduser()
   if directory.is_dir():
     return directory
   if directory.exists() or not 1 <= len(directory.parts) <= 2 or directory.is_absolute():
     raise EagrlError(f'lm.checkpoint={path} is not a directory; give a Hugging Face directory, a hub name or a'
                      ' .gguf file')
+  return None
+
+
+def _directory(path: str | Path) -> Path:
+  directory = _local(path)
+  if directory is not None:
+    return directory
   import huggingface_hub.errors  # only a hub name reaches the network
 
   try:

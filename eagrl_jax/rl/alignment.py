@@ -36,11 +36,17 @@ def tap_rows(mask: ArrayLike) -> Array:
   return mask / jnp.maximum(mask.sum(-1, keepdims=True), 1)
 
 
+def tap_heads(chosen: tuple[int, ...], n_heads: int) -> Array:
+  """Weights of the query heads in the tap: an equal share for each chosen one, of all where none is. `-> [N]`."""
+  heads = sorted({i % n_heads for i in chosen}) or list(range(n_heads))
+  return jnp.zeros(n_heads).at[jnp.asarray(heads)].set(1 / len(heads))
+
+
 def policy_salience(attention: Array, span: Array, layers: tuple[int, ...] = (), per_token: bool = False) -> Array:
   """p_LM from attention masses.
 
   Args:
-    attention: `[L, B, G, F]` mass on every feature, mean over heads and chosen answer tokens.
+    attention: `[L, B, G, F]` mass on every feature, mean over chosen heads and answer tokens.
     span: `[B, F]` number of prompt tokens that render a feature, 0 where it is absent.
     layers: which layers to average, negative from the last; () = all.
     per_token: divide a feature's mass by its span, so that a long line is not salient by its length.

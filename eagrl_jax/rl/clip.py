@@ -31,9 +31,9 @@ class ClipConfig:
 
   def __post_init__(self):
     if self.scope not in SCOPES:
-      raise EagrlError(f'rl.clip_scope={self.scope!r} is unknown; choose one of {", ".join(SCOPES)}')
+      raise EagrlError(f'rl.clip_over={self.scope!r} is unknown; choose one of {", ".join(SCOPES)}')
     if not 0 < self.high_min <= self.high_max:
-      raise EagrlError(f'rl.clip_high_min={self.high_min} must be positive and at most clip_high_max={self.high_max}')
+      raise EagrlError(f'rl.clip_min={self.high_min} must be positive and at most rl.clip_max={self.high_max}')
 
 
 def key_entropy(entropy: ArrayLike, valid: ArrayLike, key_mask: Array) -> Array:

@@ -25,6 +25,8 @@ class JudgeConfig:
     advantage: one of `advantages.KINDS`.
     dynamic_sampling: drop groups whose rewards are all equal.
     overlong_buffer: tokens before the limit from which length costs reward; 0 = off.
+    attention_reward: weight of the agreement of the policy's attention with the expert (Jaccard index of the two
+      top-K sets) beside the joint reward; 0 = off.
   """
 
   reward: RewardConfig
@@ -32,6 +34,7 @@ class JudgeConfig:
   advantage: str = 'grpo'
   dynamic_sampling: bool = False
   overlong_buffer: int = 0
+  attention_reward: float = 0.0
 
 
 @struct.dataclass
@@ -46,13 +49,15 @@ class Answers:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def judge(cfg: JudgeConfig, prompt: PromptBatch, rollout: Rollout, answers: Answers, label: Array,
-          salience: Array) -> tuple[RLBatch, dict[str, Array]]:
+def judge(cfg: JudgeConfig, prompt: PromptBatch, rollout: Rollout, answers: Answers, label: ArrayLike,
+          salience: ArrayLike, attention: ArrayLike | None = None) -> tuple[RLBatch, dict[str, Array]]:
   """The update's batch, and means over the rollout.
 
   Args:
     label: `[B]`. salience: `[B, F]`, the expert's; features that the prompt does not show cannot be named.
+    attention: `[B, G, F]` of `reading.read_attention`, needed for `attention_reward` alone.
   """
+  label, salience = jnp.asarray(label), jnp.asarray(salience)
   group = rollout.tokens.shape[1]
   spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], group, *x.shape[1:]))
   shown = alignment.shown_features(prompt, salience.shape[-1])
@@ -62,6 +67,10 @@ def judge(cfg: JudgeConfig, prompt: PromptBatch, rollout: Rollout, answers: Answ
   total, length = parts.total, rollout.valid.sum(-1)
   if cfg.overlong_buffer:
     total += advantages.overlong_penalty(length, rollout.tokens.shape[-1], cfg.overlong_buffer)
+  if cfg.attention_reward:
+    assert attention is not None
+    agreement = alignment.top_k_jaccard(spread(salience * shown), jnp.asarray(attention), cfg.reward.top_k)
+    total += cfg.attention_reward * agreement
   useful = advantages.informative(total) if cfg.dynamic_sampling else jnp.ones(total.shape[0], bool)
   entropy = clip.key_entropy(rollout.entropy, rollout.valid, jnp.asarray(answers.key_mask))
   batch = RLBatch(

@@ -27,7 +27,7 @@ def token_weights(valid: Array, group_weight: Array, reduction: str = 'token_mea
     `[B, G, T]` float32.
   """
   if reduction not in REDUCTIONS:
-    raise EagrlError(f'rl.reduction={reduction!r} is unknown; choose one of {", ".join(REDUCTIONS)}')
+    raise EagrlError(f'rl.loss={reduction!r} is unknown; choose one of {", ".join(REDUCTIONS)}')
   chex.assert_rank([valid, group_weight], [3, 1])
   weight = valid * group_weight.astype(jnp.float32)[:, None, None]
   if reduction == 'sequence_mean':

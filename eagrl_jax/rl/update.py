@@ -53,7 +53,7 @@ class UpdateConfig:
     c_align: weight of the alignment loss; 0 builds nothing of it.
     align: 'kl', 'js' or 'cosine'.
     align_rows: which answer tokens' attention is aligned: 'features' (`align_mask`) or 'all'.
-    align_layers: layers to average, negative from the last; () = all.
+    align_layers, align_heads: layers and query heads to average, negative from the last; () = all.
     align_per_token: divide a feature's mass by the length of its span.
     align_top_k: K of the reported attention Jaccard.
   """
@@ -67,22 +67,24 @@ class UpdateConfig:
   align: str = 'kl'
   align_rows: str = 'features'
   align_layers: tuple[int, ...] = ()
+  align_heads: tuple[int, ...] = ()
   align_per_token: bool = False
   align_top_k: int = 10
 
   def __post_init__(self):
-    choices = (('reduction', losses.REDUCTIONS), ('align', alignment.KINDS), ('align_rows', ALIGN_ROWS))
-    for name, allowed in choices:
-      if getattr(self, name) not in allowed:
-        raise EagrlError(f'rl.{name}={getattr(self, name)!r} is unknown; choose one of {", ".join(allowed)}')
+    choices = (('loss', self.reduction, losses.REDUCTIONS), ('align', self.align, alignment.KINDS),
+               ('align_rows', self.align_rows, ALIGN_ROWS))
+    for name, value, allowed in choices:
+      if value not in allowed:
+        raise EagrlError(f'rl.{name}={value!r} is unknown; choose one of {", ".join(allowed)}')
     if self.micro_batch < 1:
       raise EagrlError(f'rl.micro_batch={self.micro_batch} must be at least 1')
     if not 0 < self.eps_low < 1:
-      raise EagrlError(f'rl.eps_low={self.eps_low} must lie in (0, 1)')
+      raise EagrlError(f'rl.clip_low={self.eps_low} must lie in (0, 1)')
     if self.dual_clip is not None and self.dual_clip <= 1:
-      raise EagrlError(f'rl.dual_clip={self.dual_clip} must exceed 1, or be None')
+      raise EagrlError(f'rl.dual_clip={self.dual_clip} must exceed 1, or be 0 for off')
     if self.kl_coef < 0 or self.c_align < 0:
-      raise EagrlError(f'rl.kl_coef={self.kl_coef} and rl.c_align={self.c_align} must not be negative')
+      raise EagrlError(f'rl.kl={self.kl_coef} and rl.c_align={self.c_align} must not be negative')
 
 
 @struct.dataclass
@@ -128,7 +130,7 @@ def policy_loss(params: Params, part: Weighted, lm_cfg: LMConfig, cfg: UpdateCon
   if cfg.c_align:
     assert part.rows is not None  # weighed under the same config
     indicator = alignment.feature_indicator(prompt.feature, prompt.valid, batch.salience.shape[-1])
-    tap = AttentionTap(indicator=indicator, row_weight=alignment.tap_rows(part.rows))
+    tap = AttentionTap(indicator, alignment.tap_rows(part.rows), alignment.tap_heads(cfg.align_heads, lm_cfg.n_heads))
   out = forward_shared(params, lm_cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid, tap)
   logp, entropy = token_logprobs(params, lm_cfg, out.hidden, rollout.tokens)
 
@@ -216,6 +218,15 @@ def guarded_step(
   return state, {'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
 
 
+def check_taps(cfg: UpdateConfig, lm_cfg: LMConfig) -> None:
+  """Refuses layers and heads of attention that the policy does not have."""
+  taps = (('layers', cfg.align_layers, lm_cfg.n_layers), ('heads', cfg.align_heads, lm_cfg.n_heads))
+  for name, chosen, count in taps:
+    outside = [i for i in chosen if not -count <= i < count]
+    if outside:
+      raise EagrlError(f'rl.align_{name} names {outside[0]}; the policy has {name} 0..{count - 1}')
+
+
 def make_update(
     lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: UpdateConfig, state_shardings: Any
 ) -> Callable[[Any, RLBatch], tuple[Any, dict[str, Array]]]:
@@ -229,13 +240,11 @@ def make_update(
     The update. Its state is any flax.struct with `params`, `opt_state`, `step`. Metrics are device scalars;
     `logp_gap_*` is |log p of trainer - log p of sampler|: on the first update of a batch, numerical mismatch alone.
   """
-  outside = [i for i in cfg.align_layers if not -lm_cfg.n_layers <= i < lm_cfg.n_layers]
-  if outside:
-    raise EagrlError(f'rl.align_layers names layer {outside[0]}; the policy has layers 0..{lm_cfg.n_layers - 1}')
+  check_taps(cfg, lm_cfg)
 
   def update(state, batch):
     if cfg.kl_coef and batch.ref_logprobs is None:
-      raise EagrlError('rl.kl_coef > 0 needs the log-probabilities of a reference: RLBatch.ref_logprobs')
+      raise EagrlError('rl.kl > 0 needs the log-probabilities of a reference: RLBatch.ref_logprobs')
     loss_fn = lambda params, part: policy_loss(params, part, lm_cfg, cfg)
     grads, stats = accumulate(loss_fn, state.params, weigh(batch, cfg), cfg.micro_batch)
     state, health = guarded_step(state, grads, stats.sums['loss'], optimizer)

@@ -42,9 +42,10 @@ class SearchConfig:
   backup: str = 'max'
 
   def __post_init__(self):
-    for field in ('n_rollouts', 'n_candidates', 'max_depth'):
-      if getattr(self, field) < 1:
-        raise EagrlError(f'search.{field}={getattr(self, field)} must be at least 1')
+    sizes = (('rollouts', self.n_rollouts), ('candidates', self.n_candidates), ('max_depth', self.max_depth))
+    for field, value in sizes:
+      if value < 1:
+        raise EagrlError(f'search.{field}={value} must be at least 1')
     if self.backup not in ('max', 'mean'):
       raise EagrlError(f"search.backup={self.backup!r}: choose 'max' or 'mean'")
 

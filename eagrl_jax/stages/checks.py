@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from eagrl_jax.ehr.prompt import TASKS
+from eagrl_jax.ehr.sources import long_csv
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
+from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
+from eagrl_jax.rl.update import check_taps
 from eagrl_jax.stages import export, settings, sizes
 from eagrl_jax.types import EagrlError
 
@@ -24,6 +29,12 @@ def check(config: ConfigDict) -> None:
   """
   c = config
   _one_of('data.source', c.data.source, SOURCES)
+  _one_of('data.task', c.data.task, tuple(TASKS))
+  _one_of('data.aggregate', c.data.aggregate, ('mean', 'last'))
+  if c.data.bin_hours <= 0 or c.data.window_hours < 0:
+    raise EagrlError(f'data.bin_hours={c.data.bin_hours} must be positive and data.window_hours={c.data.window_hours} '
+                     'not negative (0 = the whole record)')
+  long_csv.parse_sex_codes(c.data.sex_codes)
   _one_of('expert.salience', c.expert.salience, SALIENCE_SOURCES)
   _one_of('rl.advantage', c.rl.advantage, advantages.KINDS)
   _one_of('rl.align', c.rl.align, alignment.KINDS)
@@ -39,7 +50,10 @@ def check(config: ConfigDict) -> None:
       _file(f'data.{name}', c.data[name])
   if c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
     _file('lm.checkpoint', c.lm.checkpoint)
-  sizes.policy_shape(c)  # reads a checkpoint's header: a broken one is refused before the expert is trained
+  _one_of('lm.compute_dtype', c.lm.compute_dtype, ('float32', 'bfloat16'))
+  shape = sizes.policy_shape(c)  # reads a checkpoint's header: a broken one is refused before the expert is trained
+  if shape is not None:
+    check_taps(settings.update(c), shape)
   if c.rl.group < 2:
     raise EagrlError(f'rl.group={c.rl.group}: an answer is judged against its group; set --config.rl.group=2 or more')
   for name in ('expert.checkpoint_every', 'base.batch', 'base.answers', 'base.short_batch', 'base.checkpoint_every',
@@ -60,9 +74,12 @@ def check(config: ConfigDict) -> None:
                      'same; set --config.evaluate.samples=1, or a temperature above 0')
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
+  if c.rl.attention_reward < 0:
+    raise EagrlError(f'rl.attention_reward={c.rl.attention_reward} must not be negative; 0 = off')
   if not 0 <= c.rl.overlong_buffer <= c.rl.max_new:
     raise EagrlError(f'rl.overlong_buffer={c.rl.overlong_buffer} must lie in 0..{c.rl.max_new} (rl.max_new); 0 = off')
   _divides('base', c.base.micro_batch, c.base.batch)
+  _divides('sft', c.sft.micro_batch, c.sft.batch)
   if c.rl.prompts % c.rl.minibatches:
     raise EagrlError(f'rl.minibatches={c.rl.minibatches} must divide rl.prompts={c.rl.prompts}')
   _divides('rl', c.rl.micro_batch, c.rl.prompts // c.rl.minibatches)
@@ -82,10 +99,30 @@ def check(config: ConfigDict) -> None:
     raise EagrlError(f'base.scattered={c.base.scattered} is a share of the prompts: choose 0 to 1')
   _divides('base', c.base.short_micro_batch, c.base.short_batch, 'short_micro_batch')
   updates = c.rl.steps * c.rl.epochs * c.rl.minibatches
-  for stage, steps in (('base', c.base.short_steps + c.base.steps), ('rl', updates)):
+  for stage, steps in (('base', c.base.short_steps + c.base.steps), ('sft', 100 * c.sft.epochs), ('rl', updates)):
     if steps:
-      settings.optimizer(c[stage], steps)
-  make_mesh(**c.mesh.to_dict())
+      try:
+        settings.optimizer(c[stage], steps)
+      except EagrlError as e:
+        raise EagrlError(f'{stage}.{e}') from e
+  check_shards(c, make_mesh(**c.mesh.to_dict()), shape)
+
+
+def check_shards(c: ConfigDict, mesh: Mesh, shape: LMConfig | None) -> None:
+  """Refuses a mesh whose axes would leave weights or rows whole on every device. Key-value heads may be."""
+  rows = mesh.shape['data'] * mesh.shape['fsdp']
+  batches = {'base.batch': c.base.batch, 'base.short_batch': c.base.short_batch, 'sft.batch': c.sft.batch,
+             'search.trees': c.search.trees, 'rl.prompts / rl.minibatches': c.rl.prompts // c.rl.minibatches,
+             'evaluate.batch': c.evaluate.batch}
+  uneven = [(name, size, f'mesh.data x mesh.fsdp={rows}') for name, size in batches.items() if size % rows]
+  if shape is not None:
+    parts = [('lm.n_heads', shape.n_heads, 'tensor'), ('lm.d_ff', shape.d_ff, 'tensor'),
+             ('lm.d_model', shape.d_model, 'fsdp')]
+    uneven += [(name, size, f'mesh.{axis}={mesh.shape[axis]}') for name, size, axis in parts
+               if size % mesh.shape[axis]]
+  if uneven:
+    name, size, axis = uneven[0]
+    raise EagrlError(f'{name}={size} cannot be shared out over {axis}; change one so that it divides')
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -23,10 +23,8 @@ from absl import logging
 from eagrl_jax import masked, rng
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax.evaluation import agreement, bootstrap, report
-from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.lm.forward import AttentionTap, forward_shared
-from eagrl_jax.rl import alignment
-from eagrl_jax.stages import cases
+from eagrl_jax.rl.reading import read_attention
+from eagrl_jax.stages import cases, settings
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -35,7 +33,6 @@ from eagrl_jax.stages.encode import Encoder, parse_rollout
 from eagrl_jax.stages.pipeline import write_json
 from eagrl_jax.stages.rl import sample
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import Array, Params, PromptBatch, Rollout
 
 POLICIES = ('base', 'sft', 'rl')
 
@@ -85,8 +82,7 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
   size = min(c.batch, len(rows))
   n_features = len(encoder.cohort.features)
   key = rng.stage_key(context.config.seed, 'evaluate')
-  read = functools.partial(read_attention, policy.config, n_features, context.config.rl.align_rows == 'all',
-                           tuple(context.config.rl.align_layers), context.config.rl.align_per_token)
+  read = functools.partial(read_attention, policy.config, settings.update(context.config), n_features)
   prob, parsed, refused, named, attention, text = [], [], [], [], [], []
   with Progress(f'evaluate {name}', len(rows)) as progress:
     for start in range(0, len(rows), size):
@@ -107,18 +103,6 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
       progress.update(n, parsed=float(np.mean(np.concatenate(parsed))))
   join = np.concatenate
   return Arm(join(prob), join(parsed), join(refused), named, join(attention), text)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
-def read_attention(lm: LMConfig, n_features: int, all_rows: bool, layers: tuple[int, ...], per_token: bool,
-                   params: Params, prompt: PromptBatch, rollout: Rollout, align_mask: Array) -> Array:
-  """p_LM over features of answers already written, `[B, G, F]`."""
-  rows = rollout.valid if all_rows else rollout.valid & align_mask
-  indicator = alignment.feature_indicator(prompt.feature, prompt.valid, n_features)
-  tap = AttentionTap(indicator, alignment.tap_rows(rows))
-  out = forward_shared(params, lm, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid, tap)
-  assert out.attention is not None
-  return alignment.policy_salience(out.attention, indicator.sum(1), layers, per_token)
 
 
 def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray, arms: dict[str, Arm],

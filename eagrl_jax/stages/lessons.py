@@ -94,8 +94,9 @@ def whole_records(encoder: Encoder, chosen: np.ndarray, generator: np.random.Gen
   values, count = encoder.visits.values[chosen], round(c.scattered * len(chosen))
   values[:count] = warmup.scatter(encoder.cohort.features, values[:count], generator)
   records = [v[real] for v, real in zip(values, encoder.visits.valid[chosen])]
+  most = len(encoder.cohort.features)
   for i in range(count):
-    length = int(generator.integers(c.short_features, len(encoder.cohort.features) + 1))
+    length = int(generator.integers(min(c.short_features, most), most + 1))
     records[i], _ = some_features(records[i], length, generator)
   return records
 

@@ -70,11 +70,13 @@ def stage_hashes(config: ConfigDict) -> dict[str, str]:
 
 
 def _file_mark(path: str) -> str:
-  """Size and time of a file: enough to notice that it was replaced, cheap for gigabytes."""
+  """Size and time of a file, or of every file of a folder: enough to notice a change, cheap for gigabytes."""
   if not path or not os.path.exists(path):
     return ''
-  stat = os.stat(path)
-  return f'{stat.st_size}:{stat.st_mtime_ns}'
+  root = pathlib.Path(path)
+  files = sorted(p for p in root.rglob('*') if p.is_file()) if root.is_dir() else [root]
+  marks = [f'{p.relative_to(root)}:{(stat := p.stat()).st_size}:{stat.st_mtime_ns}' for p in files]
+  return hashlib.sha256('\n'.join(marks).encode()).hexdigest()
 
 
 def selected(config: ConfigDict) -> list[Stage]:

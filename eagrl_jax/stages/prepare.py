@@ -32,6 +32,7 @@ def run(context: Context) -> None:
   validation.check(cohort)
   if c.splits:
     parts = splits.load(pathlib.Path(c.splits), cohort.subject_id)
+    splits.check(parts, cohort.label, 'data.splits')
   else:
     test = c.test if c.test < 1 else int(c.test)
     parts = splits.make_splits(cohort.label, cohort.subject_id, test=test, valid_fraction=c.valid_fraction, seed=seed)
@@ -59,7 +60,8 @@ def read_source(c: ConfigDict, seed: int) -> Cohort:
   if c.source == 'physionet2012':
     return physionet2012.load(c.path, c.outcomes or None)
   return long_csv.load(c.path, c.outcomes, columns=long_csv.Columns(**c.columns.to_dict()), features=c.features or None,
-                       task=c.task)
+                       task=c.task, setting=c.setting, sex_codes=long_csv.parse_sex_codes(c.sex_codes),
+                       encoding=c.encoding, delimiter=c.delimiter)
 
 
 def with_records(cohort: Cohort, window_hours: float) -> Cohort:

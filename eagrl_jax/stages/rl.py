@@ -23,6 +23,7 @@ from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl import alignment
 from eagrl_jax.rl.judge import Answers, judge
+from eagrl_jax.rl.reading import read_attention
 from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
@@ -63,7 +64,7 @@ def run(context: Context) -> None:
         prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows, order))
         rollout = sample(state.params, start_policy, prompt, jax.random.fold_in(key, step), c.group, c.max_new,
                          c.temperature)
-        batch, figures = score(context, encoder, data, prompt, rollout, salience)
+        batch, figures = score(context, encoder, data, prompt, rollout, salience, start_policy, state.params)
         if reference is not None:
           batch = dataclasses.replace(batch, ref_logprobs=reference(prompt, rollout))
         batch = mesh_lib.shard_batch(context.mesh, batch)
@@ -91,8 +92,16 @@ def guidance(context: Context, data: data_lib.Data) -> np.ndarray:
 
 
 def draw(context: Context, train: np.ndarray, step: int) -> np.ndarray:
-  """Patients of a step: consecutive blocks of a permutation that is drawn anew every epoch."""
-  n = min(context.config.rl.prompts, len(train))
+  """Patients of a step: consecutive blocks of a permutation that is drawn anew every epoch.
+
+  A cohort smaller than `rl.prompts` gives as many as fill whole micro-batches of every update.
+  """
+  c = context.config.rl
+  share = c.minibatches * c.micro_batch
+  n = min(c.prompts, len(train)) // share * share
+  if not n:
+    raise EagrlError(f'rl.minibatches={c.minibatches} updates of rl.micro_batch={c.micro_batch} prompts need more than '
+                     f'the {len(train)} train patients; lower both')
   per_epoch = len(train) // n
   epoch, i = divmod(step, per_epoch)
   order = np.random.default_rng((context.config.seed, 4, epoch)).permutation(train)
@@ -107,13 +116,17 @@ def sample(params: Params, policy: policy_lib.Policy, prompt: PromptBatch, key: 
 
 
 def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: PromptBatch, rollout: Rollout,
-          salience: np.ndarray) -> tuple[RLBatch, dict[str, float]]:
-  """Reads and rewards a rollout; the batch for the update and the step's figures."""
+          salience: np.ndarray, policy: policy_lib.Policy, params: Params) -> tuple[RLBatch, dict[str, float]]:
+  """Reads and rewards a rollout that `params` wrote; the batch for the update and the step's figures."""
   rows = np.asarray(prompt.example)
   read = parse_rollout(rollout, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k)
   answers = Answers(read.prob, read.parsed, read.named, read.key_mask, read.align_mask)
+  attention = None
+  if context.config.rl.attention_reward:
+    attention = read_attention(policy.config, settings.update(context.config), salience.shape[-1], params, prompt,
+                               rollout, read.align_mask)
   batch, figures = judge(settings.judge(context.config), prompt, rollout, answers, data.cohort.label[rows],
-                         salience[rows])
+                         salience[rows], attention)
   return batch, {name: float(value) for name, value in figures.items()}
 
 

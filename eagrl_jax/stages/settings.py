@@ -69,7 +69,7 @@ def clip(c: ConfigDict) -> ClipConfig:
 def judge(c: ConfigDict) -> JudgeConfig:
   r = c.rl
   return JudgeConfig(reward=reward(c), clip=clip(c), advantage=r.advantage, dynamic_sampling=r.dynamic_sampling,
-                     overlong_buffer=r.overlong_buffer)
+                     overlong_buffer=r.overlong_buffer, attention_reward=r.attention_reward)
 
 
 def update(c: ConfigDict) -> UpdateConfig:
@@ -77,6 +77,7 @@ def update(c: ConfigDict) -> UpdateConfig:
   return UpdateConfig(
       micro_batch=r.micro_batch, reduction=r.loss, eps_low=r.clip_low, dual_clip=r.dual_clip or None, kl_coef=r.kl,
       c_align=r.c_align, align=r.align, align_rows=r.align_rows, align_layers=tuple(r.align_layers),
+      align_heads=tuple(r.align_heads),
       align_per_token=r.align_per_token, align_top_k=c.reward.top_k)
 
 

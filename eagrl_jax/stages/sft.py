@@ -37,12 +37,14 @@ def run(context: Context) -> None:
   if not answers:
     raise EagrlError('search kept no trajectory: lower search.min_reward or search.min_jaccard, or raise '
                      'search.patients')
-  batch = min(c.batch, len(answers))
+  # The search decides how many patients there are: whole micro-batches of them, and no batch beyond.
+  micro = min(c.micro_batch, len(answers))
+  batch = min(c.batch, len(answers)) // micro * micro
   steps = c.epochs * (len(answers) // batch)
   logging.info('sft: %d trajectories of %d patients, %d steps', table.num_rows, len(answers), steps)
   encoder = data_lib.encoder(context, data, policy.tokenizer)
   stream = lambda start: batches(context, encoder, answers, batch, start)
-  params = supervised.fit(context, 'sft', policy, stream, c, steps)
+  params = supervised.fit(context, 'sft', policy, stream, c, steps, lambda step: micro)
   policy_lib.save(context.folder('sft'), dataclasses.replace(policy, params=params))
 
 

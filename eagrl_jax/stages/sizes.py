@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
 
 import jax
 from ml_collections import ConfigDict
 
-from eagrl_jax.lm import checkpoint_config, gguf_io, model
+from eagrl_jax.lm import gguf_io, hf_io, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import settings
@@ -25,12 +23,10 @@ def policy_shape(c: ConfigDict) -> LMConfig | None:
     return settings.tiny(c)
   if c.lm.checkpoint.endswith('.gguf'):
     shape = gguf_io.read_config(c.lm.checkpoint)
+  elif (found := hf_io.inspect(c.lm.checkpoint)) is not None:
+    shape = found
   else:
-    path = os.path.join(c.lm.checkpoint, 'config.json')
-    if not os.path.exists(path):
-      return None
-    with open(path) as f:
-      shape = checkpoint_config.from_hf(json.load(f))
+    return None
   return dataclasses.replace(shape, remat=c.lm.remat)
 
 

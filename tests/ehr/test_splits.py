@@ -44,9 +44,9 @@ def test_few_positives_are_spread_and_none_is_an_error():
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    ({'test': 300}, 'splits.test'), ({'test': 0}, 'splits.test'), ({'test': 1.0}, 'splits.test'),
-    ({'test': -0.5}, 'splits.test'), ({'valid_fraction': 0.0}, 'splits.valid_fraction'),
-    ({'valid_fraction': 1}, 'splits.valid_fraction')])
+    ({'test': 300}, 'data.test'), ({'test': 0}, 'data.test'), ({'test': 1.0}, 'data.test'),
+    ({'test': -0.5}, 'data.test'), ({'valid_fraction': 0.0}, 'data.valid_fraction'),
+    ({'valid_fraction': 1}, 'data.valid_fraction')])
 def test_sizes_that_do_not_fit(change, message):
   with pytest.raises(EagrlError, match=message):
     splits.make_splits(LABEL, IDS, **{'test': 100, 'valid_fraction': 0.1, 'seed': 0} | change)

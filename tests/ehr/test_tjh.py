@@ -82,6 +82,7 @@ def test_every_trap_is_handled_and_counted(tmp_path):
       ('read', 4, 'patients'), ('read', 9, 'rows'), ('without date', 1, 'rows'),
       ('without any dated row', 1, 'patients'), ('without outcome', 0, 'patients'), ('after discharge', 2, 'rows'),
       ('assay limit written as < or >', 1, 'values'),
+      ('constant column, 2019-nCoV nucleic acid detection', 9, 'values'),
       ('text', 1, 'values'), ('of a urinalysis row: pH and cells', 3, 'values'),
       ('pH in steps of 0.5, a dipstick', 1, 'values'), ('outside hard range: platelet count', 1, 'values'),
       ('outside hard range: hemoglobin', 1, 'values'), ('outside hard range: blood pH', 1, 'values'),

@@ -57,16 +57,19 @@ def whole_maps(p, tap):
     n, t = len(prompt), len(answer)
     _, maps = ref.forward(p, ref.CFG, np.concatenate([prompt, answer]))
     indicator = tap.indicator[b][BATCH[1][b]]
-    out.append(jnp.einsum('LNTS,T,SF->LF', maps[:, :, n:, :n], tap.row_weight[b, g, :t], indicator) / ref.CFG.n_heads)
+    weight = tap.weight(ref.CFG.n_heads)[b, g, :t]
+    out.append(jnp.einsum('LNTS,TN,SF->LF', maps[:, :, n:, :n], weight, indicator))
   return jnp.stack(out, 1).reshape(ref.CFG.n_layers, *BATCH[2].shape[:2], -1)
 
 
-def test_tap_equals_whole_attention_maps_in_value_and_gradient(monkeypatch):
+@pytest.mark.parametrize('heads', [None, (0.75, 0.25, 0.0, 0.0)])
+def test_tap_equals_whole_attention_maps_in_value_and_gradient(heads, monkeypatch):
   monkeypatch.setattr(attention, 'QUERY_CHUNK', 3)
   r = np.random.default_rng(1)
   weight = r.random(BATCH[2].shape) * BATCH[3]
   weight = (weight / weight.sum(-1, keepdims=True)).astype(np.float32)
-  tap = forward.AttentionTap((r.random((*BATCH[0].shape, 4)) > 0.5).astype(np.float32), weight)
+  tap = forward.AttentionTap((r.random((*BATCH[0].shape, 4)) > 0.5).astype(np.float32), weight,
+                             None if heads is None else jnp.asarray(heads))
   probe = r.normal(size=(2, 2, 2, 4)).astype(np.float32)
 
   def run(attention_of, compiled):

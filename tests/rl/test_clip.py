@@ -50,7 +50,7 @@ def test_key_entropy_and_its_fallback():
 
 
 def test_bad_config():
-  with pytest.raises(EagrlError, match='clip_scope'):
+  with pytest.raises(EagrlError, match='rl.clip_over'):
     ClipConfig(scope='world')
-  with pytest.raises(EagrlError, match='clip_high_min'):
+  with pytest.raises(EagrlError, match='rl.clip_min'):
     ClipConfig(high_min=0.5, high_max=0.4)

@@ -65,5 +65,5 @@ def test_no_group_left():
 
 
 def test_unknown_reduction():
-  with pytest.raises(EagrlError, match='rl.reduction'):
+  with pytest.raises(EagrlError, match='rl.loss'):
     losses.token_weights(jnp.ones((1, 2, 3), bool), jnp.ones(1), 'sum')

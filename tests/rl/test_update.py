@@ -255,7 +255,7 @@ def test_alignment_alone_moves_the_attention(params):
 
 
 def test_no_alignment_builds_no_tap(params, monkeypatch):
-  def refuse(**_):
+  def refuse(*_):
     raise AssertionError('tap')
 
   monkeypatch.setattr(update_lib, 'AttentionTap', refuse)
@@ -289,11 +289,12 @@ def test_a_second_batch_compiles_nothing(params):
   assert update._cache_size() == 1
 
 
-@pytest.mark.parametrize('bad', [
-    {'reduction': 'x'}, {'align': 'x'}, {'align_rows': 'x'}, {'micro_batch': 0}, {'eps_low': 1.0}, {'dual_clip': 0.5},
-    {'kl_coef': -1.0}, {'c_align': -1.0}])
-def test_bad_config(bad):
-  with pytest.raises(EagrlError, match=next(iter(bad))):
+@pytest.mark.parametrize(('bad', 'field'), [
+    ({'reduction': 'x'}, 'rl.loss'), ({'align': 'x'}, 'rl.align'), ({'align_rows': 'x'}, 'rl.align_rows'),
+    ({'micro_batch': 0}, 'rl.micro_batch'), ({'eps_low': 1.0}, 'rl.clip_low'), ({'dual_clip': 0.5}, 'rl.dual_clip'),
+    ({'kl_coef': -1.0}, 'rl.kl'), ({'c_align': -1.0}, 'rl.c_align')])
+def test_bad_config(bad, field):
+  with pytest.raises(EagrlError, match=field):
     UpdateConfig(**({'micro_batch': 1} | bad))
 
 

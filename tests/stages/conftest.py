@@ -10,10 +10,10 @@ def published(variant: str = ''):
   """An experiment as its file gives it."""
   sys.path.insert(0, str(ROOT))
   try:
-    from configs import base
+    from configs import defaults
   finally:
     sys.path.remove(str(ROOT))
-  return base.get_config(variant)
+  return defaults.get_config(variant)
 
 
 def micro(variant: str = '', target: str = 'evaluate'):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eagrl_jax.ehr import splits, store
-from eagrl_jax.stages import checks, pipeline
+from eagrl_jax.stages import checks, pipeline, settings
 from eagrl_jax.types import EagrlError
 
 PATIENTS = [f'p{i}' for i in range(40)]
@@ -92,6 +93,75 @@ def test_a_broken_checkpoint_is_refused_before_anything_runs(config, tmp_path):
   config.lm.checkpoint = str(tmp_path / 'broken.gguf')
   with pytest.raises(EagrlError, match=r'broken\.gguf.*not a readable GGUF'):
     checks.check(config)
+
+
+def one_class_in_a_part(config, folder):
+  split = ['train'] * 28 + ['tuning'] * 4 + ['held_out'] * 8
+  order = [*PATIENTS[1::2], *PATIENTS[::2]]  # the last of them all lived
+  pq.write_table(pa.table({'subject_id': order, 'split': split}), folder / 'one.parquet')
+  config.data.splits = str(folder / 'one.parquet')
+
+
+def ids_as_features(config, folder):
+  unknown_feature(config, folder)
+  config.data.columns.feature = 'patient'
+
+
+def sex_in_numbers(config, folder):
+  rows = [(p, y, age, {'M': 1, 'F': 2}[s]) for p, y, age, s in outcomes(np.arange(40) % 2)]
+  config.data.outcomes = write(folder / 'sex.csv', ('patient', 'label', 'age', 'sex'), rows)
+
+
+@pytest.mark.parametrize(('spoil', 'words'), [
+    (one_class_in_a_part, ('part has 0 positives', 'data.splits')),
+    (ids_as_features, ("column 'patient'", 'data.columns.feature')),
+    (sex_in_numbers, ('--config.data.sex_codes=',)),
+])
+def test_a_mistake_in_the_config_is_one_line_without_an_id(spoil, words, config, tmp_path):
+  test_a_bad_file_is_one_line_that_names_field_and_fix(spoil, words, config, tmp_path)
+
+
+def test_sex_codes_are_a_flag(config, tmp_path):
+  sex_in_numbers(config, tmp_path)
+  config.data.sex_codes = '1=m,2=f'
+  pipeline.run(config, tmp_path / 'w')
+  assert sorted(np.unique(store.load(tmp_path / 'w' / 'prepare').sex)) == [0, 1]
+
+
+@pytest.mark.parametrize(('section', 'field', 'value', 'words'), [
+    ('data', 'task', 'foo', 'data.task'), ('data', 'aggregate', 'sum', 'data.aggregate'),
+    ('data', 'bin_hours', 0.0, 'data.bin_hours'), ('lm', 'compute_dtype', 'int8', 'lm.compute_dtype'),
+    ('lm', 'checkpoint', '/absent/model', 'lm.checkpoint'), ('rl', 'align_layers', (9,), 'rl.align_layers'),
+    ('rl', 'align_heads', (4,), 'rl.align_heads'), ('sft', 'micro_batch', 3, 'sft.micro_batch'),
+    ('sft', 'learning_rate', -1.0, 'sft.learning_rate'), ('search', 'candidates', 0, 'search.candidates'),
+    ('rl', 'loss', 'foo', 'rl.loss'), ('rl', 'clip_over', 'foo', 'rl.clip_over'), ('rl', 'kl', -1.0, 'rl.kl'),
+    ('rl', 'attention_reward', -1.0, 'rl.attention_reward'), ('reward', 'clip_low', 0.6, 'reward.clip_low'),
+])
+def test_a_bad_field_is_named_before_any_data_is_read(section, field, value, words, published_config):
+  config = published_config()
+  config[section][field] = value
+  with pytest.raises(EagrlError, match=words):
+    checks.check(config)
+
+
+@pytest.mark.parametrize(('axis', 'size', 'change', 'words'), [
+    ('tensor', 8, {}, 'lm.n_heads=4 .* mesh.tensor=8'), ('fsdp', 8, {'d_model': 100}, 'lm.d_model=100 .* mesh.fsdp=8'),
+    ('data', 7, {}, 'base.batch=16 .* mesh.data x mesh.fsdp=7')])
+def test_a_mesh_that_would_share_nothing_out_is_refused(axis, size, change, words, published_config):
+  config = published_config()
+  config.lm.update(change)
+  mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 1, 'tensor': 1} | {axis: size})
+  with pytest.raises(EagrlError, match=words):
+    checks.check_shards(config, mesh, settings.tiny(config))
+
+
+def test_replaced_weights_in_a_folder_are_noticed(config, tmp_path):
+  (tmp_path / 'hf').mkdir()
+  (tmp_path / 'hf' / 'model.safetensors').write_bytes(b'one')
+  config.lm.checkpoint = str(tmp_path / 'hf')
+  before = pipeline.stage_hashes(config)['base']
+  (tmp_path / 'hf' / 'model.safetensors').write_bytes(b'another')
+  assert pipeline.stage_hashes(config)['base'] != before
 
 
 @pytest.mark.parametrize('variant', ['', 'tjh', 'tjh24', 'physionet2012', 'pretrained', 'csv'])

@@ -86,7 +86,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   ids, label, age, sex = _read_outcomes(Path(outcomes), columns, sex_codes or _SEX, reading, count)
   events = _read_events(Path(path), columns, reading, count)
   _refuse_two_spellings([*ids, *(p for p in events.patients if p not in ids)], columns.patient)
-  table, feature_of = _features(events, features)
+  table, feature_of = _features(events, features, columns)
   value = _convert(events, table, feature_of)
 
   start = np.full(len(events.patients), np.inf)
@@ -116,6 +116,20 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   return cohort
 
 
+def parse_sex_codes(text: str) -> dict[str, int] | None:
+  """`'1=m,2=f,9=unknown'` -> code of every entry; None where the text is empty.
+
+  Raises:
+    EagrlError: not such pairs.
+  """
+  words = _SEX | {'unknown': -1}
+  pairs = [pair.partition('=') for pair in text.split(',') if pair.strip()]
+  codes = {code.strip(): words.get(word.strip().lower(), -2) for code, _, word in pairs}
+  if -2 in codes.values() or '' in codes:
+    raise EagrlError(f'data.sex_codes={text!r}: write code=m, code=f or code=unknown, separated by commas')
+  return codes or None
+
+
 def _blocks(path: Path, field: str, wanted: dict[str, bool],
             reading: tuple[str, str]) -> Iterator[dict[str, pa.Array]]:
   """The wanted columns as trimmed text, block by block. `wanted`: header -> required."""
@@ -139,7 +153,7 @@ def _blocks(path: Path, field: str, wanted: dict[str, bool],
     row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
     where = f' at row {row[1]}' if row else ''
     raise EagrlError(f'{field}: {path.name} is not a CSV in {reading[0]} separated by {reading[1]!r}{where}; '
-                     'check the file, its encoding and delimiter') from None
+                     'check the file, --config.data.encoding and --config.data.delimiter') from None
 
 
 def _read_events(path: Path, columns: Columns, reading: tuple[str, str], count: collections.Counter[str]) -> _Events:
@@ -234,7 +248,7 @@ def _read_outcomes(path: Path, columns: Columns, sex_codes: Mapping[str, int], r
                  np.int8)
   if (sex == -2).any():
     raise EagrlError(f'data.outcomes: {(sex == -2).sum()} entries of {columns.sex!r} have an unknown code; '
-                     'give sex_codes, such as {"1": 1, "2": 0}')
+                     'give --config.data.sex_codes=, such as 1=m,2=f')
   return {p: i for i, p in enumerate(who) if label[i] >= 0}, label, ages.value, sex
 
 
@@ -247,11 +261,16 @@ def _refuse_two_spellings(ids: list[str], field: str) -> None:
                      'write each id in one way')
 
 
-def _features(events: _Events, path: str | Path | None) -> tuple[FeatureTable, np.ndarray]:
+def _features(events: _Events, path: str | Path | None, columns: Columns) -> tuple[FeatureTable, np.ndarray]:
   """The table, and the feature id of every name in the file."""
   names = list(events.features)
   if path is not None:
     table = store.read_features(path)
+    unknown = [name for name in names if table.find(name) is None]
+    if 2 * len(unknown) > len(names) and not any(table.near(name, 0.6) for name in unknown):
+      # Hardly a column of features: its entries may be anything, even ids.
+      raise EagrlError(f'data.path: {len(unknown)} of {len(names)} names in the column {columns.feature!r} are not in '
+                       'data.features; check --config.data.columns.feature and the features file')
     return table, np.array([table.require(name, 'data.path') for name in names], np.int32)
   spellings: dict[str, list[str]] = collections.defaultdict(list)
   for name in sorted(names):
@@ -290,8 +309,10 @@ def _convert(events: _Events, table: FeatureTable, feature_of: np.ndarray) -> np
         continue
       known = {_plain_unit(u): (scale, offset) for u, scale, offset in spec.accepted_units}
       if _plain_unit(unit) not in known:
-        raise EagrlError(f'data.path: {spec.name!r} occurs in {unit!r}, which its spec in {spec.unit!r} does not '
-                         'accept; add it to accepted_units')
+        # More than two a feature are no units: a column of another kind, whose entries are not to be shown.
+        what = repr(unit) if len(events.units) <= 2 * len(events.features) else f'one of {len(events.units)} units'
+        raise EagrlError(f'data.path: {spec.name!r} occurs in {what}, which its spec in {spec.unit!r} does not '
+                         'accept; add it to accepted_units, or check --config.data.columns.unit')
       scale, offset = known[_plain_unit(unit)]
       value[mine] = scale * value[mine] + offset
   return value

@@ -27,7 +27,8 @@ _BASE = {
     'patient': ('PATIENT_ID',), 'time': ('RE_DATE',), 'age': ('age', '年龄'), 'sex': ('gender', '性别'),
     'discharge': ('Discharge time', '出院时间'), 'outcome': ('outcome', '出院方式'),
 }
-_DROPPED = ('Admission time', '入院时间', '2019-nCoV nucleic acid detection', '2019-nCoV核酸检测')
+_CONSTANT = ('2019-nCoV nucleic acid detection', '2019-nCoV核酸检测')
+_DROPPED = ('Admission time', '入院时间', *_CONSTANT)
 _SEX = {1: 1, 2: 0}
 _PH, _WBC, _RBC, _HEMATOCRIT = (FEATURES.require(name, 'tjh') for name in
                                 ('blood pH', 'white blood cell count', 'red blood cell count', 'hematocrit'))
@@ -74,10 +75,13 @@ def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
     first[patient] = min(first.get(patient, moment), moment)
   dated = [entry for entry in dated if entry[0] in index]
   patient, hour, feature, value = _events(dated, index, first, facts, labs, keep_after_discharge, count)
+  constant = [i for i, name in enumerate(header) if canonical(name) in {canonical(n) for n in _CONSTANT}]
   steps = [('read', len(facts), 'patients'), ('read', len(rows), 'rows'), ('without date', count['undated'], 'rows'),
            ('without any dated row', len(facts) - len(with_date), 'patients'),
            ('without outcome', len(with_date) - len(known), 'patients'),
            ('after discharge' + (', kept' if keep_after_discharge else ''), count['late'], 'rows'),
+           ('constant column, 2019-nCoV nucleic acid detection',
+            sum(row[c] is not None for c in constant for row in rows), 'values'),
            ('assay limit written as < or >', count['censored'], 'values'), ('text', count['text'], 'values'),
            ('of a urinalysis row: pH and cells', count['urine'], 'values'),
            ('pH in steps of 0.5, a dipstick', count['dipstick'], 'values')]

@@ -1,0 +1,31 @@
+"""A policy's attention over the features of a prompt, read while it wrote answers that are already there."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.forward import AttentionTap, forward_shared
+from eagrl_jax.rl import alignment
+from eagrl_jax.rl.update import UpdateConfig
+from eagrl_jax.types import Array, ArrayLike, Params, PromptBatch, Rollout
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def read_attention(lm: LMConfig, cfg: UpdateConfig, n_features: int, params: Params, prompt: PromptBatch,
+                   rollout: Rollout, align_mask: ArrayLike) -> Array:
+  """p_LM over the features, `[B, G, F]`; the rows, layers and heads are those that the update aligns.
+
+  Args:
+    align_mask: `[B, G, T]` bool, answer tokens from <Important Features> on.
+  """
+  valid = jnp.asarray(rollout.valid)
+  rows = valid if cfg.align_rows == 'all' else valid & align_mask
+  indicator = alignment.feature_indicator(prompt.feature, prompt.valid, n_features)
+  tap = AttentionTap(indicator, alignment.tap_rows(rows), alignment.tap_heads(cfg.align_heads, lm.n_heads))
+  out = forward_shared(params, lm, prompt.tokens, prompt.valid, rollout.tokens, valid, tap)
+  assert out.attention is not None
+  return alignment.policy_salience(out.attention, indicator.sum(1), cfg.align_layers, cfg.align_per_token)

@@ -2,7 +2,7 @@
 # Runs a config on every worker of a Cloud TPU VM slice.
 # usage: launch/tpu_vm.sh [--dry_run] NAME ZONE ACCELERATOR WORKDIR [main flags ...]
 #   e.g. launch/tpu_vm.sh eagrl us-west4-a v5litepod-8 /mnt/runs/first --config=configs/rl.py
-# WORKDIR is a folder on the workers; a slice of several hosts needs one that they share (a mounted bucket).
+# WORKDIR is a folder on the worker. The slice must have one host (v5litepod-8 at most): the stages run in one process.
 # Creates the slice by a queued resource, installs, runs, fetches the results, deletes it. gcloud must be logged in.
 set -euo pipefail
 usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit "$1"; }

@@ -30,7 +30,7 @@ def case(cfg: LMConfig, rows: int, length: int, read: int):
   valid = jnp.ones((rows, split), bool)
   indicator = alignment.feature_indicator(jnp.asarray(feature), valid, FEATURES)
   answer = jnp.ones((rows, 1, read), bool)
-  tap = forward.AttentionTap(indicator, alignment.tap_rows(answer))
+  tap = forward.AttentionTap(indicator, alignment.tap_rows(answer), alignment.tap_heads((), cfg.n_heads))
   salience = jnp.asarray(rng.dirichlet(np.ones(FEATURES), (rows, 1)), jnp.float32)
   return (tokens[:, :split], valid, tokens[:, None, split:], answer), tap, salience
 

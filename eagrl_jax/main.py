@@ -16,7 +16,6 @@ from absl.logging import converter
 from ml_collections import config_flags
 
 PACKAGED = pathlib.Path(__file__).parent / 'packaged'
-CONFIGS = ('rl', 'expert', 'base', 'search', 'sft', 'evaluate', 'export')
 
 
 def _find_config(argument: str) -> str:
@@ -26,8 +25,10 @@ def _find_config(argument: str) -> str:
   if os.path.exists(path):
     return argument
   if not (PACKAGED / path).exists():
-    near = difflib.get_close_matches(path, [f'configs/{name}.py' for name in CONFIGS], n=1, cutoff=0.0)
-    raise EagrlError(f'--config={path}: there is no such file; did you mean {near[0]}?')
+    files = [*pathlib.Path('configs').glob('*.py'), *(PACKAGED / 'configs').glob('*.py')]
+    known = [f'configs/{p.name}' for p in files if p.stem not in ('__init__', 'defaults')]
+    near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    raise EagrlError(f'--config={path}: there is no such file' + (f'; did you mean {near[0]}?' if near else ''))
   sys.path.append(str(PACKAGED))
   return str(PACKAGED / path) + colon + variant
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from eagrl_jax.expert import ensemble
 from eagrl_jax.expert.concare import ConCareConfig
@@ -115,9 +115,7 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
   keys = _member_keys(key, cfg)
   if state is None:
     state = _init(keys, cfg, jax.tree.map(lambda x: x[:1], train))
-  place: Any = jax.devices()[0]
-  if mesh is not None and cfg.members % (mesh.shape['data'] * mesh.shape['fsdp']) == 0:
-    place = sharding(mesh, ('ensemble',))
+  place = _place(cfg, mesh)
   rows = valid.label.shape[0]
   real = np.arange(-(-rows // cfg.chunk) * cfg.chunk) < rows
   train, valid, real = jax.device_put((train, ensemble.pad_rows(valid, len(real)), real))
@@ -133,9 +131,18 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
   return state.best_params, columns | {'best_epoch': np.asarray(state.best_epoch)}
 
 
-def abstract(key: Array, cfg: ExpertTrainConfig, batch: ExpertBatch) -> TrainState:
-  """Shapes and types of the state, as a checkpoint is restored into."""
-  return jax.eval_shape(lambda k: _init(_member_keys(k, cfg), cfg, jax.tree.map(lambda x: x[:1], batch)), key)
+def abstract(key: Array, cfg: ExpertTrainConfig, batch: ExpertBatch, mesh: Mesh | None = None) -> TrainState:
+  """Shapes, types and places of the state on this machine, as a checkpoint of any machine is restored into."""
+  shapes = jax.eval_shape(lambda k: _init(_member_keys(k, cfg), cfg, jax.tree.map(lambda x: x[:1], batch)), key)
+  place = _place(cfg, mesh)
+  return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes)
+
+
+def _place(cfg: ExpertTrainConfig, mesh: Mesh | None) -> Any:
+  """Where members live: shared out over data and fsdp, or all on one device."""
+  if mesh is not None and cfg.members % (mesh.shape['data'] * mesh.shape['fsdp']) == 0:
+    return sharding(mesh, ('ensemble',))
+  return SingleDeviceSharding(jax.devices()[0])
 
 
 def _member_keys(key: Array, cfg: ExpertTrainConfig) -> Array:

@@ -18,12 +18,7 @@ class AttentionTap:
 
   indicator: Array  # [B, S, F] float32, 1 where prompt token s belongs to feature f
   row_weight: Array  # [B, G, T] float32, sums to 1 (or 0) over T
-  head_weight: Array | None = None  # [N] float32, sums to 1; None weighs all query heads alike
-
-  def weight(self, n_heads: int) -> Array:
-    """Weight of every answer row and head, `[B, G, T, N]`."""
-    heads = jnp.full(n_heads, 1 / n_heads) if self.head_weight is None else jnp.asarray(self.head_weight)
-    return jnp.asarray(self.row_weight)[..., None] * heads.reshape(1, 1, 1, -1)
+  head_weight: Array  # [N] float32, of the query heads, sums to 1
 
 
 @struct.dataclass
@@ -110,7 +105,9 @@ def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: ArrayLike, prom
     x, y = carry
     x, k, v = _prompt_layer(layer, cfg, x, prompt_valid, *prompt_rope)
     q, own_k, own_v = layers.qkv(layer, cfg, y, *answer_rope)
-    weight = None if tap is None else tap.weight(cfg.n_heads)
+    weight = None
+    if tap is not None:
+      weight = jnp.asarray(tap.row_weight)[..., None] * jnp.asarray(tap.head_weight).reshape(1, 1, 1, -1)
     mixed, read = attention.causal(q, heads_first(own_k), heads_first(own_v), answer_valid,
                                    ((k, v, prompt_valid),), weight)
     if tap is not None:

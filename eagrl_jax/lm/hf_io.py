@@ -35,7 +35,7 @@ LAYER = {
 }
 INDEX, WEIGHTS = 'model.safetensors.index.json', 'model.safetensors'
 IGNORED = ('rotary_emb.inv_freq',)  # recomputed from the config
-Dtype = np.dtype | type
+Dtype = np.dtype | type | str
 
 
 def load_hf(path: str | Path, dtype: Dtype = np.float32) -> tuple[Params, LMConfig, Tokenizer]:
@@ -102,6 +102,7 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
     tensors = {hf_key(*leaf): value(*leaf) for leaf in shard}
     safetensors_numpy.save_file(tensors, directory / file, metadata={'format': 'pt'})
     where |= dict.fromkeys(tensors, file)
+    del tensors  # before the next shard is built
   if len(shards) > 1:
     total = sum(size(*leaf) for leaf in leaves(cfg))
     _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})

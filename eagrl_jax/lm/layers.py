@@ -45,7 +45,7 @@ def finish(layer: Params, cfg: LMConfig, x: Array, mixed: Array) -> Array:
   wo = layer['wo'].astype(x.dtype)
   x = x + mixed.reshape(*x.shape[:-1], -1) @ wo.reshape(-1, wo.shape[-1])
   y = rms_norm(x, layer['mlp_norm'], cfg.norm_eps)
-  gate, up = (matmul(y, layer[name].astype(y.dtype)).astype(y.dtype) for name in ('w_gate', 'w_up'))
+  gate, up = (matmul(y, layer[name].astype(y.dtype), y.dtype) for name in ('w_gate', 'w_up'))
   return x + (jax.nn.silu(gate) * up) @ layer['w_down'].astype(y.dtype)
 
 

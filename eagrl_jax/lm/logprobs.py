@@ -13,7 +13,7 @@ CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB
 
 
 def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
-  """Unnormalised log-probabilities `[..., V]`, float32, of normed states `hidden [..., D]`."""
+  """Unnormalised log-probabilities `[..., V]`, float32 at least, of normed states `hidden [..., D]`."""
   hidden = hidden.astype(cfg.compute_dtype)
   head = params['embed'].T if cfg.tie_embeddings else params['lm_head']
   return matmul(hidden, head.astype(hidden.dtype))

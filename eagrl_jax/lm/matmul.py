@@ -7,39 +7,51 @@ time on the copy than on the product.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 from jax import lax
+from jax.typing import DTypeLike
 
 from eagrl_jax.lm.precision import wide
 from eagrl_jax.types import Array
 
 
-@jax.custom_vjp
-def matmul(x: Array, y: Array) -> Array:
-  """`[..., M, C] @ [..., C, N] -> [..., M, N]`, summed and returned in the wide dtype of `x`.
+def matmul(x: Array, y: Array, dtype: DTypeLike | None = None) -> Array:
+  """`[..., M, C] @ [..., C, N] -> [..., M, N]`, summed in the wide dtype of `x`.
 
   Args:
     x: activations.
     y: with the leading axes of `x`, or a plain matrix `[C, N]`.
+    dtype: of the result and hence of the gradient that comes back; None is the wide one.
   """
+  return _matmul(x, y, dtype or wide(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _matmul(x: Array, y: Array, dtype: DTypeLike) -> Array:
   batch = tuple(range(y.ndim - 2))
-  dims = (((x.ndim - 1,), (y.ndim - 2,)), (batch, batch))
-  return lax.dot_general(x, y, dims, preferred_element_type=wide(x.dtype))
+  return _dot(x, y, ((x.ndim - 1,), (y.ndim - 2,)), batch).astype(dtype)
 
 
-def _forward(x: Array, y: Array) -> tuple[Array, tuple[Array, Array]]:
-  return matmul(x, y), (x, y)
+def _forward(x: Array, y: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
+  return _matmul(x, y, dtype), (x, y)
 
 
-def _backward(saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+def _backward(dtype: DTypeLike, saved: tuple[Array, Array], g: Array) -> tuple[Array, Array]:
+  del dtype
   x, y = saved
   batch = tuple(range(y.ndim - 2))
-  dx = lax.dot_general(g, y, (((g.ndim - 1,), (y.ndim - 1,)), (batch, batch)), preferred_element_type=x.dtype)
+  dx = _dot(g, y, ((g.ndim - 1,), (y.ndim - 1,)), batch)
   rows = tuple(range(len(batch), x.ndim - 1))  # summed over: M, and for a plain matrix everything before it
-  dims = ((rows, rows), (batch, batch))
-  if x.shape[-1] <= g.shape[-1]:
-    return dx, lax.dot_general(x, g, dims, preferred_element_type=y.dtype)
-  return dx, lax.dot_general(g, x, dims, preferred_element_type=y.dtype).swapaxes(-1, -2)
+  narrow = x.shape[-1] <= g.shape[-1]
+  dy = _dot(x, g, (rows, rows), batch) if narrow else _dot(g, x, (rows, rows), batch).swapaxes(-1, -2)
+  return dx.astype(x.dtype), dy.astype(y.dtype)
 
 
-matmul.defvjp(_forward, _backward)
+def _dot(a: Array, b: Array, contract: tuple[tuple[int, ...], tuple[int, ...]], batch: tuple[int, ...]) -> Array:
+  # Wide, so that partial sums of several devices are added before they are rounded.
+  return lax.dot_general(a, b, (contract, (batch, batch)), preferred_element_type=wide(a.dtype))
+
+
+_matmul.defvjp(_forward, _backward)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -15,6 +16,7 @@ from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
 from eagrl_jax.rl.update import check_taps
 from eagrl_jax.stages import export, settings, sizes
+from eagrl_jax.stages.policy import POLICIES
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'csv')
@@ -34,12 +36,14 @@ def check(config: ConfigDict) -> None:
   if c.data.bin_hours <= 0 or c.data.window_hours < 0:
     raise EagrlError(f'data.bin_hours={c.data.bin_hours} must be positive and data.window_hours={c.data.window_hours} '
                      'not negative (0 = the whole record)')
+  if c.data.test >= 1 and c.data.test != int(c.data.test):
+    raise EagrlError(f'data.test={c.data.test}: give a whole number of patients, or a share below 1')
   long_csv.parse_sex_codes(c.data.sex_codes)
   _one_of('expert.salience', c.expert.salience, SALIENCE_SOURCES)
   _one_of('rl.advantage', c.rl.advantage, advantages.KINDS)
   _one_of('rl.align', c.rl.align, alignment.KINDS)
   _one_of('rl.align_control', c.rl.align_control, CONTROLS)
-  _one_of('export.policy', c.export.policy, export.POLICIES)
+  _one_of('export.policy', c.export.policy, POLICIES)
   _one_of('export.dtype', c.export.dtype, export.DTYPES)
   if c.data.source != 'synthetic':
     _file('data.path', c.data.path)
@@ -109,20 +113,24 @@ def check(config: ConfigDict) -> None:
 
 
 def check_shards(c: ConfigDict, mesh: Mesh, shape: LMConfig | None) -> None:
-  """Refuses a mesh whose axes would leave weights or rows whole on every device. Key-value heads may be."""
-  rows = mesh.shape['data'] * mesh.shape['fsdp']
-  batches = {'base.batch': c.base.batch, 'base.short_batch': c.base.short_batch, 'sft.batch': c.sft.batch,
-             'search.trees': c.search.trees, 'rl.prompts / rl.minibatches': c.rl.prompts // c.rl.minibatches,
-             'evaluate.batch': c.evaluate.batch}
-  uneven = [(name, size, f'mesh.data x mesh.fsdp={rows}') for name, size in batches.items() if size % rows]
+  """Refuses a mesh whose axes would leave weights whole on every device; warns of rows that are too few for all.
+
+  Key-value heads may be replicated, and so is a batch that the devices do not divide: the result is the same.
+  """
   if shape is not None:
-    parts = [('lm.n_heads', shape.n_heads, 'tensor'), ('lm.d_ff', shape.d_ff, 'tensor'),
-             ('lm.d_model', shape.d_model, 'fsdp')]
-    uneven += [(name, size, f'mesh.{axis}={mesh.shape[axis]}') for name, size, axis in parts
-               if size % mesh.shape[axis]]
-  if uneven:
-    name, size, axis = uneven[0]
-    raise EagrlError(f'{name}={size} cannot be shared out over {axis}; change one so that it divides')
+    parts = (('lm.n_heads', shape.n_heads, 'tensor'), ('lm.d_ff', shape.d_ff, 'tensor'),
+             ('lm.d_model', shape.d_model, 'fsdp'))
+    for name, size, axis in parts:
+      if size % mesh.shape[axis]:
+        raise EagrlError(f'{name}={size} cannot be shared out over mesh.{axis}={mesh.shape[axis]}; change one so that '
+                         'it divides')
+  devices = mesh.shape['data'] * mesh.shape['fsdp']
+  for name in ('base.short_micro_batch', 'base.micro_batch', 'sft.micro_batch', 'search.trees', 'rl.micro_batch',
+               'evaluate.batch'):
+    section, field = name.split('.')
+    if c[section][field] % devices:
+      logging.warning('%s=%d leaves some of mesh.data x mesh.fsdp = %d devices without work of their own; a multiple '
+                      'of %d uses them all', name, c[section][field], devices, devices)
 
 
 def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

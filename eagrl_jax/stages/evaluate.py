@@ -34,8 +34,6 @@ from eagrl_jax.stages.pipeline import write_json
 from eagrl_jax.stages.rl import sample
 from eagrl_jax.train.progress import Progress
 
-POLICIES = ('base', 'sft', 'rl')
-
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
@@ -55,7 +53,7 @@ def run(context: Context) -> None:
   data = data_lib.load(context)
   rows = data.splits.test
   arms = {}
-  for name in POLICIES:
+  for name in policy_lib.POLICIES:
     policy = policy_lib.load(context.folder(name), context.mesh)
     encoder = data_lib.encoder(context, data, policy.tokenizer)
     arms[name] = answer(context, name, encoder, policy, rows, data_lib.prevalence(data))

@@ -33,7 +33,7 @@ def run(context: Context) -> None:
   key = rng.stage_key(context.config.seed, 'expert')
   train, valid = take(data.expert, data.splits.train), take(data.expert, data.splits.valid)
   with Checkpoints(folder / 'checkpoints') as checkpoints:
-    found = checkpoints.restore(expert_train.abstract(key, config, train))
+    found = checkpoints.restore(expert_train.abstract(key, config, train, context.mesh))
     state, _, start = found or (None, None, 0)
     if start:
       logging.info('expert: resuming after epoch %d', start)

@@ -1,4 +1,4 @@
-"""Writes a policy as a Hugging Face directory, which transformers and vLLM read.
+"""Writes a policy as a Hugging Face directory.
 
 1. Load the policy that `export.policy` names.
 2. Weights in `export.dtype`, config, tokenizer with its chat template and generation settings, in
@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
 from absl import logging
 
@@ -17,7 +18,6 @@ from eagrl_jax.lm import hf_io
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
 
-POLICIES = ('base', 'sft', 'rl')
 DTYPES = ('float32', 'bfloat16')
 
 
@@ -35,7 +35,10 @@ def model_card(context: Context) -> str:
   config = context.config
   result = json.loads((context.folder('evaluate') / 'metrics.json').read_text())
   environment = json.loads((context.workdir / 'environment.json').read_text())
-  start = config.lm.checkpoint if config.lm.checkpoint != 'tiny' else 'trained from scratch on this cohort'
+  # A card is meant to be passed on: the name of a local checkpoint, not the path to it.
+  local = pathlib.Path(config.lm.checkpoint).expanduser()
+  start = local.name if local.exists() else config.lm.checkpoint
+  start = 'trained from scratch on this cohort' if config.lm.checkpoint == 'tiny' else start
   prompt = 'compact, with flags' if config.prompt.style == 'compact' else config.prompt.style
   return f"""---
 library_name: transformers
@@ -57,6 +60,6 @@ AUROC and AUPRC with 95 % bootstrap intervals by patient; the probability is the
 answer(s) at temperature {config.evaluate.temperature}; an answer that cannot be parsed counts as the train prevalence.
 Intervals do not hold the spread between training seeds.
 
-Made with eagrl_jax (after EAG-RL, arXiv 2508.13579), commit {environment['git'] or 'unknown'}, jax
+Exported by eagrl_jax (after EAG-RL, arXiv 2508.13579), commit {environment['git'] or 'unknown'}, jax
 {environment['versions']['jax']}. Not a medical device, not validated for care, and not tested outside this cohort.
 """

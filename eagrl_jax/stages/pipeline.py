@@ -71,10 +71,11 @@ def stage_hashes(config: ConfigDict) -> dict[str, str]:
 
 def _file_mark(path: str) -> str:
   """Size and time of a file, or of every file of a folder: enough to notice a change, cheap for gigabytes."""
-  if not path or not os.path.exists(path):
+  root = pathlib.Path(path).expanduser()
+  if not path or not root.exists():
     return ''
-  root = pathlib.Path(path)
-  files = sorted(p for p in root.rglob('*') if p.is_file()) if root.is_dir() else [root]
+  hidden = lambda p: any(part.startswith('.') for part in p.relative_to(root).parts)  # .git changes when looked at
+  files = sorted(p for p in root.rglob('*') if p.is_file() and not hidden(p)) if root.is_dir() else [root]
   marks = [f'{p.relative_to(root)}:{(stat := p.stat()).st_size}:{stat.st_mtime_ns}' for p in files]
   return hashlib.sha256('\n'.join(marks).encode()).hexdigest()
 
@@ -126,9 +127,6 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
   Raises:
     EagrlError: another run holds it.
   """
-  if jax.process_index():
-    yield  # of several processes the first speaks for all
-    return
   with (workdir / '.lock').open('w') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

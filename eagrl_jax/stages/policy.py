@@ -16,6 +16,8 @@ from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.train import checkpoint
 from eagrl_jax.types import EagrlError, Params
 
+POLICIES = ('base', 'sft', 'rl')  # stages that leave one
+
 
 @dataclasses.dataclass(frozen=True)
 class Policy:

@@ -24,14 +24,14 @@ from eagrl_jax.types import Params
 
 
 def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], Iterator[SupervisedBatch]],
-        c: ConfigDict, steps: int, micro_batch: Callable[[int], int] | None = None) -> Params:
+        c: ConfigDict, steps: int, micro_batch: Callable[[int], int]) -> Params:
   """Trains a policy on `stream(first step)` up to `steps` and returns its parameters.
 
   Continues from the newest checkpoint under `<stage>/checkpoints`. A batch is a function of
   its step, so a resumed run sees what an undisturbed one would.
 
   Args:
-    micro_batch: prompts a forward and backward pass at a step; None takes `c.micro_batch` throughout.
+    micro_batch: step -> prompts a forward and backward pass.
   """
   folder = context.folder(stage)
   optimizer = make_optimizer(settings.optimizer(c, steps))
@@ -56,7 +56,7 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
           writer.write(*row)
           progress.update(loss=row[1]['loss'])
       for step in range(start, steps):
-        state, metrics = step_fn(micro_batch(step) if micro_batch else c.micro_batch)(state, next(batches))
+        state, metrics = step_fn(micro_batch(step))(state, next(batches))
         report(late.push(step, metrics))
         if (step + 1) % c.checkpoint_every == 0 and step + 1 < steps:
           report(late.flush())

@@ -135,6 +135,18 @@ def test_bad_outcomes(tmp_path, outcomes, match):
   refused(match, *make(tmp_path, outcomes=outcomes), features=tmp_path / 'f.yaml')
 
 
+@pytest.mark.parametrize(('columns', 'features', 'match'), [
+    ({'feature': 'patient'}, True, '3 of 3 names'), ({'unit': 'patient'}, True, 'an entry that is no unit'),
+    ({'unit': 'value'}, True, 'an entry that is no unit'), ({'feature': 'patient'}, False, 'also an id or a number')])
+def test_a_column_taken_for_another_shows_no_entry(tmp_path, columns, features, match):
+  rows = [f'{p},0,sodium,{v},mmol/L\n' for p, v in (('sodiun', 141), ('Bq7', 139), ('K1', 140))]
+  args = make(tmp_path, ''.join(['patient,time,feature,value,unit\n', *rows, 'K1,1,sodium,138,mg\n']),
+              'patient,label\nsodiun,1\nBq7,0\nK1,1\n')
+  table = tmp_path / 'f.yaml' if features else None
+  message = refused(match, *args, columns=long_csv.Columns(**columns), features=table)
+  assert not any(x in message for x in ('sodiun', 'Bq7', 'K1', '141', '139', '140'))
+
+
 @pytest.mark.parametrize(('events', 'match'), [
     ('', 'e.csv is not a CSV'), ('patient,time,feature,value\n', 'holds no row'),
     ('patient,time,feature,val\na,0,sodium,1\n', "no column 'value'; the nearest header is 'val'"),
@@ -150,7 +162,7 @@ def test_bad_events(tmp_path, events, match):
 
 
 def test_two_units_without_a_spec_and_absent_files(tmp_path):
-  refused("'temperature' occurs in 2 units; give a features file", *make(tmp_path))
+  refused("'temperature' occurs in 2 units; check .*, or give a features file", *make(tmp_path))
   refused('data.path: there is no file', tmp_path, tmp_path / 'o.csv')
   refused('data.outcomes: there is no file', tmp_path / 'e.csv', tmp_path / 'absent.csv')
   refused("no column 'units'", *make(tmp_path), columns=long_csv.Columns(unit='units'))

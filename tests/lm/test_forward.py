@@ -57,19 +57,19 @@ def whole_maps(p, tap):
     n, t = len(prompt), len(answer)
     _, maps = ref.forward(p, ref.CFG, np.concatenate([prompt, answer]))
     indicator = tap.indicator[b][BATCH[1][b]]
-    weight = tap.weight(ref.CFG.n_heads)[b, g, :t]
-    out.append(jnp.einsum('LNTS,TN,SF->LF', maps[:, :, n:, :n], weight, indicator))
+    rows, heads = tap.row_weight[b, g, :t], np.asarray(tap.head_weight)
+    out.append(jnp.einsum('LNTS,T,N,SF->LF', maps[:, :, n:, :n], rows, heads, indicator))
   return jnp.stack(out, 1).reshape(ref.CFG.n_layers, *BATCH[2].shape[:2], -1)
 
 
-@pytest.mark.parametrize('heads', [None, (0.75, 0.25, 0.0, 0.0)])
+@pytest.mark.parametrize('heads', [(0.25, 0.25, 0.25, 0.25), (0.75, 0.25, 0.0, 0.0)])
 def test_tap_equals_whole_attention_maps_in_value_and_gradient(heads, monkeypatch):
   monkeypatch.setattr(attention, 'QUERY_CHUNK', 3)
   r = np.random.default_rng(1)
   weight = r.random(BATCH[2].shape) * BATCH[3]
   weight = (weight / weight.sum(-1, keepdims=True)).astype(np.float32)
   tap = forward.AttentionTap((r.random((*BATCH[0].shape, 4)) > 0.5).astype(np.float32), weight,
-                             None if heads is None else jnp.asarray(heads))
+                             jnp.asarray(heads))
   probe = r.normal(size=(2, 2, 2, 4)).astype(np.float32)
 
   def run(attention_of, compiled):

@@ -26,7 +26,7 @@ def test_logits_and_attention_equal_transformers(name):
 
   n = 6  # prompt tokens; the rest is the answer, whose rows the tap reads one at a time
   answer = np.broadcast_to(tokens[n:], (1, len(tokens) - n, len(tokens) - n))
-  tap = forward.AttentionTap(jnp.eye(n)[None], jnp.eye(len(tokens) - n)[None])
+  tap = forward.AttentionTap(jnp.eye(n)[None], jnp.eye(len(tokens) - n)[None], jnp.full(cfg.n_heads, 1 / cfg.n_heads))
   out = forward.forward_shared(params, cfg, tokens[None, :n], np.ones((1, n), bool), answer, np.ones_like(answer, bool),
                                tap)
   states = jnp.concatenate([out.prompt_hidden[0, :-1], out.hidden[0, 0]])

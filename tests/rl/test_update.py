@@ -95,7 +95,7 @@ def test_loss_against_a_numpy_loop(params, reduction):
   rows = rows / np.maximum(rows.sum(-1, keepdims=True), 1)
   feature, shown = np.asarray(batch.prompt.feature), np.asarray(batch.prompt.valid)
   indicator = (feature[..., None] == np.arange(F)) & shown[..., None]
-  tap = AttentionTap(jnp.asarray(indicator, jnp.float32), jnp.asarray(rows))
+  tap = AttentionTap(jnp.asarray(indicator, jnp.float32), jnp.asarray(rows), jnp.full(2, 0.5))
   (logp, _), attention = jax.tree.map(lambda x: np.asarray(x, np.float64), forward(params, batch, tap))
 
   answers, kls, clipped_high, aligned = [], [], [], []

@@ -146,13 +146,21 @@ def test_a_bad_field_is_named_before_any_data_is_read(section, field, value, wor
 
 @pytest.mark.parametrize(('axis', 'size', 'change', 'words'), [
     ('tensor', 8, {}, 'lm.n_heads=4 .* mesh.tensor=8'), ('fsdp', 8, {'d_model': 100}, 'lm.d_model=100 .* mesh.fsdp=8'),
-    ('data', 7, {}, 'base.batch=16 .* mesh.data x mesh.fsdp=7')])
+])
 def test_a_mesh_that_would_share_nothing_out_is_refused(axis, size, change, words, published_config):
   config = published_config()
   config.lm.update(change)
   mesh = types.SimpleNamespace(shape={'data': 1, 'fsdp': 1, 'tensor': 1} | {axis: size})
   with pytest.raises(EagrlError, match=words):
     checks.check_shards(config, mesh, settings.tiny(config))
+
+
+def test_rows_too_few_for_the_devices_are_a_warning(published_config, caplog):
+  config = published_config()
+  mesh = types.SimpleNamespace(shape={'data': 8, 'fsdp': 1, 'tensor': 1})
+  with caplog.at_level('WARNING', logger='absl'):
+    checks.check_shards(config, mesh, settings.tiny(config))
+  assert 'rl.micro_batch=2' in caplog.text and 'search.trees' not in caplog.text  # 32 trees are shared out evenly
 
 
 def test_replaced_weights_in_a_folder_are_noticed(config, tmp_path):

@@ -261,14 +261,21 @@ def _refuse_two_spellings(ids: list[str], field: str) -> None:
                      'write each id in one way')
 
 
+def _may_be_shown(entry: str, events: _Events) -> bool:
+  """Whether an entry of the feature or unit column can stand in a message: it is no id, number or date."""
+  return entry not in events.patients and not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', entry)
+
+
 def _features(events: _Events, path: str | Path | None, columns: Columns) -> tuple[FeatureTable, np.ndarray]:
   """The table, and the feature id of every name in the file."""
   names = list(events.features)
   if path is not None:
     table = store.read_features(path)
     unknown = [name for name in names if table.find(name) is None]
-    if 2 * len(unknown) > len(names) and not any(table.near(name, 0.6) for name in unknown):
-      # Hardly a column of features: its entries may be anything, even ids.
+    alike = sum(table.near(name, 0.6) is not None for name in unknown)
+    # Hardly a column of features, when most names are unknown and unlike any: its entries may be anything.
+    stranger = 2 * len(unknown) > len(names) and 2 * alike < len(unknown)
+    if stranger or not all(_may_be_shown(name, events) for name in unknown):
       raise EagrlError(f'data.path: {len(unknown)} of {len(names)} names in the column {columns.feature!r} are not in '
                        'data.features; check --config.data.columns.feature and the features file')
     return table, np.array([table.require(name, 'data.path') for name in names], np.int32)
@@ -280,7 +287,9 @@ def _features(events: _Events, path: str | Path | None, columns: Columns) -> tup
     mine = np.isin(events.feature, [events.features[name] for name in same])
     units = [u for u, code in events.units.items() if (events.unit[mine] == code).any()]
     if len({_plain_unit(u) for u in units}) > 1:
-      raise EagrlError(f'features: {same[0]!r} occurs in {len(units)} units; give a features file with accepted_units')
+      name = repr(same[0]) if _may_be_shown(same[0], events) else 'an entry that is also an id or a number'
+      raise EagrlError(f'features: {name} occurs in {len(units)} units; check --config.data.columns.feature, or give a '
+                       'features file with accepted_units')
     shown = ' '.join(re.sub(r'[,;<>\n]+', ' ', same[0]).split())
     specs.append(FeatureSpec(shown, units[0] if units else '', decimals=_decimals(events.value[mine]),
                              aliases=tuple(s for s in same if s != shown)))
@@ -309,8 +318,7 @@ def _convert(events: _Events, table: FeatureTable, feature_of: np.ndarray) -> np
         continue
       known = {_plain_unit(u): (scale, offset) for u, scale, offset in spec.accepted_units}
       if _plain_unit(unit) not in known:
-        # More than two a feature are no units: a column of another kind, whose entries are not to be shown.
-        what = repr(unit) if len(events.units) <= 2 * len(events.features) else f'one of {len(events.units)} units'
+        what = repr(unit) if _may_be_shown(unit, events) else 'an entry that is no unit'
         raise EagrlError(f'data.path: {spec.name!r} occurs in {what}, which its spec in {spec.unit!r} does not '
                          'accept; add it to accepted_units, or check --config.data.columns.unit')
       scale, offset = known[_plain_unit(unit)]

@@ -10,6 +10,7 @@ from eagrl_jax.ehr import answers
 from eagrl_jax.ehr.prompt import Prompt, PromptConfig, render
 from eagrl_jax.ehr.records import Cohort, Visits
 from eagrl_jax.lm.tokenizer import Tokenizer
+from eagrl_jax.rl.judge import Answers
 from eagrl_jax.types import EagrlError, PromptBatch, Rollout
 
 
@@ -97,19 +98,15 @@ def pad_answers(ids: list[list[list[int]]], pad_id: int, multiple: int = 16) -> 
 
 
 @dataclasses.dataclass(frozen=True)
-class Parsed:
-  """What a batch of answers says, as arrays the reward reads."""
+class Read:
+  """Sampled answers as read on the host; `said.prob` is .5 where nothing was parsed."""
 
-  prob: np.ndarray  # [B, G] float32, 0.5 where unparsed
-  parsed: np.ndarray  # [B, G] bool
-  named: np.ndarray  # [B, G, P] int32 feature ids in written order, -1 padding
-  key_mask: np.ndarray  # [B, G, T] bool, tokens inside <Important Features>
-  align_mask: np.ndarray  # [B, G, T] bool, tokens from <Important Features> on
+  said: Answers
   text: list[list[str]]  # [B][G]
   refused: np.ndarray  # [B, G] bool
 
 
-def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_named: int) -> Parsed:
+def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_named: int) -> Read:
   """Reads every sampled answer on the host."""
   tokens, valid = np.asarray(rollout.tokens), np.asarray(rollout.valid)
   b, g, t = tokens.shape
@@ -138,4 +135,4 @@ def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_na
         # Strictly inside: with some tokenizers the closing tag's token begins with the space before it.
         key_mask[i, j, :n] = (starts >= inside[0]) & (ends <= inside[1]) & (ends > starts)
         align_mask[i, j, :n] = ends > begin
-  return Parsed(prob, parsed, named, key_mask, align_mask, texts, refused)
+  return Read(Answers(prob, parsed, named, key_mask, align_mask), texts, refused)

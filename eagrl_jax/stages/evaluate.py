@@ -80,7 +80,7 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
   size = min(c.batch, len(rows))
   n_features = len(encoder.cohort.features)
   key = rng.stage_key(context.config.seed, 'evaluate')
-  read = functools.partial(read_attention, policy.config, settings.update(context.config), n_features)
+  attend = functools.partial(read_attention, policy.config, settings.update(context.config), n_features)
   prob, parsed, refused, named, attention, text = [], [], [], [], [], []
   with Progress(f'evaluate {name}', len(rows)) as progress:
     for start in range(0, len(rows), size):
@@ -88,16 +88,16 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
       full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
       prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(full))
       rollout = sample(policy.params, policy, prompt, key, c.samples, c.max_new, c.temperature)
-      answers = parse_rollout(rollout, policy.tokenizer, encoder.cohort, max_named=4 * k)
-      first = jax.tree.map(lambda x: x[:, :1], (rollout, jnp.asarray(answers.align_mask)))
-      mass = np.asarray(read(policy.params, prompt, *first))[:, 0]
+      read = parse_rollout(rollout, policy.tokenizer, encoder.cohort, max_named=4 * k)
+      first = jax.tree.map(lambda x: x[:, :1], (rollout, jnp.asarray(read.said.align_mask)))
+      mass = np.asarray(attend(policy.params, prompt, *first))[:, 0]
       n = len(part)
-      prob.append(np.where(answers.parsed, answers.prob, unparsed)[:n].mean(1))
-      parsed.append(answers.parsed[:n].mean(1))
-      refused.append(answers.refused[:n].mean(1))
-      named += [[int(f) for f in ids if f >= 0] for ids in answers.named[:n, 0]]
+      prob.append(np.where(read.said.parsed, read.said.prob, unparsed)[:n].mean(1))
+      parsed.append(read.said.parsed[:n].mean(1))
+      refused.append(read.refused[:n].mean(1))
+      named += [[int(f) for f in ids if f >= 0] for ids in np.asarray(read.said.named)[:n, 0]]
       attention.append(mass[:n])
-      text += [group[0] for group in answers.text[:n]]
+      text += [group[0] for group in read.text[:n]]
       progress.update(n, parsed=float(np.mean(np.concatenate(parsed))))
   join = np.concatenate
   return Arm(join(prob), join(parsed), join(refused), named, join(attention), text)

@@ -22,7 +22,7 @@ from eagrl_jax.lm import sampler
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl import alignment
-from eagrl_jax.rl.judge import Answers, judge
+from eagrl_jax.rl.judge import judge
 from eagrl_jax.rl.reading import read_attention
 from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
 from eagrl_jax.stages import data as data_lib
@@ -119,12 +119,11 @@ def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: Promp
           salience: np.ndarray, policy: policy_lib.Policy, params: Params) -> tuple[RLBatch, dict[str, float]]:
   """Reads and rewards a rollout that `params` wrote; the batch for the update and the step's figures."""
   rows = np.asarray(prompt.example)
-  read = parse_rollout(rollout, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k)
-  answers = Answers(read.prob, read.parsed, read.named, read.key_mask, read.align_mask)
+  answers = parse_rollout(rollout, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k).said
   attention = None
   if context.config.rl.attention_reward:
     attention = read_attention(policy.config, settings.update(context.config), salience.shape[-1], params, prompt,
-                               rollout, read.align_mask)
+                               rollout, answers.align_mask)
   batch, figures = judge(settings.judge(context.config), prompt, rollout, answers, data.cohort.label[rows],
                          salience[rows], attention)
   return batch, {name: float(value) for name, value in figures.items()}

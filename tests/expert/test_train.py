@@ -118,6 +118,8 @@ def test_going_on_from_a_state_equals_never_stopping(trained):
   state = jax.tree.map(jnp.asarray, kept['state'])
   jax.tree.map(lambda x, like: chex.assert_equal_shape([x, like]), state,
                expert_train.abstract(key, CFG, toy(200, 0)))
+  assert all(x.sharding.device_set == {jax.devices()[0]} for x in jax.tree.leaves(
+      expert_train.abstract(key, CFG, toy(200, 0))))  # a checkpoint of another machine is read onto this one
   params, history = expert_train.train_ensemble(key, CFG, toy(200, 0), toy(70, 1), state=state)
   jax.tree.map(np.testing.assert_array_equal, params, trained[0])
   np.testing.assert_array_equal(history['loss'], trained[1]['loss'][3:])

@@ -59,10 +59,10 @@ def test_a_rollout_is_read_back(encoder):
   t = encoder.tokenizer
   tokens, valid = pad_answers([[[*t.encode(ANSWER), t.eos_id], t.encode('nothing to parse')]], t.pad_id)
   zeros = np.zeros(tokens.shape, np.float32)
-  parsed = parse_rollout(Rollout(tokens, valid, zeros, zeros), t, encoder.cohort, max_named=4)
+  read = parse_rollout(Rollout(tokens, valid, zeros, zeros), t, encoder.cohort, max_named=4)
   names = encoder.cohort.features
-  assert parsed.parsed.tolist() == [[True, False]] and parsed.prob[0, 0] == np.float32(0.75)
-  assert parsed.named[0, 0].tolist() == [names.find('lactate'), names.find('sodium'), -1, -1]
-  assert t.decode(tokens[0, 0][parsed.key_mask[0, 0]].tolist()).strip() == 'lactate, sodium'
-  assert t.decode(tokens[0, 0][parsed.align_mask[0, 0]].tolist()).lstrip().startswith('<Important Features>')
-  assert not parsed.key_mask[0, 1].any() and not parsed.align_mask[0, 1].any()
+  assert read.said.parsed.tolist() == [[True, False]] and read.said.prob[0, 0] == np.float32(0.75)
+  assert read.said.named[0, 0].tolist() == [names.find('lactate'), names.find('sodium'), -1, -1]
+  assert t.decode(tokens[0, 0][read.said.key_mask[0, 0]].tolist()).strip() == 'lactate, sodium'
+  assert t.decode(tokens[0, 0][read.said.align_mask[0, 0]].tolist()).lstrip().startswith('<Important Features>')
+  assert not read.said.key_mask[0, 1].any() and not read.said.align_mask[0, 1].any()

@@ -29,7 +29,7 @@ def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience:
         continue
       features.append({
           'name': spec.name, 'unit': spec.unit, 'ref_low': spec.ref_low, 'ref_high': spec.ref_high,
-          'values': [None if np.isnan(v) else round(float(v), spec.decimals) for v in values[:, f]],  # at assay precision
+          'values': [None if np.isnan(v) else round(float(v), spec.decimals) for v in values[:, f]],
           'salience': float(salience[row, f]), 'attention': float(arms['rl'].attention[i, f])})
     out.append({
         'label': f'case {number}', 'n_visits': int(real.sum()), 'hours': data.visits.hours[row][real].tolist(),

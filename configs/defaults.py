@@ -45,7 +45,10 @@ def get_config(variant: str = '') -> ConfigDict:
       checkpoint='tiny',  # tiny | a Hugging Face folder or hub name | a .gguf file
       d_model=128, n_layers=3, n_heads=4, n_kv_heads=4, head_dim=32, d_ff=384, vocab_size=1024,  # tiny only
       qk_norm=True,  # tiny only
-      compute_dtype='float32', remat=False))
+      compute_dtype='float32',  # of activations: float32 | bfloat16; trained weights stay float32
+      remat='none',  # what the backward pass recomputes: none | dots (all but matrix products) | full
+      lora_rank=0,  # above 0 only adapters of this rank are trained; not for tiny
+      lora_alpha=32.0, lora_targets=('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')))
   config.base = ConfigDict(dict(
       short_steps=100, short_batch=64, short_features=4,  # first on records of 2 to so many features
       steps=80, batch=16, answers=2,  # then on whole ones
@@ -120,7 +123,7 @@ def _pretrained(config):
   """A checkpoint of about a hundred million parameters on TJH, at the size that two cores allow."""
   _tjh24(config)
   config.data.test = 40
-  config.lm.update(checkpoint='', remat=True)  # --config.lm.checkpoint=smollm2-135m.gguf
+  config.lm.update(checkpoint='', remat='full')  # --config.lm.checkpoint=smollm2-135m.gguf
   config.prompt.update(max_characters=1100, bucket=64)
   config.base.update(short_steps=0, steps=12, batch=4, answers=1, scattered=0.0, learning_rate=1e-4, warmup=2,
                      micro_batch=2)

@@ -6,6 +6,10 @@ import dataclasses
 
 from eagrl_jax.types import EagrlError
 
+LORA_TARGETS = {'q_proj': 'wq', 'k_proj': 'wk', 'v_proj': 'wv', 'o_proj': 'wo', 'gate_proj': 'w_gate',
+                'up_proj': 'w_up', 'down_proj': 'w_down'}
+REMAT = ('none', 'dots', 'full')
+
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
@@ -15,6 +19,40 @@ class RopeScaling:
   low_freq_factor: float
   high_freq_factor: float
   original_max_position: int
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+  """Low-rank adapters beside frozen weights, `W + alpha / rank A B` (LoRA, arXiv 2106.09685).
+
+  Attributes:
+    rank: columns of A.
+    alpha: scale, in units of the rank.
+    targets: weights that get one, by their Hugging Face names.
+  """
+
+  rank: int
+  alpha: float
+  targets: tuple[str, ...]
+
+  def __post_init__(self):
+    if self.rank < 1:
+      raise EagrlError(f'lm.lora_rank={self.rank} must be at least 1; 0 trains every weight')
+    if self.alpha <= 0:
+      raise EagrlError(f'lm.lora_alpha={self.alpha} must be positive')
+    unknown = [t for t in self.targets if t not in LORA_TARGETS]
+    if unknown or not self.targets:
+      raise EagrlError(f'lm.lora_targets={unknown[0] if unknown else "()"!s} is unknown; choose from'
+                       f' {", ".join(LORA_TARGETS)}')
+
+  @property
+  def names(self) -> tuple[str, ...]:
+    """Our names of the targets, in the order of the table."""
+    return tuple(ours for theirs, ours in LORA_TARGETS.items() if theirs in self.targets)
+
+  @property
+  def scale(self) -> float:
+    return self.alpha / self.rank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,11 +72,14 @@ class LMConfig:
   qkv_bias: bool = False
   qk_norm: bool = False
   tie_embeddings: bool = True
-  compute_dtype: str = 'float32'  # activations; parameters stay float32 unless loaded otherwise
-  remat: bool = False  # recompute each layer in the backward pass
+  compute_dtype: str = 'float32'  # of activations and frozen weights; trained weights stay float32
+  remat: str = 'none'  # what the backward pass recomputes: nothing, all but matrix products ('dots'), or whole layers
+  lora: LoraConfig | None = None  # trains adapters alone
 
   def __post_init__(self):
     if self.n_heads % self.n_kv_heads:
       raise EagrlError(f'lm.n_kv_heads={self.n_kv_heads} must divide lm.n_heads={self.n_heads}')
     if self.head_dim % 2:
       raise EagrlError(f'lm.head_dim={self.head_dim} must be even (rotary pairs)')
+    if self.remat not in REMAT:
+      raise EagrlError(f'lm.remat={self.remat!r} is unknown; choose one of {", ".join(REMAT)}')

@@ -115,11 +115,19 @@ def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: ArrayLike, prom
     return (x, layers.finish(layer, cfg, y, mixed)), read
 
   carry = (layers.embed(params, cfg, prompt_tokens), layers.embed(params, cfg, answer_tokens))
-  (x, y), read = jax.lax.scan(jax.checkpoint(step) if cfg.remat else step, carry, params['layers'])
+  (x, y), read = jax.lax.scan(_recomputed(step, cfg.remat), carry, params['layers'])
   x = layers.rms_norm(x, params['final_norm'], cfg.norm_eps)
   y = layers.rms_norm(y, params['final_norm'], cfg.norm_eps)
   first = jnp.broadcast_to(x[:, None, -1:], (*y.shape[:2], 1, y.shape[-1]))
   return SharedForward(jnp.concatenate([first, y[:, :, :-1]], axis=2), x, read)
+
+
+def _recomputed(step, remat: str):
+  """`step` with what its backward pass keeps: all of it, its matrix products with weights, or its inputs alone."""
+  if remat == 'none':
+    return step
+  dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  return jax.checkpoint(step, policy=dots if remat == 'dots' else None)
 
 
 def _positions(valid: Array) -> Array:

@@ -10,9 +10,10 @@ from typing import Any
 import gguf
 import numpy as np
 from gguf import quants
+from jax.sharding import Mesh
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from eagrl_jax.lm import bpe, hf_io, rope
+from eagrl_jax.lm import bpe, layout, rope
 from eagrl_jax.lm.config import LMConfig, RopeScaling
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.types import EagrlError, Params
@@ -40,15 +41,17 @@ TIKTOKEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|
                   r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 
 
-def load_gguf(path: str | Path, dtype: hf_io.Dtype = np.float32) -> tuple[Params, LMConfig, Tokenizer]:
+def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | None = None
+              ) -> tuple[Params, LMConfig, Tokenizer]:
   """Loads a `.gguf` file of the llama, qwen2 or qwen3 architecture.
 
   Args:
     path: the file.
     dtype: of the weights in memory.
+    mesh: the devices that the weights go to, one tensor at a time; None leaves them on the host, as numpy arrays.
 
   Returns:
-    `(params as numpy arrays, config, tokenizer)`.
+    `(params, config, tokenizer)`.
 
   Raises:
     EagrlError: missing or corrupt file, another architecture, a missing or unknown tensor or field.
@@ -67,12 +70,12 @@ def load_gguf(path: str | Path, dtype: hf_io.Dtype = np.float32) -> tuple[Params
       value = _unpermute(value, cfg.n_heads if name == 'wq' else cfg.n_kv_heads)
     return value
 
-  known = {TOP[n] if i is None else f'blk.{i}.{LAYER[n]}' for n, i in hf_io.leaves(cfg)} | {ROPE_FACTORS}
+  known = {TOP[n] if i is None else f'blk.{i}.{LAYER[n]}' for n, i in layout.leaves(cfg)} | {ROPE_FACTORS}
   unknown = sorted(set(tensors) - known)
   if unknown:
     raise EagrlError(f'{path.name}: tensor {unknown[0]!r} belongs to no supported architecture; use a plain'
                      f' {" or ".join(ARCHITECTURES)} model')
-  return hf_io.assemble(cfg, read, dtype), cfg, _tokenizer(meta)
+  return layout.assemble(cfg, read, dtype, mesh), cfg, _tokenizer(meta)
 
 
 def read_config(path: str | Path) -> LMConfig:

@@ -1,52 +1,37 @@
-"""Hugging Face checkpoints: safetensors in, safetensors out; the key table is here and nowhere else."""
+"""Hugging Face checkpoints: safetensors in, safetensors out."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors' numpy reader returns
 import numpy as np
 import safetensors
+from jax.sharding import Mesh
 from safetensors import numpy as safetensors_numpy
 
-from eagrl_jax.lm import checkpoint_config, model
+from eagrl_jax.lm import checkpoint_config, layout, lora
 from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.layout import Dtype
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.types import EagrlError, Params
 
-TOP = {'embed': 'model.embed_tokens.weight', 'final_norm': 'model.norm.weight', 'lm_head': 'lm_head.weight'}
-LAYER = {
-    'attn_norm': 'input_layernorm.weight',
-    'wq': 'self_attn.q_proj.weight',
-    'wk': 'self_attn.k_proj.weight',
-    'wv': 'self_attn.v_proj.weight',
-    'wo': 'self_attn.o_proj.weight',
-    'bq': 'self_attn.q_proj.bias',
-    'bk': 'self_attn.k_proj.bias',
-    'bv': 'self_attn.v_proj.bias',
-    'q_norm': 'self_attn.q_norm.weight',
-    'k_norm': 'self_attn.k_norm.weight',
-    'mlp_norm': 'post_attention_layernorm.weight',
-    'w_gate': 'mlp.gate_proj.weight',
-    'w_up': 'mlp.up_proj.weight',
-    'w_down': 'mlp.down_proj.weight',
-}
 INDEX, WEIGHTS = 'model.safetensors.index.json', 'model.safetensors'
 IGNORED = ('rotary_emb.inv_freq',)  # recomputed from the config
-Dtype = np.dtype | type | str
 
 
-def load_hf(path: str | Path, dtype: Dtype = np.float32) -> tuple[Params, LMConfig, Tokenizer]:
+def load_hf(path: str | Path, dtype: Dtype = np.float32, mesh: Mesh | None = None
+            ) -> tuple[Params, LMConfig, Tokenizer]:
   """Loads a directory, or a hub name when no such directory exists.
 
   Args:
     path: holds config.json, safetensors (one file or an index with shards) and a tokenizer.
     dtype: of the weights in memory; float32 is exact for bfloat16 and float16 files.
+    mesh: the devices that the weights go to, one tensor at a time; None leaves them on the host, as numpy arrays.
 
   Returns:
-    `(params as numpy arrays, config, tokenizer)`.
+    `(params, config, tokenizer)`.
 
   Raises:
     EagrlError: names the file or key that is missing, corrupt or of the wrong shape.
@@ -54,35 +39,36 @@ def load_hf(path: str | Path, dtype: Dtype = np.float32) -> tuple[Params, LMConf
   directory = _directory(path)
   cfg = checkpoint_config.from_hf(_json(directory / 'config.json'))
   tensors = _Tensors(directory)
-  if not cfg.tie_embeddings and TOP['lm_head'] not in tensors.names:
-    raise EagrlError(f'{directory.name}: no {TOP["lm_head"]} and tie_word_embeddings is false; set it to true in'
+  if not cfg.tie_embeddings and layout.TOP['lm_head'] not in tensors.names:
+    raise EagrlError(f'{directory.name}: no {layout.TOP["lm_head"]} and tie_word_embeddings is false; set it to true in'
                      ' config.json if the head is tied')
-  ignored = {TOP['lm_head']} if cfg.tie_embeddings else set()
-  params = assemble(cfg, lambda name, index: tensors.read(hf_key(name, index)), dtype)
-  wanted = {hf_key(name, i) for name, i in leaves(cfg)} | ignored
+  ignored = {layout.TOP['lm_head']} if cfg.tie_embeddings else set()
+  wanted = {layout.hf_key(name, i) for name, i in layout.leaves(cfg)} | ignored
   extra = sorted(n for n in tensors.names - wanted if not n.endswith(IGNORED))
   if extra:
     raise EagrlError(f'{directory.name}: {len(extra)} unknown weights, the first is {extra[0]!r}; the checkpoint does'
                      ' not match its config.json')
-  return params, cfg, Tokenizer.load(directory)
+  tokenizer = Tokenizer.load(directory)
+  return layout.assemble(cfg, lambda name, index: tensors.read(layout.hf_key(name, index)), dtype, mesh), cfg, tokenizer
 
 
 def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenizer, dtype: Dtype | None = None,
             shard_bytes: int = 5 * 10**9) -> None:
   """Writes config.json, generation_config.json, safetensors and the tokenizer, as transformers and `load_hf` read them.
 
-  One shard of weights is on the host at a time.
+  One shard of weights is on the host at a time; adapters are merged into their weights.
 
   Args:
     dtype: of the weights in the files; None keeps that of `params`.
     shard_bytes: a weight that would make a file larger than this begins the next one.
   """
+  params, cfg = lora.merge(params, cfg)
   directory = Path(path)
   directory.mkdir(parents=True, exist_ok=True)
 
   def value(name, index):
     x = np.asarray(params[name] if index is None else params['layers'][name][index])
-    return np.ascontiguousarray(_to_hf(name, x if dtype is None else x.astype(dtype)))
+    return np.ascontiguousarray(layout.to_hf(name, x if dtype is None else x.astype(dtype)))
 
   def size(name, index):
     x = params[name] if index is None else params['layers'][name]
@@ -90,7 +76,7 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
 
   shards: list[list[tuple[str, int | None]]] = [[]]
   filled = 0
-  for leaf in leaves(cfg):
+  for leaf in layout.leaves(cfg):
     if shards[-1] and filled + size(*leaf) > shard_bytes:
       shards.append([])
       filled = 0
@@ -99,12 +85,12 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
   where: dict[str, str] = {}
   for i, shard in enumerate(shards, 1):
     file = WEIGHTS if len(shards) == 1 else f'model-{i:05d}-of-{len(shards):05d}.safetensors'
-    tensors = {hf_key(*leaf): value(*leaf) for leaf in shard}
+    tensors = {layout.hf_key(*leaf): value(*leaf) for leaf in shard}
     safetensors_numpy.save_file(tensors, directory / file, metadata={'format': 'pt'})
     where |= dict.fromkeys(tensors, file)
     del tensors  # before the next shard is built
   if len(shards) > 1:
-    total = sum(size(*leaf) for leaf in leaves(cfg))
+    total = sum(size(*leaf) for leaf in layout.leaves(cfg))
     _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
   stored = np.dtype(dtype or params['embed'].dtype).name
   _write_json(directory / 'config.json',
@@ -112,55 +98,6 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
   _write_json(directory / 'generation_config.json', {
       'do_sample': True, 'temperature': 1.0, 'eos_token_id': tokenizer.eos_id, 'pad_token_id': tokenizer.pad_id})
   tokenizer.save(directory)
-
-
-def leaves(cfg: LMConfig) -> list[tuple[str, int | None]]:
-  """Every weight of a checkpoint as (our name, layer), layer None outside the layers."""
-  spec = model.declare(cfg)
-  top: list[tuple[str, int | None]] = [(name, None) for name in spec if name != 'layers']
-  return top + [(name, i) for name in spec['layers'] for i in range(cfg.n_layers)]
-
-
-def hf_key(name: str, index: int | None) -> str:
-  """The checkpoint's key of one weight."""
-  return TOP[name] if index is None else f'model.layers.{index}.{LAYER[name]}'
-
-
-def assemble(cfg: LMConfig, read: Callable[[str, int | None], np.ndarray], dtype: Dtype = np.float32) -> Params:
-  """Builds the params from `read(name, layer)`, which gives matrices as `[out, in]`."""
-  spec = model.declare(cfg)
-
-  def one(name, index, shape):
-    raw = read(name, index)
-    if raw.size != np.prod(shape):
-      raise EagrlError(f'{hf_key(name, index)} has shape {raw.shape}, which is not {shape}; the weights do not match'
-                       ' the config')
-    return _from_hf(name, raw, shape).astype(dtype)
-
-  params = {name: one(name, None, s.shape) for name, s in spec.items() if name != 'layers'}
-  params['layers'] = {}
-  for name, s in spec['layers'].items():
-    stacked = np.empty(s.shape, dtype)
-    for i in range(cfg.n_layers):
-      stacked[i] = one(name, i, s.shape[1:])
-    params['layers'][name] = stacked
-  return params
-
-
-def _from_hf(name: str, raw: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  return (raw.T if _is_linear(name) else raw).reshape(shape)
-
-
-def _to_hf(name: str, value: np.ndarray) -> np.ndarray:
-  if name == 'wo':
-    return value.reshape(-1, value.shape[-1]).T
-  if _is_linear(name):
-    return value.reshape(value.shape[0], -1).T
-  return value.reshape(-1) if name[0] == 'b' else value
-
-
-def _is_linear(name: str) -> bool:
-  return name[0] == 'w' or name == 'lm_head'
 
 
 class _Tensors:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from eagrl_jax.lm import rope
+from eagrl_jax.lm import lora, rope
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.matmul import matmul
 from eagrl_jax.lm.precision import widen
@@ -30,6 +30,8 @@ def qkv(layer: Params, cfg: LMConfig, x: Array, cos: Array, sin: Array) -> tuple
   heads = []
   for name in 'qkv':
     y = jnp.einsum('...D,DNH->...NH', x, layer['w' + name].astype(x.dtype))
+    if (low := lora.apply(layer, cfg, 'w' + name, x)) is not None:
+      y = y + low.reshape(y.shape)
     if cfg.qkv_bias:
       y = y + _align(layer['b' + name].astype(x.dtype), y.ndim)
     if cfg.qk_norm and name != 'v':
@@ -43,10 +45,18 @@ def finish(layer: Params, cfg: LMConfig, x: Array, mixed: Array) -> Array:
   """Adds the attention output `mixed [..., N, H]` to the residual `x [..., D]`, then the gated MLP."""
   # Heads folded first: a contraction over (N, H) makes XLA:CPU transpose the weight at every decode step.
   wo = layer['wo'].astype(x.dtype)
-  x = x + mixed.reshape(*x.shape[:-1], -1) @ wo.reshape(-1, wo.shape[-1])
+  mixed = mixed.reshape(*x.shape[:-1], -1)
+  x = x + _with_adapter(mixed @ wo.reshape(-1, wo.shape[-1]), layer, cfg, 'wo', mixed)
   y = rms_norm(x, layer['mlp_norm'], cfg.norm_eps)
-  gate, up = (matmul(y, layer[name].astype(y.dtype), y.dtype) for name in ('w_gate', 'w_up'))
-  return x + (jax.nn.silu(gate) * up) @ layer['w_down'].astype(y.dtype)
+  gate, up = (_with_adapter(matmul(y, layer[name].astype(y.dtype), y.dtype), layer, cfg, name, y)
+              for name in ('w_gate', 'w_up'))
+  y = jax.nn.silu(gate) * up
+  return x + _with_adapter(y @ layer['w_down'].astype(y.dtype), layer, cfg, 'w_down', y)
+
+
+def _with_adapter(out: Array, layer: Params, cfg: LMConfig, name: str, x: Array) -> Array:
+  low = lora.apply(layer, cfg, name, x)
+  return out if low is None else out + low
 
 
 def _align(weight: Array, ndim: int) -> Array:

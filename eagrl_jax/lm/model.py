@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.lm import lora
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.types import Array, Params
 
@@ -22,6 +23,7 @@ class ParamSpec:
   shape: tuple[int, ...]
   axes: tuple[str | None, ...]
   init_scale: float | None = None  # None: ones (norm gains); 0: zeros (biases)
+  dtype: str = 'float32'
 
 
 def declare(cfg: LMConfig) -> Params:
@@ -59,17 +61,27 @@ def declare(cfg: LMConfig) -> Params:
   }
   if not cfg.tie_embeddings:
     tree['lm_head'] = ParamSpec((d, cfg.vocab_size), ('embed', 'vocab'), d**-0.5)
+  if cfg.lora is not None:
+    adapters = lora.declare(layers, cfg)
+    # Never updated, so nothing is lost by keeping them as they are used.
+    tree = jax.tree.map(lambda spec: dataclasses.replace(spec, dtype=cfg.compute_dtype), tree)
+    tree['layers'] |= adapters
   return tree
 
 
+def abstract(cfg: LMConfig) -> Params:
+  """Shapes and types of the weights."""
+  return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)), declare(cfg))
+
+
 def init(cfg: LMConfig, key: Array) -> Params:
-  """Float32 weights; each depends on `key` and its own name only."""
+  """Weights of the declared types; each depends on `key` and its own name only."""
 
   def make(path, spec):
     if not spec.init_scale:
-      return jnp.full(spec.shape, 1.0 if spec.init_scale is None else 0.0, jnp.float32)
-    name = jax.tree_util.keystr(path)
-    return spec.init_scale * jax.random.normal(jax.random.fold_in(key, zlib.crc32(name.encode())), spec.shape)
+      return jnp.full(spec.shape, 1.0 if spec.init_scale is None else 0.0, spec.dtype)
+    seed = jax.random.fold_in(key, zlib.crc32(jax.tree_util.keystr(path).encode()))
+    return (spec.init_scale * jax.random.normal(seed, spec.shape)).astype(spec.dtype)
 
   return jax.tree_util.tree_map_with_path(make, declare(cfg))
 

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from eagrl_jax.lm import lora
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import AttentionTap, forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
@@ -229,23 +230,24 @@ def check_taps(cfg: UpdateConfig, lm_cfg: LMConfig) -> None:
 
 def make_update(
     lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: UpdateConfig, state_shardings: Any
-) -> Callable[[Any, RLBatch], tuple[Any, dict[str, Array]]]:
-  """Compiled `(state, batch) -> (state, metrics)`; the state is donated.
+) -> Callable[..., tuple[Any, dict[str, Array]]]:
+  """Compiled `(state, batch, frozen=NOTHING) -> (state, metrics)`; the state is donated.
 
   Args:
     state_shardings: `NamedSharding` of every leaf of the state (`train.state.state_shardings`), so that it leaves the
       step where it came in: placed elsewhere, it would compile the next step anew.
 
   Returns:
-    The update. Its state is any flax.struct with `params`, `opt_state`, `step`. Metrics are device scalars;
+    The update. Its state is any flax.struct with `params`, `opt_state`, `step`; `frozen` are the weights that are not
+    trained (`lm.lora.split`). Metrics are device scalars;
     `logp_gap_*` is |log p of trainer - log p of sampler|: on the first update of a batch, numerical mismatch alone.
   """
   check_taps(cfg, lm_cfg)
 
-  def update(state, batch):
+  def update(state, batch, frozen=lora.NOTHING):
     if cfg.kl_coef and batch.ref_logprobs is None:
       raise EagrlError('rl.kl > 0 needs the log-probabilities of a reference: RLBatch.ref_logprobs')
-    loss_fn = lambda params, part: policy_loss(params, part, lm_cfg, cfg)
+    loss_fn = lambda trained, part: policy_loss(lora.join(trained, frozen), part, lm_cfg, cfg)
     grads, stats = accumulate(loss_fn, state.params, weigh(batch, cfg), cfg.micro_batch)
     state, health = guarded_step(state, grads, stats.sums['loss'], optimizer)
     return state, stats.sums | stats.peaks | health

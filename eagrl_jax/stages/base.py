@@ -44,9 +44,7 @@ def initial_policy(context: Context, data: data_lib.Data) -> policy_lib.Policy:
   """The `tiny` decoder with a tokenizer of its own, or the checkpoint of `lm.checkpoint`."""
   lm = context.config.lm
   if lm.checkpoint != 'tiny':
-    policy = policy_lib.load_pretrained(lm)
-    shardings = model.param_shardings(policy.config, context.mesh)
-    return dataclasses.replace(policy, params=jax.tree.map(jax.device_put, policy.params, shardings))
+    return policy_lib.load_pretrained(context.config, context.mesh, rng.stage_key(context.config.seed, 'base'))
   tokenizer = train_tokenizer(corpus(context, data), data.cohort.features.names, lm.vocab_size)
   shape = dataclasses.replace(settings.tiny(context.config), vocab_size=tokenizer.vocab_size)
   shardings = model.param_shardings(shape, context.mesh)

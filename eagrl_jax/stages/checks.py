@@ -55,6 +55,10 @@ def check(config: ConfigDict) -> None:
   if c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
     _file('lm.checkpoint', c.lm.checkpoint)
   _one_of('lm.compute_dtype', c.lm.compute_dtype, ('float32', 'bfloat16'))
+  if c.lm.lora_rank and c.lm.checkpoint == 'tiny':
+    raise EagrlError(f'lm.lora_rank={c.lm.lora_rank}: the tiny policy has no trained weights for adapters to stand on; '
+                     'give --config.lm.checkpoint, or set lm.lora_rank=0')
+  settings.lora(c)
   shape = sizes.policy_shape(c)  # reads a checkpoint's header: a broken one is refused before the expert is trained
   if shape is not None:
     check_taps(settings.update(c), shape)

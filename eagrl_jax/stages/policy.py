@@ -10,11 +10,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eagrl_jax.lm import gguf_io, hf_io, model
-from eagrl_jax.lm.config import LMConfig, RopeScaling
+from eagrl_jax.lm import gguf_io, hf_io, lora, model
+from eagrl_jax.lm.config import LMConfig, LoraConfig, RopeScaling
 from eagrl_jax.lm.tokenizer import Tokenizer
+from eagrl_jax.stages import settings
 from eagrl_jax.train import checkpoint
-from eagrl_jax.types import EagrlError, Params
+from eagrl_jax.types import Array, EagrlError, Params
 
 POLICIES = ('base', 'sft', 'rl')  # stages that leave one
 
@@ -42,20 +43,39 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
     shape = json.loads((source / 'lm.json').read_text())
   except (OSError, json.JSONDecodeError) as e:
     raise EagrlError(f'{source} holds no readable policy; delete {folder.name}/done.json to make it again') from e
-  scaling = shape.pop('rope_scaling')
-  config = LMConfig(rope_scaling=RopeScaling(**scaling) if scaling else None, **shape)
+  if shape['rope_scaling']:
+    shape['rope_scaling'] = RopeScaling(**shape['rope_scaling'])
+  if shape['lora']:
+    shape['lora'] = LoraConfig(**shape['lora'] | {'targets': tuple(shape['lora']['targets'])})
+  config = LMConfig(**shape)
   params = checkpoint.load_params(source / 'params', like=_abstract(config, mesh))
   return Policy(params, config, Tokenizer.load(source / 'tokenizer'))
 
 
 def _abstract(config: LMConfig, mesh: Mesh) -> Params:
-  shapes = jax.eval_shape(lambda: model.init(config, jax.random.key(0)))
   where = model.param_shardings(config, mesh)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, where)
+  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract(config), where)
 
 
-def load_pretrained(lm: ConfigDict) -> Policy:
-  """The checkpoint that `lm.checkpoint` names: a `.gguf` file, a Hugging Face folder or a hub name."""
-  read = gguf_io.load_gguf if lm.checkpoint.endswith('.gguf') else hf_io.load_hf
-  params, config, tokenizer = read(lm.checkpoint)
-  return Policy(params, dataclasses.replace(config, compute_dtype=lm.compute_dtype, remat=lm.remat), tokenizer)
+def release(policy: Policy) -> None:
+  """Frees the trained weights of a policy whose training state has its own copy of them."""
+  for x in jax.tree.leaves(lora.split(policy.params, policy.config)[0]):
+    x.delete()
+
+
+def load_pretrained(c: ConfigDict, mesh: Mesh, key: Array) -> Policy:
+  """The checkpoint that `lm.checkpoint` names (a `.gguf` file, a Hugging Face folder or a hub name), on the mesh.
+
+  Args:
+    c: the whole config; with `lm.lora_rank` the policy gets fresh adapters, and its own weights `lm.compute_dtype`.
+    key: of the adapters.
+  """
+  read = gguf_io.load_gguf if c.lm.checkpoint.endswith('.gguf') else hf_io.load_hf
+  adapters = settings.lora(c)
+  params, config, tokenizer = read(c.lm.checkpoint, 'float32' if adapters is None else c.lm.compute_dtype, mesh)
+  config = settings.shaped(config, c)
+  if adapters is not None:
+    where, _ = lora.split(model.param_shardings(config, mesh), config)
+    fresh = jax.jit(lambda k: lora.split(model.init(config, k), config)[0], out_shardings=where)
+    params = lora.join(fresh(key), params)
+  return Policy(params, config, tokenizer)

@@ -10,15 +10,15 @@ Each step:
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
-from eagrl_jax.lm import sampler
+from eagrl_jax.lm import lora, sampler
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl import alignment
@@ -47,7 +47,9 @@ def run(context: Context) -> None:
   salience = guidance(context, data)
   optimizer = make_optimizer(settings.optimizer(c, c.steps * c.epochs * c.minibatches))
   shardings = state_lib.state_shardings(start_policy.config, optimizer, context.mesh)
+  _, frozen = lora.split(start_policy.params, start_policy.config)
   update = make_update(start_policy.config, optimizer, settings.update(context.config), shardings)
+  update = functools.partial(update, frozen=frozen)
   reference = make_reference(start_policy) if c.kl else None
   key = rng.stage_key(context.config.seed, 'rl')
   with Checkpoints(context.folder('rl') / 'checkpoints') as checkpoints:
@@ -57,14 +59,17 @@ def run(context: Context) -> None:
       logging.info('rl: resuming at step %d', start)
     else:
       state, start = state_lib.from_params(start_policy.params, start_policy.config, optimizer, context.mesh), 0
+    if reference is None:
+      policy_lib.release(start_policy)
     with MetricWriter(context.folder('rl'), start) as writer, Progress('rl', c.steps, start) as progress:
       for step in range(start, c.steps):
         rows = draw(context, data.splits.train, step)
         order = (context.config.seed, 3, step) if context.config.prompt.shuffle_features else None
         prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows, order))
-        rollout = sample(state.params, start_policy, prompt, jax.random.fold_in(key, step), c.group, c.max_new,
+        params = lora.join(state.params, frozen)
+        rollout = sample(params, start_policy, prompt, jax.random.fold_in(key, step), c.group, c.max_new,
                          c.temperature)
-        batch, figures = score(context, encoder, data, prompt, rollout, salience, start_policy, state.params)
+        batch, figures = score(context, encoder, data, prompt, rollout, salience, start_policy, params)
         if reference is not None:
           batch = dataclasses.replace(batch, ref_logprobs=reference(prompt, rollout))
         batch = mesh_lib.shard_batch(context.mesh, batch)
@@ -78,7 +83,7 @@ def run(context: Context) -> None:
         progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures['entropy'])
         if (step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps:
           checkpoints.save(step + 1, state, {'step': step + 1})
-  policy_lib.save(context.folder('rl'), dataclasses.replace(start_policy, params=state.params))
+  policy_lib.save(context.folder('rl'), dataclasses.replace(start_policy, params=lora.join(state.params, frozen)))
 
 
 def guidance(context: Context, data: data_lib.Data) -> np.ndarray:
@@ -131,11 +136,9 @@ def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: Promp
 
 def make_reference(policy: policy_lib.Policy):
   """`(prompt, rollout) -> [B, G, T]` log-probabilities of the starting policy, for the KL term."""
-  frozen = jax.tree.map(jnp.copy, policy.params)
-
   @jax.jit
   def logprobs(params, prompt, rollout):
     out = forward_shared(params, policy.config, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
     return token_logprobs(params, policy.config, out.hidden, rollout.tokens)[0]
 
-  return lambda prompt, rollout: logprobs(frozen, prompt, rollout)
+  return lambda prompt, rollout: logprobs(policy.params, prompt, rollout)

@@ -10,7 +10,7 @@ from eagrl_jax.ehr import prompt as prompt_lib
 from eagrl_jax.ehr.warmup import USEFUL, final_question
 from eagrl_jax.expert.concare import ConCareConfig
 from eagrl_jax.expert.train import ExpertTrainConfig
-from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.config import LMConfig, LoraConfig
 from eagrl_jax.rl.clip import ClipConfig
 from eagrl_jax.rl.judge import JudgeConfig
 from eagrl_jax.rl.rewards import RewardConfig
@@ -36,7 +36,19 @@ def expert(c: ConfigDict) -> ExpertTrainConfig:
 
 def tiny(c: ConfigDict) -> LMConfig:
   """The shape of the `tiny` policy; its vocabulary is an upper bound until the tokenizer is trained."""
-  return LMConfig(**{k: v for k, v in c.lm.to_dict().items() if k != 'checkpoint'})
+  return LMConfig(**{k: v for k, v in c.lm.to_dict().items() if k != 'checkpoint' and not k.startswith('lora_')})
+
+
+def lora(c: ConfigDict) -> LoraConfig | None:
+  """The adapters that are trained; None where every weight is."""
+  if not c.lm.lora_rank:
+    return None
+  return LoraConfig(c.lm.lora_rank, c.lm.lora_alpha, tuple(c.lm.lora_targets))
+
+
+def shaped(checkpoint: LMConfig, c: ConfigDict) -> LMConfig:
+  """A checkpoint's shape with the settings that the run chooses."""
+  return dataclasses.replace(checkpoint, compute_dtype=c.lm.compute_dtype, remat=c.lm.remat, lora=lora(c))
 
 
 def reward(c: ConfigDict) -> RewardConfig:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import jax
@@ -27,7 +26,7 @@ def policy_shape(c: ConfigDict) -> LMConfig | None:
     shape = found
   else:
     return None
-  return dataclasses.replace(shape, remat=c.lm.remat)
+  return settings.shaped(shape, c)
 
 
 def prompt_tokens(c: ConfigDict) -> int:
@@ -46,7 +45,7 @@ def table(c: ConfigDict) -> str:
   if lm is None:
     return f'lm.checkpoint={c.lm.checkpoint!r} is a hub name: its sizes are known after the first download'
   mesh = make_mesh(**c.mesh.to_dict())
-  shapes = jax.eval_shape(lambda: model.init(lm, jax.random.key(0)))
+  shapes = model.abstract(lm)
   shardings = model.param_shardings(lm, mesh)
   shard = [math.prod(s.shard_shape(x.shape)) for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings))]
   total, local = sum(x.size for x in jax.tree.leaves(shapes)), sum(shard)

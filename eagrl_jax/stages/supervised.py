@@ -10,9 +10,10 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from eagrl_jax.lm import lora
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
-from eagrl_jax.stages.policy import Policy
+from eagrl_jax.stages.policy import Policy, release
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.train.metrics import LateMetrics, MetricWriter
@@ -25,7 +26,7 @@ from eagrl_jax.types import Params
 
 def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], Iterator[SupervisedBatch]],
         c: ConfigDict, steps: int, micro_batch: Callable[[int], int]) -> Params:
-  """Trains a policy on `stream(first step)` up to `steps` and returns its parameters.
+  """Trains a policy on `stream(first step)` up to `steps` and returns its parameters; those given are freed.
 
   Continues from the newest checkpoint under `<stage>/checkpoints`. A batch is a function of
   its step, so a resumed run sees what an undisturbed one would.
@@ -34,6 +35,7 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
     micro_batch: step -> prompts a forward and backward pass.
   """
   folder = context.folder(stage)
+  _, frozen = lora.split(policy.params, policy.config)
   optimizer = make_optimizer(settings.optimizer(c, steps))
   shardings = state_lib.state_shardings(policy.config, optimizer, context.mesh)
 
@@ -48,6 +50,7 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
       logging.info('%s: resuming at step %d', stage, start)
     else:
       state, start = state_lib.from_params(policy.params, policy.config, optimizer, context.mesh), 0
+    release(policy)
     late = LateMetrics()
     with (MetricWriter(folder, start) as writer, Progress(stage, steps, start) as progress,
           contextlib.closing(prefetch(stream(start))) as batches):
@@ -56,10 +59,10 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
           writer.write(*row)
           progress.update(loss=row[1]['loss'])
       for step in range(start, steps):
-        state, metrics = step_fn(micro_batch(step))(state, next(batches))
+        state, metrics = step_fn(micro_batch(step))(state, next(batches), frozen)
         report(late.push(step, metrics))
         if (step + 1) % c.checkpoint_every == 0 and step + 1 < steps:
           report(late.flush())
           checkpoints.save(step + 1, state, {'step': step + 1})
       report(late.flush())
-  return jax.block_until_ready(state.params)
+  return lora.join(jax.block_until_ready(state.params), frozen)

@@ -10,7 +10,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from eagrl_jax.lm import model
+from eagrl_jax.lm import lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.types import Array, Params
 
@@ -19,7 +19,7 @@ from eagrl_jax.types import Array, Params
 class TrainState:
   """Weights, optimiser state, and the number of updates tried."""
 
-  params: Params
+  params: Params  # those that are trained (`lm.lora.split`)
   opt_state: optax.OptState
   step: Array  # [] int32
 
@@ -32,9 +32,9 @@ def _fresh(params: Params, optimizer: optax.GradientTransformation) -> TrainStat
 
 def state_shardings(lm_cfg: LMConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """A `NamedSharding` for every leaf: an optimiser moment lies where its weight does, the rest is replicated."""
-  params = model.param_shardings(lm_cfg, mesh)
+  params, _ = lora.split(model.param_shardings(lm_cfg, mesh), lm_cfg)
   everywhere: Any = NamedSharding(mesh, PartitionSpec())
-  shapes = jax.eval_shape(lambda: _fresh(model.init(lm_cfg, jax.random.key(0)), optimizer))
+  shapes = jax.eval_shape(lambda p: _fresh(p, optimizer), lora.split(model.abstract(lm_cfg), lm_cfg)[0])
   opt_state = optax.tree_map_params(
       optimizer, lambda _, where: where, shapes.opt_state, params, transform_non_params=lambda _: everywhere
   )
@@ -43,27 +43,26 @@ def state_shardings(lm_cfg: LMConfig, optimizer: optax.GradientTransformation, m
 
 def create(lm_cfg: LMConfig, optimizer: optax.GradientTransformation, key: Array, mesh: Mesh) -> TrainState:
   """A new policy, initialised in one jit directly into its shards."""
-  init = jax.jit(
-      lambda k: _fresh(model.init(lm_cfg, k), optimizer), out_shardings=state_shardings(lm_cfg, optimizer, mesh)
-  )
-  return init(key)
+  where = state_shardings(lm_cfg, optimizer, mesh)
+  init = lambda k: _fresh(lora.split(model.init(lm_cfg, k), lm_cfg)[0], optimizer)
+  return jax.jit(init, out_shardings=where)(key)
 
 
 def from_params(
     params: Params, lm_cfg: LMConfig, optimizer: optax.GradientTransformation, mesh: Mesh
 ) -> TrainState:
-  """Training state around loaded weights, at step 0.
+  """Training state around loaded weights, at step 0; of a policy with adapters around those alone.
 
   The caller's arrays are copied, never aliased: an update donates its state.
   """
   where = state_shardings(lm_cfg, optimizer, mesh)
-  placed = jax.device_put(params, where.params)
+  placed = jax.device_put(lora.split(params, lm_cfg)[0], where.params)
   return jax.jit(lambda p: _fresh(jax.tree.map(jnp.copy, p), optimizer), out_shardings=where)(placed)
 
 
 def abstract(lm_cfg: LMConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """Shapes, types and shardings of the state, as a checkpoint is restored into."""
-  shapes = jax.eval_shape(lambda: _fresh(model.init(lm_cfg, jax.random.key(0)), optimizer))
+  shapes = jax.eval_shape(lambda p: _fresh(p, optimizer), lora.split(model.abstract(lm_cfg), lm_cfg)[0])
   where = state_shardings(lm_cfg, optimizer, mesh)
   place: Any = lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s)
   return jax.tree.map(place, shapes, where)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
+from eagrl_jax.lm import lora
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
@@ -81,8 +82,8 @@ def supervised_loss(
 
 def make_sft_step(
     lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: SupervisedConfig, state_shardings: Any
-) -> Callable[[Any, SupervisedBatch], tuple[Any, dict[str, Array]]]:
-  """Compiled `(state, batch) -> (state, metrics)`; the state is donated.
+) -> Callable[..., tuple[Any, dict[str, Array]]]:
+  """Compiled `(state, batch, frozen=NOTHING) -> (state, metrics)`; the state is donated.
 
   Metrics, device scalars: loss, nll, prompt_nll (when it has a weight), grad_norm, finite.
 
@@ -90,8 +91,8 @@ def make_sft_step(
     state_shardings: as in `rl.update.make_update`.
   """
 
-  def step(state, batch):
-    loss_fn = lambda params, part: supervised_loss(params, part, lm_cfg, cfg)
+  def step(state, batch, frozen=lora.NOTHING):
+    loss_fn = lambda trained, part: supervised_loss(lora.join(trained, frozen), part, lm_cfg, cfg)
     grads, stats = accumulate(loss_fn, state.params, weigh(batch), cfg.micro_batch)
     state, health = guarded_step(state, grads, stats.sums['loss'], optimizer)
     return state, stats.sums | health

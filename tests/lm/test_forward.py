@@ -39,7 +39,7 @@ def unpacked_loss(p):
   return total
 
 
-@pytest.mark.parametrize(('remat', 'chunk'), [(False, 256), (True, 3)])
+@pytest.mark.parametrize(('remat', 'chunk'), [('none', 256), ('dots', 256), ('full', 3)])
 def test_packed_equals_unpacked_in_value_and_gradient(remat, chunk, monkeypatch):
   monkeypatch.setattr(attention, 'QUERY_CHUNK', chunk)
   cfg = dataclasses.replace(ref.CFG, remat=remat)

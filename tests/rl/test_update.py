@@ -179,7 +179,7 @@ def test_jit_equals_no_jit(params):
 
 def test_micro_batches_and_remat_equal_the_full_batch(params):
   state, want = compiled(FULL)(new_state(params), make_batch())
-  by_one = compiled(dataclasses.replace(FULL, micro_batch=1), lm_cfg=dataclasses.replace(LM, remat=True))
+  by_one = compiled(dataclasses.replace(FULL, micro_batch=1), lm_cfg=dataclasses.replace(LM, remat='full'))
   other, got = by_one(new_state(params), make_batch())
   close((other.params, got), (state.params, want))
 

@@ -81,7 +81,9 @@ def get_config(variant: str = '') -> ConfigDict:
       attention_reward=0.0,  # of the top-K agreement of attention, beside the joint reward
       align_control='expert', checkpoint_every=10, schedule='constant'))
   config.evaluate = ConfigDict(dict(batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3))
-  config.export = ConfigDict(dict(policy='rl', dtype='float32'))  # policy: base | sft | rl; dtype: float32 | bfloat16
+  config.export = ConfigDict(dict(
+      policy='rl', dtype='float32',  # policy: base | sft | rl; dtype: float32 | bfloat16
+      adapter=False))  # the trained adapters alone, as a PEFT directory, instead of merged weights
   config.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))
   VARIANTS[variant](config)
   return config

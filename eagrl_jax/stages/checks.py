@@ -58,7 +58,8 @@ def check(config: ConfigDict) -> None:
   if c.lm.lora_rank and c.lm.checkpoint == 'tiny':
     raise EagrlError(f'lm.lora_rank={c.lm.lora_rank}: the tiny policy has no trained weights for adapters to stand on; '
                      'give --config.lm.checkpoint, or set lm.lora_rank=0')
-  settings.lora(c)
+  if settings.lora(c) is None and c.export.adapter:
+    raise EagrlError('export.adapter=True exports adapters alone: set lm.lora_rank above 0 to train them')
   shape = sizes.policy_shape(c)  # reads a checkpoint's header: a broken one is refused before the expert is trained
   if shape is not None:
     check_taps(settings.update(c), shape)

@@ -1,8 +1,8 @@
 """Writes a policy as a Hugging Face directory.
 
 1. Load the policy that `export.policy` names.
-2. Weights in `export.dtype`, config, tokenizer with its chat template and generation settings, in
-   `<workdir>/export/<policy>`.
+2. Weights in `export.dtype` with adapters merged, config, tokenizer with its chat template and generation settings, in
+   `<workdir>/export/<policy>`; with `export.adapter` the adapters alone, as PEFT reads them.
 3. A model card with what the run measured.
 """
 
@@ -12,9 +12,10 @@ import json
 import pathlib
 
 from absl import logging
+from ml_collections import ConfigDict
 
 from eagrl_jax.evaluation import report
-from eagrl_jax.lm import hf_io
+from eagrl_jax.lm import hf_io, peft_io
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
 
@@ -25,9 +26,18 @@ def run(context: Context) -> None:
   c = context.config.export
   policy = policy_lib.load(context.folder(c.policy), context.mesh)
   target = context.folder('export') / c.policy
-  hf_io.save_hf(target, policy.params, policy.config, policy.tokenizer, c.dtype)
+  if c.adapter:
+    peft_io.save_peft(target, policy.params, policy.config, policy.tokenizer, start_name(context.config))
+  else:
+    hf_io.save_hf(target, policy.params, policy.config, policy.tokenizer, c.dtype)
   (target / 'README.md').write_text(model_card(context), 'utf-8')
   logging.info('export: %s in %s', c.policy, target)
+
+
+def start_name(config: ConfigDict) -> str:
+  """The checkpoint's name: what is exported is meant to be passed on, a local path is not."""
+  local = pathlib.Path(config.lm.checkpoint).expanduser()
+  return local.name if local.exists() else config.lm.checkpoint
 
 
 def model_card(context: Context) -> str:
@@ -35,22 +45,21 @@ def model_card(context: Context) -> str:
   config = context.config
   result = json.loads((context.folder('evaluate') / 'metrics.json').read_text())
   environment = json.loads((context.workdir / 'environment.json').read_text())
-  # A card is meant to be passed on: the name of a local checkpoint, not the path to it.
-  local = pathlib.Path(config.lm.checkpoint).expanduser()
-  start = local.name if local.exists() else config.lm.checkpoint
-  start = 'trained from scratch on this cohort' if config.lm.checkpoint == 'tiny' else start
+  start = 'trained from scratch on this cohort' if config.lm.checkpoint == 'tiny' else start_name(config)
+  library, use = ('peft', 'Adapters for the model named under Start. ') if config.export.adapter else (
+      'transformers', '')
   prompt = 'compact, with flags' if config.prompt.style == 'compact' else config.prompt.style
   return f"""---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags: [eag-rl, electronic-health-records]
 ---
 
 # {config.export.policy} policy, {result['task']}
 
-Reads a rendered health record ({prompt} prompt) and writes sub-questions, the features that matter, and a probability
-of the outcome between `<Final answer>` tags. Start: {start}. Cohort: {result['cohort']}, {result['n_test']} held-out
-patients, prevalence {result['prevalence']:.2f}; seed {result['seed']}.
+{use}Reads a rendered health record ({prompt} prompt) and writes sub-questions, the features that matter, and a
+probability of the outcome between `<Final answer>` tags. Start: {start}. Cohort: {result['cohort']},
+{result['n_test']} held-out patients, prevalence {result['prevalence']:.2f}; seed {result['seed']}.
 
 ```
 {report.summary_table(result)}

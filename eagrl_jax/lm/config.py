@@ -9,6 +9,7 @@ from eagrl_jax.types import EagrlError
 LORA_TARGETS = {'q_proj': 'wq', 'k_proj': 'wk', 'v_proj': 'wv', 'o_proj': 'wo', 'gate_proj': 'w_gate',
                 'up_proj': 'w_up', 'down_proj': 'w_down'}
 REMAT = ('none', 'dots', 'full')
+ATTENTION = ('auto', 'xla', 'cudnn', 'splash')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +75,7 @@ class LMConfig:
   tie_embeddings: bool = True
   compute_dtype: str = 'float32'  # of activations and frozen weights; trained weights stay float32
   remat: str = 'none'  # what the backward pass recomputes: nothing, all but matrix products ('dots'), or whole layers
+  attention: str = 'auto'  # of whole prompts (`lm.flash`): 'xla', 'cudnn', 'splash', or what the device has
   lora: LoraConfig | None = None  # trains adapters alone
 
   def __post_init__(self):
@@ -81,5 +83,6 @@ class LMConfig:
       raise EagrlError(f'lm.n_kv_heads={self.n_kv_heads} must divide lm.n_heads={self.n_heads}')
     if self.head_dim % 2:
       raise EagrlError(f'lm.head_dim={self.head_dim} must be even (rotary pairs)')
-    if self.remat not in REMAT:
-      raise EagrlError(f'lm.remat={self.remat!r} is unknown; choose one of {", ".join(REMAT)}')
+    for name, allowed in (('remat', REMAT), ('attention', ATTENTION)):
+      if getattr(self, name) not in allowed:
+        raise EagrlError(f'lm.{name}={getattr(self, name)!r} is unknown; choose one of {", ".join(allowed)}')

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from eagrl_jax.lm import attention, layers, rope
+from eagrl_jax.lm import attention, flash, layers, rope
 from eagrl_jax.lm.cache import KV, heads_first
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.types import Array, ArrayLike, Params
@@ -136,6 +136,5 @@ def _positions(valid: Array) -> Array:
 
 def _prompt_layer(layer: Params, cfg: LMConfig, x: Array, valid: Array, cos: Array, sin: Array):
   q, k, v = layers.qkv(layer, cfg, x, cos, sin)
-  k, v = heads_first(k), heads_first(v)
-  mixed, _ = attention.causal(q[:, None], k[:, None], v[:, None], valid[:, None])
-  return layers.finish(layer, cfg, x, mixed[:, 0]), k, v
+  mixed = flash.attend_prompt(q, k, v, valid, cfg)
+  return layers.finish(layer, cfg, x, mixed), heads_first(k), heads_first(v)

@@ -102,6 +102,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
       write_json(workdir / 'environment.json', environment())
     except OSError as e:
       raise EagrlError(f'--workdir={workdir} cannot be written: {e.strerror}; choose another folder') from e
+    stack.enter_context(jax.set_mesh(mesh))  # for kernels that must be told how their inputs are shared out
     context = Context(config, workdir, mesh)
     started = time.time()
     for i, stage in enumerate(stages, 1):

@@ -48,7 +48,8 @@ def lora(c: ConfigDict) -> LoraConfig | None:
 
 def shaped(checkpoint: LMConfig, c: ConfigDict) -> LMConfig:
   """A checkpoint's shape with the settings that the run chooses."""
-  return dataclasses.replace(checkpoint, compute_dtype=c.lm.compute_dtype, remat=c.lm.remat, lora=lora(c))
+  return dataclasses.replace(checkpoint, compute_dtype=c.lm.compute_dtype, remat=c.lm.remat,
+                             attention=c.lm.attention, lora=lora(c))
 
 
 def reward(c: ConfigDict) -> RewardConfig:

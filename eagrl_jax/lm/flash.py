@@ -1,0 +1,104 @@
+"""Causal self-attention of whole prompts by the accelerator's own kernel: cuDNN on a GPU, splash on a TPU.
+
+Prompts are where the long `[S, S]` maps are. Answers attend to a prompt that their group shares: `attention.causal`
+reads its keys once for all of them, which no kernel does, and hands out the rows that the alignment loss needs.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from eagrl_jax.lm import attention
+from eagrl_jax.lm.cache import heads_first
+from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.precision import widen
+from eagrl_jax.mesh import RULES
+from eagrl_jax.types import Array
+
+SPLASH_BLOCK = 128  # its tiles; a prompt is padded to a multiple
+CUDNN_MAX_HEAD = 128  # of its backward pass on every GPU that has one
+
+
+def attend_prompt(q: Array, k: Array, v: Array, valid: Array, cfg: LMConfig) -> Array:
+  """Each position of a left-padded prompt attends to itself and to the valid ones before it.
+
+  Args:
+    q: `[B, S, N, H]`, rotated. k, v: `[B, S, K, H]`.
+    valid: `[B, S]`, False on the left padding.
+
+  Returns:
+    `[B, S, N, H]`; rows of padding hold finite values that nothing reads.
+  """
+  kernel = choose(cfg, q, k)
+  if kernel == 'cudnn':
+    return _cudnn(q, k, v, valid)
+  if kernel == 'splash':
+    return _splash(q, k, v, valid, interpret=False)
+  k, v = heads_first(k), heads_first(v)
+  return attention.causal(q[:, None], k[:, None], v[:, None], valid[:, None])[0][:, 0]
+
+
+def choose(cfg: LMConfig, q: Array, k: Array, backend: str | None = None) -> str:
+  """The kernel for these shapes: `cfg.attention`, or with 'auto' the one that the backend has and that takes them.
+
+  cuDNN computes in 16 bits only. A splash kernel runs whole on its device: batch and key-value heads must divide over
+  the mesh that is set.
+  """
+  if cfg.attention != 'auto':
+    return cfg.attention
+  backend = backend or jax.default_backend()
+  head = q.shape[-1]
+  if backend == 'gpu' and q.dtype.itemsize == 2 and head <= CUDNN_MAX_HEAD and head % 8 == 0:
+    return 'cudnn'
+  if backend == 'tpu' and head % 64 == 0 and _divides(q.shape[0], k.shape[2]):
+    return 'splash'
+  return 'xla'
+
+
+def _cudnn(q: Array, k: Array, v: Array, valid: Array) -> Array:
+  """It knows lengths, not left padding: rows are turned so that padding comes last, and back."""
+  length = valid.sum(-1, dtype=jnp.int32)
+  pad = valid.shape[1] - length
+  turned = (_turn(x, pad) for x in (q, k, v))
+  out = jax.nn.dot_product_attention(*turned, is_causal=True, query_seq_lengths=length, key_value_seq_lengths=length,
+                                     implementation='cudnn')
+  return _turn(out, -pad)
+
+
+def _turn(x: Array, by: Array) -> Array:
+  """Rotates each row of `x [B, S, ...]` to the left by `by [B]` positions."""
+  s = x.shape[1]
+  at = (jnp.arange(s)[None] + by[:, None]) % s
+  return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+def _splash(q: Array, k: Array, v: Array, valid: Array, interpret: bool) -> Array:
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels  # a slow import
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  s = q.shape[1]
+  extra = -s % SPLASH_BLOCK
+  q = (widen(q) * q.shape[-1] ** -0.5).astype(q.dtype)
+  q, k, v = (jnp.pad(x.swapaxes(1, 2), ((0, 0), (0, 0), (extra, 0), (0, 0))) for x in (q, k, v))
+  segment = jnp.pad(valid, ((0, 0), (extra, 0))).astype(jnp.int32)  # padding sees padding only
+
+  def local(q, k, v, segment):
+    mask = masks.MultiHeadMask([masks.CausalMask((s + extra, s + extra))] * q.shape[1])
+    kernel = kernels.make_splash_mha_single_device(mask, interpret=interpret)
+    return jax.vmap(lambda q, k, v, ids: kernel(q, k, v, kernels.SegmentIds(ids, ids)))(q, k, v, segment)
+
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size > 1:
+    heads = PartitionSpec(RULES['batch'], RULES['heads'])
+    local = jax.shard_map(local, in_specs=(heads, heads, heads, PartitionSpec(RULES['batch'])), out_specs=heads,
+                          check_vma=False)
+  return local(q, k, v, segment)[:, :, extra:].swapaxes(1, 2)
+
+
+def _divides(batch: int, kv_heads: int) -> bool:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1:
+    return True
+  return not batch % (mesh.shape['data'] * mesh.shape['fsdp']) and not kv_heads % mesh.shape['tensor']

@@ -1,0 +1,85 @@
+"""The kernels' wrappers against plain attention: splash in interpreter mode, and as a TPU would compile it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import lm_reference as ref
+import numpy as np
+import pytest
+
+from eagrl_jax.lm import flash, forward, model
+from eagrl_jax.types import EagrlError
+
+B, S, N, K, H = 2, 40, 4, 2, 64
+CFG = dataclasses.replace(ref.CFG, n_heads=N, n_kv_heads=K, head_dim=H)
+VALID = jnp.arange(S)[None] >= jnp.array([0, 13])[:, None]
+
+
+def inputs(dtype='float32'):
+  r = np.random.default_rng(0)
+  return tuple(jnp.asarray(r.normal(size=(B, S, heads, H)), dtype) for heads in (N, K, K))
+
+
+def real(x):
+  return jnp.where(VALID[:, :, None, None], x, 0)
+
+
+def plain(q, k, v):
+  return flash.attend_prompt(q, k, v, VALID, dataclasses.replace(CFG, attention='xla'))
+
+
+def test_splash_equals_plain_attention_and_so_do_its_gradients():
+  splash = functools.partial(flash._splash, valid=VALID, interpret=True)
+  weight = jnp.asarray(np.random.default_rng(1).normal(size=(B, S, N, H)), jnp.float32)
+  both = lambda fn: jax.jit(jax.value_and_grad(lambda *x: jnp.sum(weight * real(fn(*x))), argnums=(0, 1, 2)))
+  (got, got_grads), (want, want_grads) = both(splash)(*inputs()), both(plain)(*inputs())
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+  for a, b in zip(got_grads, want_grads):
+    np.testing.assert_allclose(a, b, atol=2e-5)
+
+
+def test_turned_rows_equal_plain_attention():
+  """What cuDNN is given: padding last, causal, lengths. Computed here by the same function without cuDNN."""
+  q, k, v = inputs()
+  length = VALID.sum(-1)
+  turned = (flash._turn(x, S - length) for x in (q, k, v))
+  out = jax.nn.dot_product_attention(*turned, is_causal=True, query_seq_lengths=length, key_value_seq_lengths=length,
+                                     implementation='xla')
+  np.testing.assert_allclose(real(flash._turn(out, length - S)), real(plain(q, k, v)), atol=1e-5)
+
+
+def test_the_tpu_compiles_splash():
+  cfg = dataclasses.replace(CFG, attention='splash', compute_dtype='bfloat16')
+  tokens = jax.ShapeDtypeStruct((B, 256), jnp.int32)
+  loss = lambda p, t: jnp.sum(forward.prefill(p, cfg, t, t >= 0)[0].astype(jnp.float32))
+  text = jax.jit(jax.grad(loss)).trace(model.abstract(cfg), tokens).lower(lowering_platforms=('tpu',)).as_text()
+  assert text.count('tpu_custom_call') >= 3  # forward, and dq and dkv of the backward pass
+
+
+def test_the_gpu_compiles_cudnn(monkeypatch):
+  detected = pytest.importorskip('jax._src.cudnn.fused_attention_stablehlo')
+  monkeypatch.setattr(detected, 'check_cudnn_version', lambda: 91000)
+  monkeypatch.setattr(detected, 'check_compute_capability', lambda *_: True)
+  cfg = dataclasses.replace(CFG, attention='cudnn', compute_dtype='bfloat16')
+  tokens = jax.ShapeDtypeStruct((B, 256), jnp.int32)
+  loss = lambda p, t: jnp.sum(forward.prefill(p, cfg, t, t >= 0)[0].astype(jnp.float32))
+  text = jax.jit(jax.grad(loss)).trace(model.abstract(cfg), tokens).lower(lowering_platforms=('cuda',)).as_text()
+  assert 'fmhaSoftmaxBackward' in text and 'PADDING_CAUSAL' in text
+
+
+@pytest.mark.parametrize(('backend', 'dtype', 'head', 'kernel'), [
+    ('gpu', 'bfloat16', 128, 'cudnn'), ('gpu', 'float32', 128, 'xla'), ('gpu', 'bfloat16', 256, 'xla'),
+    ('tpu', 'float32', 128, 'splash'), ('tpu', 'bfloat16', 80, 'xla'), ('cpu', 'bfloat16', 64, 'xla')])
+def test_the_device_chooses(backend, dtype, head, kernel):
+  q = jax.ShapeDtypeStruct((2, 8, 4, head), jnp.dtype(dtype))
+  assert flash.choose(CFG, q, q, backend) == kernel
+  assert flash.choose(dataclasses.replace(CFG, attention='xla'), q, q, backend) == 'xla'
+
+
+def test_an_unknown_kernel_is_refused():
+  with pytest.raises(EagrlError, match=r"lm\.attention='flash' is unknown"):
+    dataclasses.replace(CFG, attention='flash')

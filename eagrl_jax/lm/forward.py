@@ -57,7 +57,8 @@ def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, share
     tokens, positions: `[B, G, T]`.
     shared: segments `(KV [L, B, K, S, H], valid [B, S] or broadcastable to [B, G, T, S])`, none or more.
     own: `[L, B, G, K, S2, H]`; carry it through a loop and it is updated in place.
-    own_mask: which own slots each new token sees, its own slot included; broadcastable to `[B, G, T, S2]`.
+    own_mask: which own slots each new token sees, its own slot included; broadcastable to `[B, G, T, S1]`. Slots from
+      `S1 <= S2` on are not looked at.
     write_at: first slot written, the same for all siblings; `write_at + T <= S2`.
 
   Returns:
@@ -73,7 +74,8 @@ def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, share
     at = (index, 0, 0, 0, write_at, 0)
     own = KV(jax.lax.dynamic_update_slice(own.k, k[None].astype(own.k.dtype), at),
              jax.lax.dynamic_update_slice(own.v, v[None].astype(own.v.dtype), at))
-    block = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), own)
+    size = (1, *own.k.shape[1:4], own_mask.shape[-1], own.k.shape[-1])
+    block = jax.tree.map(lambda a: jax.lax.dynamic_slice(a, (index, 0, 0, 0, 0, 0), size)[0], own)
     seen = tuple((kv.k, kv.v, mask) for kv, (_, mask) in zip(segments, shared))
     mixed, _ = attention.attend(q, seen, (block.k, block.v, own_mask))
     return (layers.finish(layer, cfg, x, mixed), own), None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import struct
+import math
 from pathlib import Path
-from typing import Any
 
 import gguf
 import numpy as np
@@ -13,12 +12,12 @@ from gguf import quants
 from jax.sharding import Mesh
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from eagrl_jax.lm import bpe, layout, rope
+from eagrl_jax.lm import bpe, layout, model, rope
 from eagrl_jax.lm.config import LMConfig, RopeScaling
+from eagrl_jax.lm.gguf_file import ARCHITECTURES, Metadata, open_gguf
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.types import EagrlError, Params
 
-ARCHITECTURES = ('llama', 'qwen2', 'qwen3')
 TOP = {'embed': 'token_embd.weight', 'final_norm': 'output_norm.weight', 'lm_head': 'output.weight'}
 LAYER = {
     'attn_norm': 'attn_norm.weight',
@@ -54,98 +53,89 @@ def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | N
     `(params, config, tokenizer)`.
 
   Raises:
-    EagrlError: missing or corrupt file, another architecture, a missing or unknown tensor or field.
+    EagrlError: missing or corrupt file, another architecture, a missing or unknown tensor or field, a tensor of a type
+      that is not read or of another size than the metadata say. All but the type are refused before a weight is read.
   """
   path = Path(path).expanduser()
-  meta, tensors = _open(path)
+  meta, tensors = open_gguf(path)
   cfg = _config(meta, tensors)
+  tokenizer = _tokenizer(meta)
 
   def read(name, index):
-    key = TOP[name] if index is None else f'blk.{index}.{LAYER[name]}'
-    if key not in tensors:
-      raise EagrlError(f'{path.name}: tensor {key!r} is missing; download the file again')
-    tensor = tensors[key]
-    value = quants.dequantize(tensor.data, tensor.tensor_type)
+    tensor = tensors[_key(name, index)]
+    try:
+      value = quants.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as e:
+      raise EagrlError(f'{path.name}: tensor {tensor.name!r} is of type {tensor.tensor_type.name}, which is not'
+                       ' supported; use a file of another type, such as Q8_0') from e
     if meta.architecture == 'llama' and name in ('wq', 'wk'):
       value = _unpermute(value, cfg.n_heads if name == 'wq' else cfg.n_kv_heads)
     return value
 
-  known = {TOP[n] if i is None else f'blk.{i}.{LAYER[n]}' for n, i in layout.leaves(cfg)} | {ROPE_FACTORS}
-  unknown = sorted(set(tensors) - known)
-  if unknown:
-    raise EagrlError(f'{path.name}: tensor {unknown[0]!r} belongs to no supported architecture; use a plain'
-                     f' {" or ".join(ARCHITECTURES)} model')
-  return layout.assemble(cfg, read, dtype, mesh), cfg, _tokenizer(meta)
+  return layout.assemble(cfg, read, dtype, mesh), cfg, tokenizer
 
 
 def read_config(path: str | Path) -> LMConfig:
   """The shape of a `.gguf` checkpoint, without reading its weights. Raises as `load_gguf` does."""
-  return _config(*_open(Path(path).expanduser()))
+  return _config(*open_gguf(Path(path).expanduser()))
 
 
-def _open(path: Path) -> tuple[_Metadata, dict[str, gguf.ReaderTensor]]:
-  if not path.is_file():
-    raise EagrlError(f'lm.checkpoint={path} is not a file; give the path of a .gguf file')
-  try:
-    reader = gguf.GGUFReader(path)
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-  except (ValueError, KeyError, IndexError, OSError, OverflowError, struct.error, UnicodeDecodeError) as e:
-    raise EagrlError(f'{path.name} is not a readable GGUF file ({type(e).__name__}); download it again') from e
-  return _Metadata(path.name, fields), {t.name: t for t in reader.tensors}
-
-
-class _Metadata:
-  """Fields of the file, with an error that names the missing one."""
-
-  def __init__(self, file: str, fields: dict[str, Any]):
-    self._file, self._fields = file, fields
-    self.architecture: str = self['general.architecture']
-    if self.architecture not in ARCHITECTURES:
-      raise EagrlError(f'{file}: general.architecture={self.architecture!r} is not supported; use one of'
-                       f' {", ".join(ARCHITECTURES)}')
-
-  def __getitem__(self, key: str) -> Any:
-    if key not in self._fields:
-      raise EagrlError(f'{self._file}: metadata field {key!r} is missing; download the file again')
-    return self._fields[key]
-
-  def get(self, key: str, default: Any = None) -> Any:
-    return self._fields.get(key, default)
-
-  def model(self, key: str) -> Any:
-    return self[f'{self.architecture}.{key}']
-
-
-def _config(meta: _Metadata, tensors: dict[str, gguf.ReaderTensor]) -> LMConfig:
-  heads, d_model, arch = meta.model('attention.head_count'), meta.model('embedding_length'), meta.architecture
-  head_dim = meta.get(f'{arch}.attention.key_length', d_model // heads)
-  theta = float(meta.get(f'{arch}.rope.freq_base', 10_000.0))
+def _config(meta: Metadata, tensors: dict[str, gguf.ReaderTensor]) -> LMConfig:
+  heads, d_model, arch = meta.count('attention.head_count'), meta.count('embedding_length'), meta.architecture
   if meta.get(f'{arch}.rope.scaling.type', 'none') not in ('none', None):
-    raise EagrlError(f'{arch}.rope.scaling.type is not supported; use a model without it')
+    raise EagrlError(f'{meta.file}: {arch}.rope.scaling.type is not supported; use a model without it')
   if TOP['embed'] not in tensors:
-    raise EagrlError(f'tensor {TOP["embed"]!r} is missing; download the file again')
+    raise EagrlError(f'{meta.file}: tensor {TOP["embed"]!r} is missing; download the file again')
   cfg = LMConfig(
-      vocab_size=int(tensors[TOP['embed']].shape[1]),
+      vocab_size=tensors[TOP['embed']].n_elements // d_model,
       d_model=d_model,
-      n_layers=meta.model('block_count'),
+      n_layers=meta.count('block_count'),
       n_heads=heads,
-      n_kv_heads=meta.get(f'{arch}.attention.head_count_kv', heads),
-      head_dim=head_dim,
-      d_ff=meta.model('feed_forward_length'),
-      rope_theta=theta,
+      n_kv_heads=meta.count('attention.head_count_kv', heads),
+      head_dim=meta.count('attention.key_length', d_model // heads),
+      d_ff=meta.count('feed_forward_length'),
+      rope_theta=meta.number('rope.freq_base', 10_000.0),
       rope_scaling=None,
-      norm_eps=meta.model('attention.layer_norm_rms_epsilon'),
+      norm_eps=meta.number('attention.layer_norm_rms_epsilon'),
       qkv_bias='blk.0.attn_q.bias' in tensors,
       qk_norm='blk.0.attn_q_norm.weight' in tensors,
       tie_embeddings=TOP['lm_head'] not in tensors,
   )
+  if meta.count('rope.dimension_count', cfg.head_dim) != cfg.head_dim:
+    raise EagrlError(f'{meta.file}: {arch}.rope.dimension_count is not the head dimension {cfg.head_dim}; rotation of a'
+                     ' part of it is not supported')
+  _check_sizes(meta.file, cfg, tensors)
   return _with_rope_factors(cfg, tensors[ROPE_FACTORS].data) if ROPE_FACTORS in tensors else cfg
+
+
+def _check_sizes(file: str, cfg: LMConfig, tensors: dict[str, gguf.ReaderTensor]) -> None:
+  """Holds the metadata against the tensors of the file, before anything of the claimed size is made."""
+  if cfg.n_layers > len(tensors):
+    raise EagrlError(f'{file}: {cfg.n_layers} layers, but {len(tensors)} tensors in all; download the file again')
+  known = {_key(name, index): (name, index) for name, index in layout.leaves(cfg)}
+  unknown = sorted(set(tensors) - set(known) - {ROPE_FACTORS})
+  if unknown:
+    raise EagrlError(f'{file}: tensor {unknown[0]!r} belongs to no supported architecture; use a plain'
+                     f' {" or ".join(ARCHITECTURES)} model')
+  spec = model.declare(cfg)
+  for key, (name, index) in known.items():
+    if key not in tensors:
+      raise EagrlError(f'{file}: tensor {key!r} is missing; download the file again')
+    shape = spec[name].shape if index is None else spec['layers'][name].shape[1:]
+    if tensors[key].n_elements != math.prod(shape):
+      raise EagrlError(f'{file}: tensor {key!r} has {tensors[key].n_elements} elements, where the metadata say'
+                       f' {math.prod(shape)}; download the file again')
+
+
+def _key(name: str, index: int | None) -> str:
+  return TOP[name] if index is None else f'blk.{index}.{LAYER[name]}'
 
 
 def _with_rope_factors(cfg: LMConfig, factors: np.ndarray) -> LMConfig:
   """GGUF keeps Llama-3.1 scaling as a divisor a frequency; the released models share all but `factor`."""
   scaled = dataclasses.replace(cfg, rope_scaling=RopeScaling(float(factors.max()), 1.0, 4.0, 8192))
-  if not np.allclose(rope.frequencies(cfg) / factors, rope.frequencies(scaled), rtol=1e-3):
+  fits = factors.size == cfg.head_dim // 2
+  if not fits or not np.allclose(rope.frequencies(cfg) / factors, rope.frequencies(scaled), rtol=1e-3):
     raise EagrlError(f'{ROPE_FACTORS} is not the Llama-3.1 scaling; use a model with that scaling or none')
   return scaled
 
@@ -156,10 +146,20 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
   return weight.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
 
 
-def _tokenizer(meta: _Metadata) -> Tokenizer:
+def _tokenizer(meta: Metadata) -> Tokenizer:
   if meta['tokenizer.ggml.model'] != 'gpt2':
     raise EagrlError(f'tokenizer.ggml.model={meta["tokenizer.ggml.model"]!r} is not supported; use a model with a'
                      ' byte-level BPE tokenizer (gpt2)')
+  try:
+    return _byte_level(meta)
+  except EagrlError:
+    raise
+  except Exception as e:  # the library raises bare Exception
+    raise EagrlError(f'{meta.file}: no tokenizer can be built of tokenizer.ggml.* ({str(e)!r:.80}); download the file'
+                     ' again') from e
+
+
+def _byte_level(meta: Metadata) -> Tokenizer:
   tokens, types = meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']
   merges = [tuple(m.split(' ', 1)) for m in meta['tokenizer.ggml.merges']]
   whole = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)

@@ -76,23 +76,23 @@ def assemble(cfg: LMConfig, read: Read, dtype: Dtype = np.float32, mesh: Mesh | 
     if raw.size != np.prod(shape):
       raise EagrlError(f'{hf_key(name, index)} has shape {raw.shape}, which is not {shape}; the weights do not match'
                        ' the config')
-    return (raw.T if _is_linear(name) else raw).reshape(shape).astype(dtype, copy=False)
+    return (raw.T if _is_linear(name) else raw).reshape(shape)
 
-  def stacked(name, s):
-    out = np.empty(s.shape, dtype)
-    for i in range(cfg.n_layers):
-      out[i] = one(name, i, s.shape[1:])
-    return out
-
-  if mesh is None:
-    params = {name: one(name, None, s.shape) for name, s in spec.items() if name != 'layers'}
-    return params | {'layers': {name: stacked(name, s) for name, s in spec['layers'].items()}}
-  where = model.param_shardings(cfg, mesh)
-  params = {name: _place(one(name, None, s.shape), where[name]) for name, s in spec.items() if name != 'layers'}
-  params['layers'] = {}
+  where = None if mesh is None else model.param_shardings(cfg, mesh)
+  params: Params = {'layers': {}}
+  for name, s in spec.items():
+    if name != 'layers':
+      # Copied: a memory-mapped file may change under a running model.
+      x = one(name, None, s.shape)
+      params[name] = np.array(x, dtype) if where is None else _place(x, dtype, where[name])
   for name, s in spec['layers'].items():
     read_one = functools.partial(one, name, shape=s.shape[1:])
-    params['layers'][name] = _stack(read_one, s.shape, dtype, where['layers'][name])
+    if where is None:
+      params['layers'][name] = np.empty(s.shape, dtype)
+      for i in range(cfg.n_layers):
+        params['layers'][name][i] = read_one(i)
+    else:
+      params['layers'][name] = _stack(read_one, s.shape, dtype, where['layers'][name])
   return params
 
 
@@ -103,13 +103,13 @@ def _stack(read: Callable[[int], np.ndarray], shape: tuple[int, ...], dtype: Dty
   put = jax.jit(lambda all_, x, i: jax.lax.dynamic_update_index_in_dim(all_, x, i, 0), donate_argnums=0,
                 out_shardings=where)
   for i in range(shape[0]):
-    out = put(out, _place(read(i), one), i)
+    out = put(out, _place(read(i), dtype, one), i)
   return out
 
 
-def _place(x: np.ndarray, where: NamedSharding) -> Array:
+def _place(x: np.ndarray, dtype: Dtype, where: NamedSharding) -> Array:
   # Each process hands over its own part; a plain device_put would compare the array across processes first.
-  placed = jax.make_array_from_callback(x.shape, where, lambda index: np.ascontiguousarray(x[index]))
+  placed = jax.make_array_from_callback(x.shape, where, lambda index: np.array(x[index], dtype, order='C'))
   return jax.block_until_ready(placed)  # before the host's copy is let go
 
 

@@ -86,6 +86,18 @@ def init(cfg: LMConfig, key: Array) -> Params:
   return jax.tree_util.tree_map_with_path(make, declare(cfg))
 
 
+def as_used(params: Params, cfg: LMConfig) -> Params:
+  """The weights as a layer uses them, in the compute dtype; norm gains stay. For loops that read them many times.
+
+  Each use rounds to that dtype anyway, so nothing changes but what is read from memory.
+  """
+
+  def cast(path, x):
+    return x if str(path[-1].key).endswith('norm') else x.astype(cfg.compute_dtype)
+
+  return jax.tree_util.tree_map_with_path(cast, params)
+
+
 def param_shardings(cfg: LMConfig, mesh: Mesh) -> Params:
   """Tree of `NamedSharding`; an axis that the mesh does not divide (few kv heads) is replicated."""
 

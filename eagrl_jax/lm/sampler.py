@@ -8,17 +8,21 @@ import jax
 import jax.numpy as jnp
 
 from eagrl_jax import rng
-from eagrl_jax.lm import cache, forward, logprobs
+from eagrl_jax.lm import cache, forward, logprobs, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.draw import sample_from_logits
 from eagrl_jax.types import Array, Params, PromptBatch, Rollout
 
 __all__ = ['generate', 'sample_from_logits']
 
+CHUNK = 128  # answer tokens after which a longer stretch of their keys is looked at
+
 
 def generate(params: Params, cfg: LMConfig, prompt: PromptBatch, key: Array, *, group: int, max_new: int,
              temperature: float, stop_ids: tuple[int, ...], pad_id: int) -> Rollout:
   """Samples until every row has met a stop id or `max_new` tokens.
+
+  A long answer is written in up to four chunks, each of which looks at no more slots than it can fill.
 
   The draw of token t of sample g is a function of (key, example id, g, t) alone, whatever else is in the batch.
 
@@ -40,6 +44,7 @@ def generate(params: Params, cfg: LMConfig, prompt: PromptBatch, key: Array, *, 
 
 @functools.partial(jax.jit, static_argnames=('cfg', 'group', 'max_new', 'temperature', 'stop_ids', 'pad_id'))
 def _generate(params, tokens, valid, example, key, *, cfg, group, max_new, temperature, stop_ids, pad_id):
+  params = model.as_used(params, cfg)
   b = tokens.shape[0]
   shape = (b, group, max_new)
   start = valid.sum(-1, dtype=jnp.int32)[:, None, None]
@@ -60,9 +65,9 @@ def _generate(params, tokens, valid, example, key, *, cfg, group, max_new, tempe
       done = done | (token == stop)
     return token, out, done
 
-  def step(state):
+  def step(end, state):
     t, token, out, done, own = state
-    seen = (jnp.arange(max_new) < t)[None, None, None]
+    seen = (jnp.arange(end) < t)[None, None, None]
     hidden, own = forward.extend(params, cfg, token[..., None], start + t - 1 + jnp.zeros((1, group, 1), jnp.int32),
                                  ((prompt_kv, valid),), own, seen, t - 1)
     token, out, done = choose(hidden[:, :, 0], out, done, t)
@@ -72,4 +77,13 @@ def _generate(params, tokens, valid, example, key, *, cfg, group, max_new, tempe
   first = jnp.broadcast_to(hidden[:, None], (b, group, hidden.shape[-1]))
   token, out, done = choose(first, out, jnp.zeros((b, group), bool), 0)
   state = (jnp.int32(1), token, out, done, cache.empty(cfg, b, group, max_new))
-  return jax.lax.while_loop(lambda s: (s[0] < max_new) & ~s[3].all(), step, state)[2]
+  for end in chunk_ends(max_new):
+    go_on = lambda s, end=end: (s[0] < end) & ~s[3].all()
+    state = jax.lax.while_loop(go_on, functools.partial(step, end), state)
+  return state[2]
+
+
+def chunk_ends(max_new: int) -> list[int]:
+  """Where each chunk ends: at most four, each of a multiple of `CHUNK` tokens but the last."""
+  size = CHUNK * max(1, -(-max_new // (4 * CHUNK)))
+  return [*range(size, max_new, size), max_new]

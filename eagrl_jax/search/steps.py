@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from eagrl_jax.lm import model
 from eagrl_jax.lm.cache import KV
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import prefill
@@ -113,6 +114,7 @@ def grow(params: Params, cfg: LMConfig, grammar: Grammar, prompt: PromptBatch, s
     raise EagrlError(
         f'search.max_depth={config.max_depth}: the grammar was compiled for {grammar.max_depth}; use one value')
   tokens, valid, example = map(jnp.asarray, (prompt.tokens, prompt.valid, prompt.example))
+  params = model.as_used(params, cfg)
   hidden, kv = prefill(params, cfg, tokens, valid)
   b, slots = tokens.shape[0], grammar.step_tokens
   block = jnp.zeros((b, cfg.n_layers, cfg.n_kv_heads, grammar.inner_tokens, cfg.head_dim), kv.k.dtype)

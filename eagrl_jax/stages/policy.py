@@ -73,6 +73,9 @@ def load_pretrained(c: ConfigDict, mesh: Mesh, key: Array) -> Policy:
   read = gguf_io.load_gguf if c.lm.checkpoint.endswith('.gguf') else hf_io.load_hf
   adapters = settings.lora(c)
   params, config, tokenizer = read(c.lm.checkpoint, 'float32' if adapters is None else c.lm.compute_dtype, mesh)
+  if tokenizer.vocab_size > config.vocab_size:
+    raise EagrlError(f'lm.checkpoint: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size}'
+                     ' rows; they belong to different models')
   config = settings.shaped(config, c)
   if adapters is not None:
     where, _ = lora.split(model.param_shardings(config, mesh), config)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from eagrl_jax.lm import draw, forward, logprobs, sampler
+from eagrl_jax.lm import draw, forward, logprobs, model, sampler
 from eagrl_jax.types import PromptBatch
 
 STOP = (3, 7)
@@ -159,3 +160,30 @@ def test_temperature_may_differ_by_row_and_zero_is_greedy():
   u = np.full(2, 0.01, np.float32)
   assert list(draw.sample_from_logits(x, u, jnp.array([0.1, 5.0]))) == [1, 0]
   assert list(draw.sample_from_logits(x, u, 0.0)) == [1, 1]
+
+
+def test_chunks_change_nothing(monkeypatch):
+  whole = sample(prompts(), max_new=11)
+  monkeypatch.setattr(sampler, 'CHUNK', 2)
+  sampler._generate.clear_cache()
+  parts = sample(prompts(), max_new=11)
+  sampler._generate.clear_cache()
+  np.testing.assert_array_equal(parts.tokens, whole.tokens)
+  np.testing.assert_allclose(parts.logprobs, whole.logprobs, atol=1e-5)
+
+
+def test_no_more_than_four_chunks():
+  assert sampler.chunk_ends(80) == [80] and sampler.chunk_ends(300) == [128, 256, 300]
+  assert sampler.chunk_ends(2048) == [512, 1024, 1536, 2048] and sampler.chunk_ends(513) == [256, 512, 513]
+
+
+def test_weights_are_rounded_once_for_the_whole_loop():
+  """Handing over weights that are rounded already gives the same answers, bit for bit."""
+  cfg = dataclasses.replace(ref.CFG, compute_dtype='bfloat16')
+  write = lambda p: sampler.generate(p, cfg, prompts(), jax.random.key(4), group=3, max_new=9, temperature=1.0,
+                                     stop_ids=STOP, pad_id=0)
+  used = model.as_used(PARAMS, cfg)
+  assert used['layers']['wq'].dtype == jnp.bfloat16 and used['layers']['attn_norm'].dtype == jnp.float32
+  one, two = write(PARAMS), write(used)
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+  assert one.logprobs.dtype == one.entropy.dtype == jnp.float32

@@ -184,6 +184,26 @@ def test_micro_batches_and_remat_equal_the_full_batch(params):
   close((other.params, got), (state.params, want))
 
 
+def test_bfloat16_has_float32_master_weights_and_figures():
+  params = model.init(LM, jax.random.key(0))  # the steep ones of the other tests magnify a rounding tenfold
+  lm_cfg = dataclasses.replace(LM, compute_dtype='bfloat16')
+  cfg = UpdateConfig(micro_batch=B, c_align=0.5, eps_low=0.99)
+  batch = make_batch().replace(eps_high=jnp.full((B, G), 50.0))  # a clip jumps where a rounding may not
+  optimizer = optax.adam(1e-5)  # a step far below the spacing of bfloat16 numbers around a weight
+  state, metrics = compiled(cfg, optimizer, lm_cfg)(new_state(params, optimizer), batch)
+  assert {x.dtype.name for x in jax.tree.leaves((state.params, state.opt_state)) if x.ndim} == {'float32'}
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, params)
+  assert all(0 < m < 2e-5 for m in jax.tree.leaves(moved))
+  gradient_in = lambda lm: jax.jit(jax.grad(lambda p, part: policy_loss(p, part, lm, cfg), has_aux=True))(
+      params, weigh(batch, cfg))
+  (got, figures), (want, exact) = gradient_in(lm_cfg), gradient_in(LM)
+  for name in ('loss', 'entropy', 'align_loss'):
+    assert metrics[name].dtype == figures.sums[name].dtype == jnp.float32
+    np.testing.assert_allclose(figures.sums[name], exact.sums[name], rtol=0.01, err_msg=name)
+  for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+    assert a.dtype == jnp.float32 and np.linalg.norm(a - b) < 0.03 * np.linalg.norm(b)
+
+
 def test_a_dropped_group_leaves_no_trace(params):
   batch = make_batch()
   spoiled = batch.replace(

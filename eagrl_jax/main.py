@@ -37,6 +37,8 @@ _CONFIG = config_flags.DEFINE_config_file('config', help_string='experiment, e.g
                                           lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/default', 'folder of the run; finished stages in it are skipped')
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'print the resolved config, stages, sizes and memory; touch nothing')
+_DEVICES = flags.DEFINE_integer('devices', 0, 'with --dry_run: plan for so many devices, pretended on this machine', 0)
+_DEVICE_GIB = flags.DEFINE_float('device_gib', 0.0, 'with --dry_run: memory of a device, 0 = of the one here', 0.0)
 _DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'call jax.distributed.initialize first (several hosts)')
 
 
@@ -46,6 +48,12 @@ def main(argv: list[str]) -> None:
     raise EagrlError(f'unexpected argument {argv[1]!r}: overrides look like --config.rl.steps=10')
   if _CONFIG.value is None:
     raise EagrlError('--config is missing: try --config=configs/rl.py')
+  if (_DEVICES.value or _DEVICE_GIB.value) and not _DRY_RUN.value:
+    raise EagrlError('--devices and --device_gib describe a machine to plan for: add --dry_run')
+  if _DEVICES.value:
+    import jax
+    jax.config.update('jax_platforms', 'cpu')
+    jax.config.update('jax_num_cpu_devices', _DEVICES.value)
   if _DISTRIBUTED.value:
     import jax
     jax.distributed.initialize()
@@ -54,7 +62,7 @@ def main(argv: list[str]) -> None:
   from eagrl_jax.stages import pipeline
   workdir = pathlib.Path(_WORKDIR.value)
   if _DRY_RUN.value:
-    pipeline.describe(_CONFIG.value, workdir)
+    pipeline.describe(_CONFIG.value, workdir, int(_DEVICE_GIB.value * 2**30))
   else:
     pipeline.run(_CONFIG.value, workdir)
 

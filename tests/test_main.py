@@ -6,13 +6,15 @@ import subprocess
 import sys
 import zipfile
 
+import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
 def call(*flags, cwd=ROOT, path=ROOT):
-  env = {**os.environ, 'PYTHONPATH': str(path), 'JAX_PLATFORMS': 'cpu'}
+  cache = jax.config.jax_compilation_cache_dir or ''
+  env = {**os.environ, 'PYTHONPATH': str(path), 'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': cache}
   return subprocess.run([sys.executable, '-m', 'eagrl_jax.main', *flags], cwd=cwd, env=env, capture_output=True,
                         text=True, check=False)
 

@@ -36,6 +36,7 @@ LAYER = {
     'w_down': 'ffn_down.weight',
 }
 ROPE_FACTORS = 'rope_freqs.weight'
+BLOCK = 2**22  # weights dequantised at once
 TIKTOKEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
                   r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
 
@@ -64,7 +65,7 @@ def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | N
   def read(name, index):
     tensor = tensors[_key(name, index)]
     try:
-      value = quants.dequantize(tensor.data, tensor.tensor_type)
+      value = _dequantised(tensor)
     except NotImplementedError as e:
       raise EagrlError(f'{path.name}: tensor {tensor.name!r} is of type {tensor.tensor_type.name}, which is not'
                        ' supported; use a file of another type, such as Q8_0') from e
@@ -138,6 +139,17 @@ def _with_rope_factors(cfg: LMConfig, factors: np.ndarray) -> LMConfig:
   if not fits or not np.allclose(rope.frequencies(cfg) / factors, rope.frequencies(scaled), rtol=1e-3):
     raise EagrlError(f'{ROPE_FACTORS} is not the Llama-3.1 scaling; use a model with that scaling or none')
   return scaled
+
+
+def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
+  """Rows a few at a time: the library's temporaries are several times its result."""
+  if tensor.data.ndim < 2:
+    return quants.dequantize(tensor.data, tensor.tensor_type)
+  out = np.empty(tensor.shape[::-1], np.float32)
+  step = max(1, BLOCK // int(tensor.shape[0]))
+  for start in range(0, len(out), step):
+    out[start:start + step] = quants.dequantize(tensor.data[start:start + step], tensor.tensor_type)
+  return out
 
 
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:

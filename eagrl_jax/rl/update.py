@@ -230,7 +230,7 @@ def check_taps(cfg: UpdateConfig, lm_cfg: LMConfig) -> None:
 
 def make_update(
     lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: UpdateConfig, state_shardings: Any
-) -> Callable[..., tuple[Any, dict[str, Array]]]:
+) -> jax.stages.Wrapped:
   """Compiled `(state, batch, frozen=NOTHING) -> (state, metrics)`; the state is donated.
 
   Args:

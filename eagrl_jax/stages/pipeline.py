@@ -138,8 +138,12 @@ def exclusive(workdir: pathlib.Path) -> Iterator[None]:
     yield
 
 
-def describe(config: ConfigDict, workdir: pathlib.Path) -> None:
-  """Dry run: prints the resolved config, what would run, sizes and memory. Writes nothing."""
+def describe(config: ConfigDict, workdir: pathlib.Path, device_bytes: int = 0) -> None:
+  """Dry run: prints the resolved config, what would run, sizes and memory. Writes nothing.
+
+  Args:
+    device_bytes: memory of a device to plan for; 0 = of the one that is there.
+  """
   from eagrl_jax.stages import checks, sizes
   checks.check(config)
   hashes = stage_hashes(config)
@@ -151,7 +155,10 @@ def describe(config: ConfigDict, workdir: pathlib.Path) -> None:
         'resume' if _read_hash(folder / 'started.json') == hashes[stage.name] else 'run')
     print(f'  {stage.name:10s} {hashes[stage.name]}  {state}')
   print()
-  print(sizes.table(config))
+  ready = all(_read_hash(workdir / name / 'done.json') == hashes[name] for name in ('prepare', 'base'))
+  run = Context(config, workdir, make_mesh(**config.mesh.to_dict())) if ready else None
+  for line in sizes.lines(config, device_bytes, run):
+    print(line, flush=True)
 
 
 def _claim(folder: pathlib.Path, digest: str) -> None:

@@ -49,7 +49,12 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
     shape['lora'] = LoraConfig(**shape['lora'] | {'targets': tuple(shape['lora']['targets'])})
   config = LMConfig(**shape)
   params = checkpoint.load_params(source / 'params', like=_abstract(config, mesh))
-  return Policy(params, config, Tokenizer.load(source / 'tokenizer'))
+  return Policy(params, config, tokenizer(folder))
+
+
+def tokenizer(folder: pathlib.Path) -> Tokenizer:
+  """Of `<folder>/policy`."""
+  return Tokenizer.load(folder / 'policy' / 'tokenizer')
 
 
 def _abstract(config: LMConfig, mesh: Mesh) -> Params:
@@ -72,13 +77,13 @@ def load_pretrained(c: ConfigDict, mesh: Mesh, key: Array) -> Policy:
   """
   read = gguf_io.load_gguf if c.lm.checkpoint.endswith('.gguf') else hf_io.load_hf
   adapters = settings.lora(c)
-  params, config, tokenizer = read(c.lm.checkpoint, 'float32' if adapters is None else c.lm.compute_dtype, mesh)
-  if tokenizer.vocab_size > config.vocab_size:
-    raise EagrlError(f'lm.checkpoint: the tokenizer has {tokenizer.vocab_size} tokens, the embedding {config.vocab_size}'
-                     ' rows; they belong to different models')
+  params, config, words = read(c.lm.checkpoint, 'float32' if adapters is None else c.lm.compute_dtype, mesh)
+  if words.vocab_size > config.vocab_size:
+    raise EagrlError(f'lm.checkpoint: its tokenizer has {words.vocab_size} tokens, its embedding'
+                     f' {config.vocab_size} rows; they belong to different models')
   config = settings.shaped(config, c)
   if adapters is not None:
     where, _ = lora.split(model.param_shardings(config, mesh), config)
     fresh = jax.jit(lambda k: lora.split(model.init(config, k), config)[0], out_shardings=where)
     params = lora.join(fresh(key), params)
-  return Policy(params, config, tokenizer)
+  return Policy(params, config, words)

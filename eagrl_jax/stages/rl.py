@@ -48,8 +48,8 @@ def run(context: Context) -> None:
   optimizer = make_optimizer(settings.optimizer(c, c.steps * c.epochs * c.minibatches))
   shardings = state_lib.state_shardings(start_policy.config, optimizer, context.mesh)
   _, frozen = lora.split(start_policy.params, start_policy.config)
-  update = make_update(start_policy.config, optimizer, settings.update(context.config), shardings)
-  update = functools.partial(update, frozen=frozen)
+  update = functools.partial(
+      make_update(start_policy.config, optimizer, settings.update(context.config), shardings), frozen=frozen)
   reference = make_reference(start_policy) if c.kl else None
   key = rng.stage_key(context.config.seed, 'rl')
   with Checkpoints(context.folder('rl') / 'checkpoints') as checkpoints:

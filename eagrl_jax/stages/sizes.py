@@ -1,19 +1,22 @@
-"""What a dry run says about sizes: parameters, tokens and bytes a device, computed from shapes alone."""
+"""What a dry run says about sizes: parameters, tokens, and by `memory` the bytes a device."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
-from eagrl_jax.lm import gguf_io, hf_io, model
+from eagrl_jax.lm import gguf_io, hf_io, lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import memory, policy, settings
+from eagrl_jax.stages.context import Context
 
 FEATURES = {'synthetic': 20, 'tjh': 73, 'physionet2012': 39, 'csv': 50}  # csv: a guess, its file is not read
-FLOAT = 4
 
 
 def policy_shape(c: ConfigDict) -> LMConfig | None:
@@ -39,40 +42,45 @@ def prompt_tokens(c: ConfigDict) -> int:
   return math.ceil(estimate / c.prompt.bucket) * c.prompt.bucket
 
 
-def table(c: ConfigDict) -> str:
-  """Lines for the terminal."""
+def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> Iterator[str]:
+  """Lines for the terminal, each as soon as it is known.
+
+  Args:
+    device_bytes: memory of a device; 0 asks the one that is there.
+    run: a folder whose cohort and tokenizer are there already: prompts are measured, not estimated.
+  """
   lm = policy_shape(c)
   if lm is None:
-    return f'lm.checkpoint={c.lm.checkpoint!r} is a hub name: its sizes are known after the first download'
+    yield f'lm.checkpoint={c.lm.checkpoint!r} is a hub name: its sizes are known after the first download'
+    return
   mesh = make_mesh(**c.mesh.to_dict())
-  shapes = model.abstract(lm)
-  shardings = model.param_shardings(lm, mesh)
-  shard = [math.prod(s.shard_shape(x.shape)) for x, s in zip(jax.tree.leaves(shapes), jax.tree.leaves(shardings))]
-  total, local = sum(x.size for x in jax.tree.leaves(shapes)), sum(shard)
-  data = mesh.shape['data'] * mesh.shape['fsdp']
-  s, t, g = prompt_tokens(c), c.rl.max_new, c.rl.group
-  kv = 2 * lm.n_layers * lm.n_kv_heads * lm.head_dim * FLOAT  # bytes a cached token
-  rows, judged = math.ceil(c.rl.prompts / data), math.ceil(c.evaluate.batch / data)
-  micro = math.ceil(c.rl.micro_batch / data)
-  tree = settings.search(c).n_nodes
-  step = c.search.question_tokens + c.search.answer_tokens + 32
-  # Saved for the backward pass, a token and layer: residuals, normed inputs, projections, gate, up, product.
-  saved = (2 * lm.d_model if lm.remat else 8 * lm.d_model + 2 * lm.head_dim * (lm.n_heads + lm.n_kv_heads)
-           + 4 * lm.d_ff) * FLOAT
-  activations = micro * (s + g * t) * (saved * lm.n_layers + 2 * lm.d_model * FLOAT)
-  parts = {
-      'parameters': local * FLOAT,
-      'gradients': local * FLOAT,
-      'optimiser moments': 2 * local * FLOAT,
-      'reference policy (rl.kl)': local * FLOAT if c.rl.kl else 0,
-      'sampler KV (rl)': rows * (s + g * t) * kv,
-      'sampler KV (evaluate)': judged * (s + c.evaluate.samples * c.evaluate.max_new) * kv,
-      'search KV': math.ceil(c.search.trees / data) * (s + tree * step) * kv,
-      'activations of a micro-batch (rl)': activations,
-  }
-  lines = [f'policy: {total / 1e6:.1f} M parameters, {mesh.size} device(s)',
-           f'tokens (estimates): prompt {s}, answer up to {t}; one rl step holds {c.rl.prompts * (s + g * t)} tokens',
-           f'search: {c.search.patients} patients in batches of {c.search.trees} trees of up to {tree} nodes',
-           'memory a device (predicted):']
-  lines += [f'  {name:34s} {size / 2**20:10.1f} MiB' for name, size in parts.items()]
-  return '\n'.join([*lines, f'  {"sum":34s} {sum(parts.values()) / 2**20:10.1f} MiB'])
+  prompt, how = (longest_prompt(run), 'as in this folder') if run else (prompt_tokens(c), 'estimated')
+  sizes = memory.Sizes(prompt, FEATURES[c.data.source], trajectory_tokens(c))
+  total = sum(x.size for x in jax.tree.leaves(model.abstract(lm)))
+  trained = sum(x.size for x in jax.tree.leaves(lora.split(model.abstract(lm), lm)[0]))
+  s, t, g = sizes.prompt, c.rl.max_new, c.rl.group
+  yield f'policy: {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained, {mesh.size} device(s)'
+  yield f'tokens: prompt {s} ({how}), answer up to {t}; one rl step holds {c.rl.prompts * (s + g * t)} tokens'
+  yield f'search: {c.search.patients} patients in batches of {c.search.trees} trees of up to ' \
+        f'{settings.search(c).n_nodes} nodes'
+  room = device_bytes or memory.capacity()
+  yield f'memory a device, MiB, of {room / 2**20:.0f}; each step is compiled for it:'
+  for stage in memory.predict(c, lm, mesh, sizes):
+    parts = ', '.join(f'{name} {size / 2**20:.1f}' for name, size in stage.parts.items())
+    yield f'  {stage.name:10s} {stage.total / 2**20:10.1f}  = {parts}'
+    if stage.total > memory.HEADROOM * room:
+      yield f'  {stage.name} will not fit; {memory.advice(c, mesh, stage)}'
+
+
+def longest_prompt(run: Context) -> int:
+  """Width of the widest batch of prompts, from up to 512 patients of a run."""
+  data = data_lib.load(run)
+  encoder = data_lib.encoder(run, data, policy.tokenizer(run.folder('base')))
+  rows = np.concatenate([data.splits.train, data.splits.test])
+  return encoder.batch(rows[::max(1, len(rows) // 512)]).tokens.shape[1]
+
+
+def trajectory_tokens(c: ConfigDict) -> int:
+  """Upper estimate of a trajectory's length: its steps, and the grammar's own words."""
+  step = c.search.question_tokens + c.search.answer_tokens + 16
+  return 16 * math.ceil((step * c.search.max_depth + 4 * c.reward.top_k + 32) / 16)

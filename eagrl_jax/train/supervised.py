@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -82,7 +81,7 @@ def supervised_loss(
 
 def make_sft_step(
     lm_cfg: LMConfig, optimizer: optax.GradientTransformation, cfg: SupervisedConfig, state_shardings: Any
-) -> Callable[..., tuple[Any, dict[str, Array]]]:
+) -> jax.stages.Wrapped:
   """Compiled `(state, batch, frozen=NOTHING) -> (state, metrics)`; the state is donated.
 
   Metrics, device scalars: loss, nll, prompt_nll (when it has a weight), grad_norm, finite.

@@ -1,0 +1,98 @@
+"""What a dry run predicts against what is then held; its advice; devices that are only pretended."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from eagrl_jax.lm import cache, model
+from eagrl_jax.lm.config import LMConfig, LoraConfig
+from eagrl_jax.mesh import make_mesh
+from eagrl_jax.stages import memory, pipeline, settings, sizes
+from eagrl_jax.stages.context import Context
+from eagrl_jax.train import state as state_lib
+from eagrl_jax.train.optimizer import make_optimizer
+
+ROOT = pathlib.Path(__file__).parents[2]
+LM = LMConfig(vocab_size=2048, d_model=128, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=32, d_ff=384)
+
+
+def test_prediction_is_within_a_tenth_of_what_a_process_then_holds():
+  """In a process of its own, whose resident memory is read; its malloc must give back what is freed."""
+  env = {k: v for k, v in os.environ.items() if not k.startswith('MALLOC_')} | {
+      'JAX_PLATFORMS': 'cpu', 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '',
+      'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
+  done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr[-3000:]
+  for name, (predicted, measured) in json.loads(done.stdout).items():
+    assert 8e7 < measured and abs(predicted - measured) < 0.1 * measured, (name, predicted, measured)
+
+
+def compare() -> None:
+  from benchmarks import memory as bench
+  from configs import defaults
+  c = defaults.get_config()
+  c.rl.update(prompts=16, group=4, max_new=48, micro_batch=4, minibatches=1, kl=0.0)
+  print(json.dumps(bench.compare(c, LM, memory.Sizes(512, 20, 48))))
+
+
+@pytest.mark.parametrize('lora', [None, LoraConfig(4, 8.0, ('q_proj', 'down_proj'))])
+def test_weights_and_optimiser_are_exact(lora, micro_config):
+  lm, mesh = dataclasses.replace(LM, lora=lora, compute_dtype='bfloat16'), make_mesh()
+  optimizer = make_optimizer(settings.optimizer(micro_config().rl, 10))
+  state = state_lib.create(lm, optimizer, jax.random.key(0), mesh)
+  held = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
+  assert memory.held_by_training(micro_config(), lm, mesh, 'rl') == {
+      'weights': held(model.init(lm, jax.random.key(0))), 'optimiser': held(state.opt_state),
+      'reference': held(state.params)}
+  assert memory.kv_bytes(lm, mesh) == held(cache.empty(lm, 1, 1, 1))
+
+
+@pytest.mark.parametrize(('parts', 'change', 'words'), [
+    ({'activations': 9, 'weights': 1}, {}, 'rl.micro_batch=2'),
+    ({'activations': 9, 'weights': 1}, {'rl.micro_batch': 1}, 'lm.remat=dots'),
+    ({'activations': 9, 'weights': 1}, {'rl.micro_batch': 1, 'lm.remat': 'dots'}, 'lm.remat=full'),
+    ({'KV': 9, 'weights': 1}, {}, 'rl.prompts=4'),
+    ({'reference': 9, 'weights': 1}, {}, 'rl.kl=0'),
+    ({'optimiser': 9, 'weights': 8}, {'lm.checkpoint': 'some/model'}, 'lm.lora_rank=16'),
+    ({'weights': 9, 'optimiser': 8}, {'lm.checkpoint': 'some/model', 'lm.lora_rank': 4}, 'lm.compute_dtype=bfloat16'),
+    ({'weights': 9}, {'lm.compute_dtype': 'bfloat16', 'lm.lora_rank': 4}, 'larger devices'),
+])
+def test_advice_names_the_field_of_the_largest_part(parts, change, words, micro_config):
+  c = micro_config()
+  for field, value in change.items():
+    section, name = field.split('.')
+    c[section][name] = value
+  assert words in memory.advice(c, make_mesh(1, 1, 1), memory.Stage('rl', parts))
+
+
+def test_prompts_of_a_finished_run_are_measured(finished, micro_config, capsys):
+  config = micro_config()
+  longest = sizes.longest_prompt(Context(config, finished, make_mesh()))
+  assert longest % config.prompt.bucket == 0 and longest > 0
+  before = {p: p.stat().st_mtime_ns for p in finished.rglob('*')}
+  pipeline.describe(config, finished, device_bytes=2**20)
+  printed = capsys.readouterr().out
+  assert f'prompt {longest} (as in this folder)' in printed and 'rl will not fit; ' in printed
+  assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
+
+
+def test_devices_can_be_pretended():
+  env = os.environ | {'PYTHONPATH': str(ROOT), 'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or ''}
+  done = subprocess.run(
+      [sys.executable, '-m', 'eagrl_jax.main', '--config=configs/rl.py', '--dry_run', '--devices=4', '--device_gib=16',
+       '--config.mesh.fsdp=2', '--config.lm.n_layers=1'],
+      cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+  assert '4 device(s)' in done.stdout and 'MiB, of 16384' in done.stdout and 'evaluate' in done.stdout, done.stderr
+  done = subprocess.run([sys.executable, '-m', 'eagrl_jax.main', '--config=configs/rl.py', '--devices=4'], cwd=ROOT,
+                        env=env, capture_output=True, text=True, check=False)
+  assert done.returncode == 1 and 'add --dry_run' in done.stderr
+
+
+if __name__ == '__main__':
+  compare()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gc
+import time
 
 import jax
 import numpy as np
@@ -38,6 +39,7 @@ def held(peak: bool = False) -> int:
 def restart() -> None:
   """The peak of a process starts again at what it holds now; a GPU's cannot, and only grows."""
   gc.collect()
+  time.sleep(1)  # temporaries of a program are freed after its results are ready
   if jax.local_devices()[0].memory_stats() is None:
     with open('/proc/self/clear_refs', 'w') as file:
       file.write('5')
@@ -66,24 +68,25 @@ def compare(c, lm: LMConfig, sizes: memory.Sizes) -> dict[str, tuple[int, int]]:
   update = memory.rl_step(c, lm, mesh, sizes, optimizer, state, frozen)
   generate = memory.rollout(c, lm, mesh, sizes, 'rl')
   predicted = {'rollout': weights + moments + sum(memory.rollout_parts(c, lm, mesh, sizes, 'rl').values()),
-               'update': weights + moments + update.memory_analysis().temp_size_in_bytes}
+               'update': weights + moments + update.memory_analysis().temp_size_in_bytes + memory.unplanned(lm, mesh)}
   where = model.param_shardings(lm, mesh)
   key = jax.random.key(0)
   init = jax.jit(lambda k: model.init(lm, k), out_shardings=where).lower(key).compile()
   batch, prompt = filled(memory.rl_batch(c, mesh, sizes)), filled(memory.prompt(mesh, c.rl.prompts, sizes.prompt))
   start = (restart(), held())[1]
-  params = init(key)
+  params = jax.block_until_ready(init(key))
   state = state_lib.from_params(params, lm, optimizer, mesh)
   frozen = lora.split(params, lm)[1]
   for x in jax.tree.leaves(lora.split(params, lm)[0]):
     x.delete()
+  jax.block_until_ready(state)
   restart()
   out = generate(lora.join(state.params, frozen), prompt.tokens, prompt.valid, prompt.example, key)
   jax.block_until_ready(out)
   measured = {'rollout': held(peak=True) - start}
   del out
   restart()
-  jax.block_until_ready(update(state, batch, frozen))
+  state = jax.block_until_ready(update(state, batch, frozen))
   return {name: (predicted[name], value) for name, value in (measured | {'update': held(peak=True) - start}).items()}
 
 

@@ -65,6 +65,8 @@ def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> I
         f'{settings.search(c).n_nodes} nodes'
   room = device_bytes or memory.capacity()
   yield f'memory a device, MiB, of {room / 2**20:.0f}; each step is compiled for it:'
+  if jax.default_backend() == 'cpu' and lm.compute_dtype == 'bfloat16':
+    yield '  (a CPU widens bfloat16 products to float32: activations are up to three times those of a GPU or TPU)'
   for stage in memory.predict(c, lm, mesh, sizes):
     parts = ', '.join(f'{name} {size / 2**20:.1f}' for name, size in stage.parts.items())
     yield f'  {stage.name:10s} {stage.total / 2**20:10.1f}  = {parts}'

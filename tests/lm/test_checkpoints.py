@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 
 import gguf
 import jax
@@ -13,7 +15,8 @@ import numpy as np
 import pytest
 from safetensors import numpy as safetensors_numpy
 
-from eagrl_jax.lm import bpe, gguf_io, hf_io, model
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.lm import bpe, gguf_io, hf_io, layout, model
 from eagrl_jax.lm.config import RopeScaling
 from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.types import EagrlError
@@ -50,6 +53,28 @@ def test_load_inverts_save(name, tokenizer, tmp_path):
   assert loaded_cfg == cfg
   assert_same(loaded, params)
   assert loaded_tokenizer.encode('lactate 3') == tokenizer.encode('lactate 3')
+
+
+def test_weights_go_to_their_devices_one_at_a_time(monkeypatch, tokenizer, tmp_path):
+  cfg = CONFIGS['llama3']
+  params = random_params(cfg)
+  hf_io.save_hf(tmp_path, params, cfg, tokenizer)
+  alive: list[weakref.ref] = []
+  read = hf_io._Tensors.read
+
+  def watched(self, key):
+    gc.collect()
+    assert not any(x() is not None for x in alive), 'an earlier tensor is still on the host'
+    x = read(self, key)
+    alive.append(weakref.ref(x))
+    return x
+
+  monkeypatch.setattr(hf_io._Tensors, 'read', watched)
+  loaded, _, _ = hf_io.load_hf(tmp_path, mesh=mesh_lib.make_mesh())
+  assert len(alive) == len(layout.leaves(cfg))
+  assert_same(jax.device_get(loaded), params)
+  for x, where in zip(jax.tree.leaves(loaded), jax.tree.leaves(model.param_shardings(cfg, mesh_lib.make_mesh()))):
+    assert x.sharding == where and x.dtype == np.float32
 
 
 def test_saved_in_shards_and_in_another_dtype(tokenizer, tmp_path):

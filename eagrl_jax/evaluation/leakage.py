@@ -1,0 +1,105 @@
+"""What a score could be made of besides physiology: checks that every cohort gets, printed in the report.
+
+A check is a warning, not a verdict: missingness and age may well predict an outcome. What they reach belongs beside
+what the policy reaches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+import numpy as np
+
+from eagrl_jax.evaluation import baselines, bootstrap, metrics
+
+PERMUTATIONS = 30
+FAR = 3.3  # standard errors: one false alarm in a thousand cohorts
+CLOSE = 0.02  # AUROC of a model that such a baseline may not come near
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+  """One line of the audit."""
+
+  name: str
+  value: float  # a count, or an AUROC
+  ci95: tuple[float, float] | None  # of an AUROC
+  warning: str  # '' = nothing to say
+
+
+def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: baselines.Table, hours: np.ndarray,
+          events: np.ndarray, window: float, splits: dict[str, np.ndarray], attrition: tuple[tuple[str, int, str], ...],
+          model_auroc: float, seed: int, resamples: int = 1000) -> list[Check]:
+  """Runs every check.
+
+  Args:
+    subject_id: `[N]`. label: `[N]`. age: `[N]`, NaN unknown.
+    hours: `[N]` latest input time; events: `[N]` inputs a patient; window: prediction time in hours, 0 = whole record.
+    splits: rows by name; 'train' and 'test' are read for the baselines.
+    attrition: the source's own counts, of which those of rows after discharge are shown.
+    model_auroc: of the best model on test; NaN to compare with none.
+  """
+  train, test = splits['train'], splits['test']
+  checks = [_overlap(subject_id, splits), _future(hours, window)]
+  checks += [Check(f'rows dropped: {step}', float(n), None, '') for step, n, unit in attrition
+             if unit != 'patients' and re.search(r'discharge|after|future', step)]
+  checks.append(_order(subject_id, label, resamples))
+  checks.append(_permuted(table, label, train, test, seed))
+  column = lambda v: np.asarray(v, np.float64)[:, None]
+  for name, x in (('missingness alone', (table.measured > 0).astype(np.float64)), ('age alone', column(age)),
+                  ('record length alone', np.stack([hours, events], 1).astype(np.float64))):
+    prob = baselines.fitted('logistic', x, label, train, test, seed)
+    checks.append(_judged(name, label[test], prob, resamples, model_auroc=model_auroc))
+  return checks
+
+
+def _overlap(subject_id: np.ndarray, splits: dict[str, np.ndarray]) -> Check:
+  names = list(splits)
+  shared = sum(len(np.intersect1d(subject_id[splits[a]], subject_id[splits[b]]))
+               for i, a in enumerate(names) for b in names[i + 1:])
+  return Check('patients in two splits', float(shared), None, 'a patient is in two splits' if shared else '')
+
+
+def _future(hours: np.ndarray, window: float) -> Check:
+  late = int((hours > window + 1e-6).sum()) if window else 0
+  return Check('patients with inputs after the prediction time', float(late), None,
+               'inputs are later than the prediction time' if late else '')
+
+
+def _order(subject_id: np.ndarray, label: np.ndarray, resamples: int) -> Check:
+  """The order of ids, numeric where they are numbers: sorted by outcome in more than one published cohort."""
+  as_number = [int(m) if (m := str(i)).isdigit() else None for i in subject_id]
+  if all(n is not None for n in as_number):
+    rank = np.argsort(np.argsort(np.array(as_number)))
+  else:
+    rank = np.argsort(np.argsort(np.array([str(i) for i in subject_id])))
+  check = _judged('order of the ids', label, rank / max(len(rank) - 1, 1), resamples, chance=True)
+  note = 'ids are ordered by outcome: never show, sort or split by them'
+  return dataclasses.replace(check, warning=note if check.warning else '')
+
+
+def _permuted(table: baselines.Table, label: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> Check:
+  """Mean over permutations: where one axis tells patients apart, a single one lands far from .5 on either side."""
+  generator, scores = np.random.default_rng((seed, 101)), []
+  for _ in range(PERMUTATIONS):
+    permuted = label.copy()
+    permuted[train] = generator.permutation(label[train])
+    prob = baselines.fitted('logistic', table.x, permuted, train, test, seed, penalties=baselines.PENALTIES[1:2])
+    scores.append(metrics.auroc(label[test], prob))
+  mean, error = float(np.mean(scores)), float(np.std(scores, ddof=1) / np.sqrt(PERMUTATIONS))
+  warning = 'predicts the outcome, and must not' if abs(mean - 0.5) > FAR * error else ''
+  return Check('labels permuted in train', mean, (mean - 1.96 * error, mean + 1.96 * error), warning)
+
+
+def _judged(name: str, label: np.ndarray, prob: np.ndarray, resamples: int, *, chance: bool = False,
+            model_auroc: float = float('nan')) -> Check:
+  """AUROC with its interval; warned of where it is not chance, or near the model."""
+  value = metrics.auroc(label, prob)
+  low, high = bootstrap.bootstrap(label, prob, resamples)['auroc']['ci95']
+  warning = ''
+  if chance and not low <= 0.5 <= high:
+    warning = 'predicts the outcome, and must not'
+  elif not chance and value >= model_auroc - CLOSE:
+    warning = f'as good as the best model, or within {CLOSE} of it'
+  return Check(name, value, (low, high), warning)

@@ -82,6 +82,25 @@ def precision_recall(arms: Predictions, notes: Mapping[str, str]) -> str:
     return _svg(fig, 'pr', 'Precision-recall curves of all arms; areas with 95 % intervals in the legend.')
 
 
+def decision(arms: Predictions) -> str:
+  """Net benefit over the threshold probability, beside treating everyone and no one."""
+  label = next(iter(arms.values()))[0]
+  thresholds = np.linspace(0.02, 0.8, 79)
+  everyone = metrics.net_benefit(label, np.ones(len(label)), thresholds)
+  top = max(float(np.mean(label)), 0.05)
+  with mpl.rc_context(_STYLE):
+    fig, ax = _axes(316, 390, 'Decision curve', 'Threshold probability', 'Net benefit a patient')
+    ax.axhline(0, color=COLOURS['muted'], lw=0.8)
+    ax.plot(thresholds, everyone, color=COLOURS['muted'], lw=0.8, label='treat everyone (no one: 0)')
+    for arm, yp in arms.items():
+      ax.plot(thresholds, metrics.net_benefit(*yp, thresholds), color=colour(arm), ls=_DASHES.get(arm, 'dashed'),
+              label=arm)
+    ax.set_xlim(0, 0.8)
+    ax.set_ylim(-0.25 * top, 1.05 * top)
+    _legend_below(fig, ax)
+    return _svg(fig, 'decision', 'Net benefit of every arm over the threshold probability.')
+
+
 def calibration(arms: Predictions) -> str:
   """Observed share of positives against the predicted probability, and below it the patients in each bin."""
   with mpl.rc_context(_STYLE):

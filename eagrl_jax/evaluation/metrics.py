@@ -69,6 +69,39 @@ def log_losses(y: np.ndarray, p: np.ndarray) -> np.ndarray:
   return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 
 
+def min_precision_recall(label: ArrayLike, prob: ArrayLike) -> float:
+  """Largest min(precision, recall) over all thresholds, `min(P+, Se)` of the EHR literature; NaN when `undefined`."""
+  y, p = check(label, prob)
+  if undefined(y):
+    return float('nan')
+  precision, recall, _ = sk.precision_recall_curve(y, p)
+  return float(np.minimum(precision, recall).max())
+
+
+def expected_calibration_error(label: ArrayLike, prob: ArrayLike, bins: int = 10) -> float:
+  """Mean |observed - predicted| over equal-width bins, weighted by their patients (Naeini 2015); NaN without any."""
+  found = calibration_bins(label, prob, bins)
+  count = found['count']
+  gap = np.abs(found['observed'] - found['predicted'])
+  return float(count @ gap / count.sum()) if count.sum() else float('nan')
+
+
+def net_benefit(label: ArrayLike, prob: ArrayLike, thresholds: ArrayLike) -> np.ndarray:
+  """Decision curve: true positives less false ones at the threshold's odds, a patient (Vickers and Elkin 2006).
+
+  Args:
+    thresholds: `[K]` in (0, 1); patients at or above one are treated.
+
+  Returns:
+    `[K]`; treating everyone is `net_benefit(label, ones, thresholds)`, no one 0.
+  """
+  y, p = check(label, prob)
+  t = np.asarray(thresholds, np.float64)
+  treated = p[None, :] >= t[:, None]
+  harm = (treated & (y == 0)).sum(1) * t / (1 - t)
+  return ((treated & (y == 1)).sum(1) - harm) / max(len(y), 1)
+
+
 METRICS = {'auroc': auroc, 'auprc': auprc, 'brier': brier, 'log_loss': log_loss}
 
 

@@ -23,7 +23,10 @@ from eagrl_jax.types import EagrlError
 
 ARMS = {  # arms in reading order; another arm follows with no gloss
     'base': 'policy before search', 'sft': 'after trajectory distillation', 'rl': 'after attention-aligned RL',
-    'expert': 'the expert model alone', 'oracle': 'the true risk, an upper bound'}
+    'expert': 'the expert model alone', 'logistic': 'logistic regression on summaries of the record',
+    'boosting': 'gradient boosting on the same', 'last_value': 'a rule: the last value of one feature',
+    'oracle': 'the true risk, an upper bound'}
+DRAWN = ('base', 'sft', 'rl', 'expert', 'boosting', 'oracle')  # in curves; more would hide each other
 STAGES = ('expert', 'base', 'sft', 'rl')
 TAG = r'</?(?:Subquestion \d+|Answer \d+|Final subquestion|Important Features|Final answer)>'
 
@@ -110,6 +113,7 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
     for kind, mark in (('auroc', 0.5), ('auprc', result.get('prevalence'))):
       low = 0.4 if kind == 'auroc' else 0.0
       arm[f'{kind}_bar'] = _bar(arm[kind], arm['name'], low, mark)
+  drawn = lambda found: {arm: yp for arm, yp in found.items() if arm in DRAWN or arm not in ARMS}
   headline = [a for a in arms if a['name'] in ('base', 'rl', 'expert') and a['auroc']]  # before, after, the expert
   predictions = _predictions(workdir / 'evaluate/predictions.parquet')
   logs = {stage: _jsonl(workdir / stage / 'metrics.jsonl') for stage in STAGES}
@@ -120,10 +124,12 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   return {
       'share': share, 'result': result, 'arms': arms, 'paired': _paired(result),
       'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
-                         'log_loss': metrics.log_loss(*yp)} for arm, yp in predictions.items()],
+                         'log_loss': metrics.log_loss(*yp), 'ece': metrics.expected_calibration_error(*yp),
+                         'min_ps': metrics.min_precision_recall(*yp)} for arm, yp in predictions.items()],
+      'audit': result.get('audit') or [], 'subgroups': _subgroups(result.get('subgroups') or {}),
       'plots': [Markup(svg) for svg in (
-          figures.roc(predictions, notes['auroc']), figures.precision_recall(predictions, notes['auprc']),
-          figures.calibration(predictions))] if predictions else [],
+          figures.roc(drawn(predictions), notes['auroc']), figures.precision_recall(drawn(predictions), notes['auprc']),
+          figures.calibration(drawn(predictions)), figures.decision(drawn(predictions)))] if predictions else [],
       'curves': curves, 'rewards': Markup(figures.rewards(rewards['all'], rewards['selected'])) if rewards else None,
       'tree': _roots(tree, share) if tree else None, 'cases': [_case(c) for c in cases] if cases else None,
       'attrition': _attrition(manifest), 'config': _flat(_json(workdir / 'config.json'), share),
@@ -156,6 +162,19 @@ def _paired(result: Mapping) -> list[dict]:
                  'diff': _interval({'mean': row['diff'], 'ci95': row.get('ci95')}),
                  'p': '–' if not _finite(p) else f'{p:.3f}' if p >= 0.001 else '<0.001'})
   return rows
+
+
+def _subgroups(found: Mapping) -> list[dict]:
+  """A row a group: counts and, for each arm, its interval and a bar."""
+  rows: dict[str, dict] = {}
+  for arm, groups in found.items():
+    for group in groups:
+      row = rows.setdefault(group['name'], {'name': group['name'], 'n': group['n'], 'positives': group['positives'],
+                                            'arms': []})
+      value = None if group['auroc'] is None else _interval({'point': group['auroc'], 'ci95': group['ci95']})
+      row['arms'].append({'name': arm, 'token': figures.token(arm), 'value': value,
+                          'bar': _bar(value, arm, 0.4, 0.5)})
+  return list(rows.values())
 
 
 def _roots(tree: Mapping, share: bool) -> list[dict]:

@@ -3,7 +3,8 @@
 1. Each policy writes `evaluate.samples` answers a test patient; its probability is their mean
    (self-consistency), an unparsed answer counting as the train prevalence.
 2. The features it names, and its own attention while it wrote, are read on the first answer.
-3. AUROC, AUPRC, agreement and their controls, all with intervals by patient.
+3. AUROC, AUPRC, agreement and their controls, all with intervals by patient; scikit-learn's baselines beside them,
+   the leakage audit, subgroups.
 4. metrics.json, predictions.parquet, cases.json, report.html and the table on the terminal.
 """
 
@@ -22,9 +23,9 @@ from absl import logging
 
 from eagrl_jax import masked, rng
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax.evaluation import agreement, bootstrap, report
+from eagrl_jax.evaluation import agreement, bootstrap, metrics, report
 from eagrl_jax.rl.reading import read_attention
-from eagrl_jax.stages import cases, settings
+from eagrl_jax.stages import beside, cases, settings
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -32,6 +33,7 @@ from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, parse_rollout
 from eagrl_jax.stages.pipeline import write_json
 from eagrl_jax.stages.rl import sample
+from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress
 
 
@@ -49,7 +51,6 @@ class Arm:
 
 def run(context: Context) -> None:
   c = context.config.evaluate
-  folder = context.folder('evaluate')
   data = data_lib.load(context)
   rows = data.splits.test
   arms = {}
@@ -58,15 +59,22 @@ def run(context: Context) -> None:
     encoder = data_lib.encoder(context, data, policy.tokenizer)
     arms[name] = answer(context, name, encoder, policy, rows, data_lib.prevalence(data))
     logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows) * c.samples)
+  processes.first(lambda: write(context, data, rows, arms))
+
+
+def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[str, Arm]) -> None:
+  """Every file of the stage, the report and the table on the terminal."""
+  folder = context.folder('evaluate')
   label = data.cohort.label[rows].astype(int)
   probs = {name: arm.prob for name, arm in arms.items()} | {'expert': expert_stage.load_prob(context)[rows]}
+  probs |= beside.baseline_probs(context, data, rows)
   if data.cohort.truth is not None:
     probs['oracle'] = data.cohort.truth.risk[rows]
 
   summary = summarise(context, data, rows, label, arms, probs)
   write_json(folder / 'metrics.json', summary)
   write_predictions(context, data, rows, label, probs)
-  shown = cases.choose(arms['rl'].prob, label, c.cases)
+  shown = cases.choose(arms['rl'].prob, label, context.config.evaluate.cases)
   write_json(folder / 'cases.json', cases.build(data, rows, shown, arms, expert_stage.load_salience(context)))
   path = report.write_report(context.workdir)
   print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
@@ -88,9 +96,9 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
       full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
       prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(full))
       rollout = sample(policy.params, policy, prompt, key, c.samples, c.max_new, c.temperature)
-      read = parse_rollout(rollout, policy.tokenizer, encoder.cohort, max_named=4 * k)
+      read = parse_rollout(processes.local(rollout), policy.tokenizer, encoder.cohort, max_named=4 * k)
       first = jax.tree.map(lambda x: x[:, :1], (rollout, jnp.asarray(read.said.align_mask)))
-      mass = np.asarray(attend(policy.params, prompt, *first))[:, 0]
+      mass = np.asarray(processes.local(attend(policy.params, prompt, *first)))[:, 0]
       n = len(part)
       prob.append(np.where(read.said.parsed, read.said.prob, unparsed)[:n].mean(1))
       parsed.append(read.said.parsed[:n].mean(1))
@@ -112,7 +120,9 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
   present = data.expert.observed[rows].astype(bool).any(1)
   table: dict[str, dict] = {}
   for name, prob in probs.items():
-    table[name] = bootstrap.bootstrap(label, prob, n)
+    table[name] = bootstrap.bootstrap(label, prob, n) | {
+        'min_precision_recall': metrics.min_precision_recall(label, prob),
+        'calibration_error': metrics.expected_calibration_error(label, prob)}
     if name in arms:
       arm = arms[name]
       wrote = arm.attention.sum(1) > 0
@@ -125,10 +135,12 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
     elif name == 'expert':
       lists = [np.flatnonzero(chosen).tolist() for chosen in masked.top_k(salience, k)]
       table[name]['jaccard_at_k'] = agreement.named_agreement(lists, present, k, expert=salience, truth=truth, n=n)
-  pairs = [('rl', 'base'), ('rl', 'sft'), ('sft', 'base'), ('expert', 'rl')]
+  pairs = [('rl', 'base'), ('rl', 'sft'), ('sft', 'base'), ('expert', 'rl'), ('boosting', 'rl')]
   return {'task': data.cohort.task, 'cohort': data.cohort.name, 'n_test': len(rows), 'prevalence': float(label.mean()),
           'unparsed_score': data_lib.prevalence(data), 'seed': context.config.seed, 'top_k': k, 'arms': table,
-          'paired': bootstrap.paired_rows(label, probs, pairs, n=n)}
+          'paired': bootstrap.paired_rows(label, probs, pairs, n=n),
+          'audit': beside.audit(context, data, probs, rows),
+          'subgroups': beside.by_subgroup(context, data, probs, rows)}
 
 
 def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray,

@@ -76,3 +76,22 @@ def test_calibration_bins_by_hand():
   np.testing.assert_allclose(bins['predicted'], [0.05, 0.55, 1.0])
   np.testing.assert_allclose(bins['observed'], [0.5, 1, 1])
   assert bins['count'].tolist() == [2, 1, 1]
+
+
+def test_min_precision_recall_by_hand():
+  # Thresholds .9, .8, .6, .1: precision 1, 1/2, 2/3, 1/2; recall 1/2, 1/2, 1, 1.
+  assert metrics.min_precision_recall([1, 0, 1, 0], [0.9, 0.8, 0.6, 0.1]) == pytest.approx(2 / 3)
+  assert np.isnan(metrics.min_precision_recall([1, 1], [0.1, 0.2]))
+
+
+def test_expected_calibration_error_by_hand():
+  # Bin [.1, .2): predicted .15, observed 1/2, two patients; bin [.8, .9): .8, 1, one patient.
+  assert metrics.expected_calibration_error([0, 1, 1], [0.1, 0.19999, 0.8]) == pytest.approx(
+      (2 * abs(0.5 - 0.149995) + abs(1 - 0.8)) / 3)
+
+
+def test_net_benefit_by_hand():
+  got = metrics.net_benefit([1, 0, 1, 0], [0.9, 0.8, 0.6, 0.1], [0.5, 0.25])
+  np.testing.assert_allclose(got, [(2 - 1) / 4, (2 - 1 / 3) / 4])
+  everyone = metrics.net_benefit([1, 0, 0, 0], np.ones(4), [0.2])
+  np.testing.assert_allclose(everyone, [(1 - 3 * 0.25) / 4])

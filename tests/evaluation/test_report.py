@@ -17,8 +17,8 @@ from eagrl_jax.types import EagrlError
 
 NAMES = ('lactate', 'urine output', 'creatinine', 'heart rate', 'systolic pressure', 'platelets', 'pH', 'glucose',
          'lactate dehydrogenase', 'respiratory rate', 'temperature', 'sodium')
-HEADINGS = ('Results', 'Paired differences', 'ROC, precision–recall and calibration', 'Learning curves', 'Search',
-            'Patients', 'Cohort', 'Config', 'Versions')
+HEADINGS = ('Results', 'Paired differences', 'ROC, precision–recall, calibration and decisions', 'Subgroups',
+            'Leakage audit', 'Learning curves', 'Search', 'Patients', 'Cohort', 'Config', 'Versions')
 ANSWER = ('<Subquestion 1> Is the lactate out of range? </Subquestion 1>\n'
           '<Answer 1> The last value is 3.8, above its range, and rising. </Answer 1>\n'
           '<Final subquestion> Now we can answer the question: will the patient die in hospital? </Final subquestion>\n'
@@ -55,7 +55,12 @@ def fake_run(root: Path, n: int = 160) -> Path:
   dump(root / 'evaluate/metrics.json', {
       'task': 'in-hospital mortality', 'n_test': n, 'prevalence': label.mean(), 'arms': arms,
       'oracle': bootstrap.bootstrap(label, risk, n=100),
-      'paired': bootstrap.paired_rows(label, probs, [('rl', 'base'), ('rl', 'sft'), ('rl', 'expert')], n=100)})
+      'paired': bootstrap.paired_rows(label, probs, [('rl', 'base'), ('rl', 'sft'), ('rl', 'expert')], n=100),
+      'audit': [{'name': 'patients in two splits', 'value': 0.0, 'ci95': None, 'warning': ''},
+                {'name': 'order of the ids', 'value': 0.99, 'ci95': [0.97, 1.0], 'warning': 'ids are ordered'}],
+      'subgroups': {arm: [{'name': 'women', 'n': 80, 'positives': 30, 'auroc': 0.81, 'ci95': [0.7, 0.9]},
+                          {'name': 'age 80 and over', 'n': None, 'positives': None, 'auroc': None, 'ci95': None}]
+                    for arm in ('rl', 'expert')}})
   rows = [(f'P-{i}', i, bool(label[i]), float(prob[i]), arm, 'test') for arm, prob in probs.items() for i in range(n)]
   columns = ('subject_id', 'prediction_time', 'boolean_value', 'predicted_boolean_probability', 'arm', 'split')
   pq.write_table(pa.table(dict(zip(columns, map(list, zip(*rows, strict=True)), strict=True))),
@@ -271,3 +276,9 @@ def test_summary_table_reads_the_plain_schema():
       'parse_rate': 0.97, 'jaccard_at_k': 0.4, 'attention_kl': 0.9}}, 'oracle': 0.91})
   assert '0.800 (0.760–0.840)  0.500 (0.300–0.700)   97.0%      0.400       –         0.900         –' in table
   assert table.splitlines()[-1].split()[:2] == ['oracle', '0.910']
+
+
+def test_audit_and_subgroups_are_shown_with_their_warnings(html):
+  text = ' '.join(' '.join(Page(html).text).split())
+  assert 'order of the ids 0.990 0.970–1.000 ids are ordered' in text
+  assert 'women 80 30 with outcome 0.810 0.700–0.900' in text and 'age 80 and over too few' in text

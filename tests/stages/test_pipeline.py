@@ -21,12 +21,16 @@ DONE = pipeline.NAMES[:-1]  # a default run stops before export
 
 def test_a_run_leaves_the_promised_folder(finished):
   metrics = json.loads((finished / 'evaluate/metrics.json').read_text())
-  assert set(metrics['arms']) == {'base', 'sft', 'rl', 'expert', 'oracle'} and metrics['n_test'] == 24
+  assert metrics['n_test'] == 24
+  assert set(metrics['arms']) == {'base', 'sft', 'rl', 'expert', 'logistic', 'boosting', 'last_value', 'oracle'}
+  assert {'order of the ids', 'age alone', 'patients in two splits'} <= {row['name'] for row in metrics['audit']}
+  assert {row['name'] for row in metrics['subgroups']['rl']} >= {'women', 'men'}
   for arm in metrics['arms'].values():
     assert len(arm['auroc']['ci95']) == 2
   predictions = pq.read_table(finished / 'evaluate/predictions.parquet').to_pydict()
-  assert len(predictions['arm']) == 5 * 24 and set(predictions['split']) == {'held_out'}
-  assert '<html' in (finished / 'report.html').read_text()
+  assert len(predictions['arm']) == 8 * 24 and set(predictions['split']) == {'held_out'}
+  page = (finished / 'report.html').read_text()
+  assert '<html' in page and 'order of the ids' in page and 'Decision curve' in page and 'too few' in page
   for stage in DONE:
     assert json.loads((finished / stage / 'done.json').read_text())['hash']
   for stage, steps in (('base', 4), ('rl', 2)):

@@ -92,11 +92,11 @@ def load(path: str | Path, subject_id: np.ndarray) -> Splits:
   """
   try:
     table = pq.read_table(path, columns=['subject_id', 'split'])
-  except (OSError, pa.ArrowException):
+    ids = table['subject_id'].cast(pa.string()).to_numpy(zero_copy_only=False).astype(str)
+    name = table['split'].to_numpy(zero_copy_only=False).astype(str)
+  except (OSError, ValueError, pa.ArrowException):
     raise EagrlError(f'splits: {Path(path).name} is not a parquet file with subject_id and split; '
                      'make it again') from None
-  ids = table['subject_id'].cast(pa.string()).to_numpy(zero_copy_only=False).astype(str)
-  name = table['split'].to_numpy(zero_copy_only=False).astype(str)
   row = {subject: i for i, subject in enumerate(subject_id.astype(str))}
   unknown = sum(i not in row for i in ids)
   problems = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from eagrl_jax.lm.config import LMConfig, RopeScaling
@@ -21,20 +22,22 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
   if kind not in ARCHITECTURES:
     raise EagrlError(f'config.json: model_type={kind!r} is not supported; use one of {", ".join(ARCHITECTURES)}')
   rope = c.get('rope_parameters') or c.get('rope_scaling') or {}
+  if not isinstance(rope, dict):
+    raise EagrlError('config.json: rope_parameters is no table; copy it again from its source')
   _refuse(c, kind)
   try:
-    heads = c['num_attention_heads']
+    heads, d_model = _count(c, 'num_attention_heads'), _count(c, 'hidden_size')
     return LMConfig(
-        vocab_size=c['vocab_size'],
-        d_model=c['hidden_size'],
-        n_layers=c['num_hidden_layers'],
+        vocab_size=_count(c, 'vocab_size'),
+        d_model=d_model,
+        n_layers=_count(c, 'num_hidden_layers'),
         n_heads=heads,
-        n_kv_heads=c.get('num_key_value_heads') or heads,
-        head_dim=c.get('head_dim') or c['hidden_size'] // heads,
-        d_ff=c['intermediate_size'],
-        rope_theta=float(rope.get('rope_theta') or c.get('rope_theta') or 10_000.0),
+        n_kv_heads=_count(c, 'num_key_value_heads', heads),
+        head_dim=_count(c, 'head_dim', d_model // heads),
+        d_ff=_count(c, 'intermediate_size'),
+        rope_theta=_positive(rope, 'rope_theta', _positive(c, 'rope_theta', 10_000.0)),
         rope_scaling=_rope_scaling(rope),
-        norm_eps=c['rms_norm_eps'],
+        norm_eps=_positive(c, 'rms_norm_eps'),
         qkv_bias=kind == 'qwen2',
         qk_norm=kind == 'qwen3',
         tie_embeddings=bool(c.get('tie_word_embeddings', False)),
@@ -88,5 +91,21 @@ def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
     return None
   if kind != 'llama3':
     raise EagrlError(f'config.json: rope_type={kind!r} is not supported; only default and llama3 are')
-  return RopeScaling(float(rope['factor']), float(rope['low_freq_factor']), float(rope['high_freq_factor']),
-                     int(rope['original_max_position_embeddings']))
+  return RopeScaling(_positive(rope, 'factor'), _positive(rope, 'low_freq_factor'), _positive(rope, 'high_freq_factor'),
+                     _count(rope, 'original_max_position_embeddings'))
+
+
+def _positive(c: dict[str, Any], key: str, default: float | None = None) -> float:
+  """A number above zero; the default where it is absent or null."""
+  value = c[key] if default is None else c.get(key)
+  value = default if value is None else value
+  if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+    raise EagrlError(f'config.json: {key}={value!r:.40} is no positive number; copy it again from its source')
+  return float(value)
+
+
+def _count(c: dict[str, Any], key: str, default: int | None = None) -> int:
+  value = _positive(c, key, default)
+  if value != int(value):
+    raise EagrlError(f'config.json: {key}={value} is no whole number; copy it again from its source')
+  return int(value)

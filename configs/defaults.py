@@ -14,23 +14,24 @@ def get_config(variant: str = '') -> ConfigDict:
   config.seed = 0
   config.target = 'evaluate'  # last stage to run
   config.data = ConfigDict(dict(
-      source='synthetic',  # synthetic | tjh | physionet2012 | csv
+      source='synthetic',  # synthetic | tjh | physionet2012 | mimic4 | meds | yaib | csv | wide_csv
       path='',  # file or folder of the source
-      outcomes='',  # csv and physionet2012: outcomes file ('' = beside the path)
+      outcomes='',  # outcomes of csv, wide_csv, meds; of physionet2012 '' = beside the path
       task='mortality',
+      index='icu',  # mimic4: the stay that starts the clock and whose end counts, icu | hospital
       n=2400,  # synthetic: patients
       prevalence=0.35,  # synthetic
       informative=0.5,  # synthetic: how much sampling depends on severity, 0 = not at all
       site='mimic',  # synthetic: mimic | eicu
       bin_hours=24.0,  # width of a visit
       max_visits=2,  # older ones fold into the first
-      window_hours=48.0,  # only data before this; 0 = the whole record
+      window_hours=48.0,  # only data before this, of meds so long before the prediction; 0 = the whole record
       aggregate='mean',  # mean | last, within a visit
       test=400.0,  # patients, or a share of them below 1
       valid_fraction=0.125,  # of the rest
       splits='',  # a splits.parquet to use instead
-      # csv only
-      features='',  # feature specs, JSON or YAML; '' = names alone, no ranges
+      # a user's own files
+      features='',  # feature specs, JSON or YAML, needed by meds; '' = of csv names alone, of yaib its own
       sex_codes='',  # such as '1=m,2=f' or '0=f,1=m,9=unknown'; '' = m, f, male, female
       encoding='utf8', delimiter=',', setting='patients in hospital',
       columns=ConfigDict(dict(patient='patient', time='time', feature='feature', value='value', unit='unit',
@@ -81,7 +82,8 @@ def get_config(variant: str = '') -> ConfigDict:
       align_per_token=True, align_layers=(), align_heads=(),  # () = all of them
       attention_reward=0.0,  # of the top-K agreement of attention, beside the joint reward
       align_control='expert', checkpoint_every=10, schedule='constant'))
-  config.evaluate = ConfigDict(dict(batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3))
+  config.evaluate = ConfigDict(dict(batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3,
+                                    plain_ids=False))  # True: predictions.parquet holds ids as the source gives them
   config.export = ConfigDict(dict(
       policy='rl', dtype='float32',  # policy: base | sft | rl; dtype: float32 | bfloat16
       adapter=False))  # the trained adapters alone, as a PEFT directory, instead of merged weights
@@ -141,5 +143,41 @@ def _csv(config):
   config.data.update(source='csv', path='', outcomes='', bin_hours=24.0, max_visits=8, window_hours=0.0, test=0.2)
 
 
+def _mimic4(config):
+  """In-hospital death from the first 48 hours of intensive care; also of 24 with data.window_hours=24."""
+  config.data.update(source='mimic4', path='../shared/data/mimic_iv_demo', bin_hours=6.0, max_visits=8,
+                     window_hours=48.0, aggregate='last', test=0.2)
+
+
+def _mimic4_last_days(config):
+  """The published window: the last 8 days of a stay, seen from its end, older ones folded into the first."""
+  _mimic4(config)
+  config.data.update(bin_hours=24.0, window_hours=0.0)
+
+
+def _mimic4_readmission(config):
+  """Back in intensive care, or dead, within 30 days of leaving it; data.index=hospital: of leaving the hospital."""
+  _mimic4_last_days(config)
+  config.data.task = 'readmission'
+
+
+def _meds(config):
+  """A MEDS data set and a label set, the last 48 hours before each prediction time."""
+  config.data.update(source='meds', path='', outcomes='', features='', bin_hours=6.0, max_visits=8, window_hours=48.0,
+                     aggregate='last', test=0.2)
+
+
+def _yaib(config):
+  """The hours that the tables hold: 0 to 24 of YAIB's mortality task."""
+  config.data.update(source='yaib', path='../shared/data/yaib_mimic_demo', bin_hours=6.0, max_visits=8,
+                     window_hours=0.0, aggregate='last', test=0.2, setting='adults in an intensive care stay')
+
+
+def _wide_csv(config):
+  _csv(config)
+  config.data.source = 'wide_csv'
+
+
 VARIANTS = {'': _synthetic, 'tjh': _tjh, 'tjh24': _tjh24, 'physionet2012': _physionet2012, 'csv': _csv,
-            'pretrained': _pretrained}
+            'pretrained': _pretrained, 'mimic4': _mimic4, 'mimic4_last_days': _mimic4_last_days,
+            'mimic4_readmission': _mimic4_readmission, 'meds': _meds, 'yaib': _yaib, 'wide_csv': _wide_csv}

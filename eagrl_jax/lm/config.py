@@ -79,6 +79,9 @@ class LMConfig:
   lora: LoraConfig | None = None  # trains adapters alone
 
   def __post_init__(self):
+    for name in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'd_ff'):
+      if getattr(self, name) < 1:
+        raise EagrlError(f'lm.{name}={getattr(self, name)} must be at least 1')
     if self.n_heads % self.n_kv_heads:
       raise EagrlError(f'lm.n_kv_heads={self.n_kv_heads} must divide lm.n_heads={self.n_heads}')
     if self.head_dim % 2:

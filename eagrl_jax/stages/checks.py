@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 from absl import logging
@@ -9,7 +10,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.prompt import TASKS
-from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.ehr.sources import long_csv, mimic4_stays
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
@@ -19,7 +20,7 @@ from eagrl_jax.stages import export, settings, sizes
 from eagrl_jax.stages.policy import POLICIES
 from eagrl_jax.types import EagrlError
 
-SOURCES = ('synthetic', 'tjh', 'physionet2012', 'csv')
+SOURCES = ('synthetic', 'tjh', 'physionet2012', 'mimic4', 'meds', 'yaib', 'csv', 'wide_csv')
 CONTROLS = ('expert', 'random')
 
 
@@ -30,8 +31,15 @@ def check(config: ConfigDict) -> None:
     EagrlError: the first thing that is wrong.
   """
   c = config
+  for section, fields in c.items():
+    for field, value in fields.items() if isinstance(fields, ConfigDict) else ():
+      if isinstance(value, float) and not math.isfinite(value):
+        raise EagrlError(f'{section}.{field}={value} is no finite number')
+  if c.expert.heads < 1 or c.search.max_depth < 1:
+    raise EagrlError(f'expert.heads={c.expert.heads} and search.max_depth={c.search.max_depth} must be at least 1')
   _one_of('data.source', c.data.source, SOURCES)
   _one_of('data.task', c.data.task, tuple(TASKS))
+  _one_of('data.index', c.data.index, mimic4_stays.INDICES)
   _one_of('data.aggregate', c.data.aggregate, ('mean', 'last'))
   if c.data.bin_hours <= 0 or c.data.window_hours < 0:
     raise EagrlError(f'data.bin_hours={c.data.bin_hours} must be positive and data.window_hours={c.data.window_hours} '
@@ -47,7 +55,7 @@ def check(config: ConfigDict) -> None:
   _one_of('export.dtype', c.export.dtype, export.DTYPES)
   if c.data.source != 'synthetic':
     _file('data.path', c.data.path)
-    if c.data.source == 'csv':
+    if c.data.source in ('csv', 'wide_csv', 'meds'):
       _file('data.outcomes', c.data.outcomes)
   for name in ('splits', 'features'):
     if c.data[name]:

@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import normalise, splits, store, validation
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import long_csv, physionet2012, synthetic, tjh
+from eagrl_jax.ehr.sources import long_csv, meds, mimic4, physionet2012, synthetic, tjh, wide_csv, yaib
+from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.data import grid
@@ -59,9 +60,18 @@ def read_source(c: ConfigDict, seed: int) -> Cohort:
     return tjh.load(c.path)
   if c.source == 'physionet2012':
     return physionet2012.load(c.path, c.outcomes or None)
-  return long_csv.load(c.path, c.outcomes, columns=long_csv.Columns(**c.columns.to_dict()), features=c.features or None,
-                       task=c.task, setting=c.setting, sex_codes=long_csv.parse_sex_codes(c.sex_codes),
-                       encoding=c.encoding, delimiter=c.delimiter)
+  visits = Grid(c.bin_hours, c.aggregate, c.window_hours)
+  if c.source == 'mimic4':
+    return mimic4.load(c.path, task=c.task, index=c.index, grid=visits)
+  if c.source == 'meds':
+    return meds.load(c.path, c.outcomes, features=c.features or None, grid=visits, task=c.task, setting=c.setting)
+  if c.source == 'yaib':
+    return yaib.load(c.path, features=c.features or None, grid=visits, task=c.task, setting=c.setting,
+                     sex_codes=long_csv.parse_sex_codes(c.sex_codes))
+  read = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[c.source]
+  return read(c.path, c.outcomes, columns=long_csv.Columns(**c.columns.to_dict()), features=c.features or None,
+              task=c.task, setting=c.setting, sex_codes=long_csv.parse_sex_codes(c.sex_codes), encoding=c.encoding,
+              delimiter=c.delimiter)
 
 
 def with_records(cohort: Cohort, window_hours: float) -> Cohort:

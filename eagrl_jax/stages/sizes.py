@@ -16,7 +16,8 @@ from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import memory, policy, settings
 from eagrl_jax.stages.context import Context
 
-FEATURES = {'synthetic': 20, 'tjh': 73, 'physionet2012': 39, 'csv': 50}  # csv: a guess, its file is not read
+FEATURES = {'synthetic': 20, 'tjh': 73, 'physionet2012': 39, 'mimic4': 17, 'yaib': 50,
+            'csv': 50, 'wide_csv': 50, 'meds': 50}  # of a user's own files a guess: they are not read
 
 
 def policy_shape(c: ConfigDict) -> LMConfig | None:

@@ -1,0 +1,144 @@
+"""MEDS 0.3 and later: shards of (subject_id, time, code, numeric_value), labels by (subject_id, prediction_time).
+
+Only events at or before the prediction time are read. A code is a feature's when it is spelt as the feature's name
+or an alias in the features file, or when it is so without its last `//` part, which then is the unit. A column
+`unit`, where there is one, goes before both. Age comes from MEDS_BIRTH, sex from a code such as GENDER//F.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+
+from eagrl_jax.ehr import store
+from eagrl_jax.ehr.features import FeatureTable
+from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.ehr.sources import bounded
+from eagrl_jax.ehr.sources.bounded import Grid, Steps
+from eagrl_jax.types import EagrlError
+
+_DATA = ('subject_id', 'time', 'code', 'numeric_value')
+_LABELS = ('subject_id', 'prediction_time', 'boolean_value')
+_SEX = "CASE WHEN regexp_matches(code, '^(GENDER|SEX)//(M|MALE)$', 'i') THEN 1 " \
+       "WHEN regexp_matches(code, '^(GENDER|SEX)//(F|FEMALE)$', 'i') THEN 0 END"
+# SQL over time, s.cut, s.start and numeric_value; the first that holds decides.
+_FATES = (('without a time', 'time IS NULL'), ('after the prediction time', 'time > s.cut'),
+          ('before the window', 'time <= s.start'), ('without a number', 'numeric_value IS NULL'))
+
+
+def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None, grid: Grid, task: str,
+         setting: str) -> Cohort:
+  """Reads a data set and a label set.
+
+  Args:
+    path: the data set's root, or a folder of shards.
+    outcomes: a label file, or a folder of them.
+    features: YAML or JSON list of FeatureSpec fields, with codes as names or aliases.
+    grid: its window_hours are those before the prediction time; 0 = all that came before.
+    task, setting: see Cohort.
+
+  Returns:
+    A validated cohort, one row a patient: the first labelled prediction time. Hours count from the window's start,
+    without a window from the patient's first event that is used.
+
+  Raises:
+    EagrlError: files, columns or features missing, contradictory labels, an unknown unit.
+  """
+  if not features:
+    raise EagrlError('data.features: a MEDS data set has thousands of codes; give a file of the features to use, with '
+                     'their codes as aliases, by --config.data.features=')
+  table, steps = store.read_features(features), Steps()
+  with bounded.database() as db:
+    root = Path(path)
+    data, have = _parquet(db, root / 'data' if (root / 'data').is_dir() else root, 'data.path', _DATA)
+    labels, asked = _parquet(db, Path(outcomes), 'data.outcomes', _LABELS)
+    if ('ZONE' in have['time']) != ('ZONE' in asked['prediction_time']):
+      raise EagrlError('data.outcomes: of time and prediction_time one has a time zone and the other has none; write '
+                       'both in one way')
+    with bounded.reading('data.outcomes', Path(outcomes).name):
+      _choose(db, labels, grid, steps)
+    with bounded.reading('data.path', root.name):
+      _read(db, data, 'unit' if 'unit' in have else 'NULL', table, grid, steps)
+      people = db.execute(f'''
+          SELECT any_value(s.subject_id) AS id, any_value(label) AS label,
+            date_diff('day', min(time) FILTER (code = 'MEDS_BIRTH'), any_value(s.cut)) / 365.25 AS age,
+            CASE WHEN max({_SEX}) = min({_SEX}) THEN max({_SEX}) ELSE -1 END AS sex
+          FROM stays s LEFT JOIN (SELECT * FROM {data} WHERE code = 'MEDS_BIRTH' OR ({_SEX}) IS NOT NULL) d
+            ON CAST(d.subject_id AS VARCHAR) = s.subject_id
+          GROUP BY patient ORDER BY patient''').fetchnumpy()
+    age: np.ndarray = np.ma.filled(np.ma.asarray(people['age'], float), np.nan)
+    return bounded.cohort(
+        db, table, grid, steps, name='meds', task=task, setting=setting, ids=people['id'].astype(str).tolist(),
+        age=age, sex=np.asarray(people['sex']), label=np.asarray(people['label']))
+
+
+def _parquet(db: duckdb.DuckDBPyConnection, path: Path, field: str,
+             columns: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+  """An SQL source of all shards, once their columns are checked; and the columns it has, with their types."""
+  files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path] if path.is_file() else []
+  if not files:
+    raise EagrlError(f'{field}: {path.name} holds no parquet file; give the folder of a MEDS data set or label set')
+  source = f'read_parquet([{", ".join(map(bounded.quoted, files))}], union_by_name=true)'
+  with bounded.reading(field, path.name):
+    have = {row[0]: row[1] for row in db.execute(f'DESCRIBE SELECT * FROM {source}').fetchall()}
+  for column in columns:
+    if column not in have:
+      raise EagrlError(f'{field}: {path.name} has no column {column!r}; convert it to MEDS 0.3 or later')
+  return source, have
+
+
+def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps) -> None:
+  """Makes the table `stays`: patient, subject_id, start and cut of the window, label."""
+  db.execute(f'CREATE TABLE asked AS SELECT CAST(subject_id AS VARCHAR) AS subject_id, '
+             f'CAST(prediction_time AS TIMESTAMP) AS cut, CAST(boolean_value AS BOOLEAN) AS label FROM {labels}')
+  steps.append(('labels read', bounded.count(db, 'FROM asked'), 'rows'))
+  two = bounded.count(db, 'FROM (SELECT 1 FROM asked WHERE label IS NOT NULL GROUP BY subject_id, cut '
+                          'HAVING min(label) <> max(label))')
+  if two:
+    raise EagrlError(f'data.outcomes: {two} patients have two different labels at one prediction_time; keep one')
+  for reason, condition in (('outcome left empty', 'label IS NULL'),
+                            ('without subject_id or prediction_time', 'subject_id IS NULL OR cut IS NULL')):
+    steps.append((reason, bounded.drop(db, 'asked', condition), 'rows'))
+  start = f'cut - to_microseconds({round(grid.window_hours * 3.6e9)})' if grid.window_hours else 'NULL::TIMESTAMP'
+  db.execute(f'CREATE TABLE stays AS SELECT row_number() OVER (ORDER BY subject_id) - 1 AS patient, subject_id, '
+             f'{start} AS start, cut, CAST(label AS TINYINT) AS label '
+             'FROM (SELECT subject_id, min(cut) AS cut, arg_min(label, cut) AS label FROM asked GROUP BY subject_id)')
+  patients = bounded.count(db, 'FROM stays')
+  steps += [('not the first prediction time of a patient', bounded.count(db, 'FROM asked') - patients, 'rows'),
+            ('with a label', patients, 'patients')]
+
+
+def _read(db: duckdb.DuckDBPyConnection, data: str, unit: str, table: FeatureTable, grid: Grid, steps: Steps) -> None:
+  """Adds the chosen codes' values in the window to `events`."""
+  spelt = {name: f for f, spec in enumerate(table) for name in (spec.name, *spec.aliases)}
+  db.execute('CREATE TABLE codes (code VARCHAR, unit VARCHAR, feature SMALLINT, scale DOUBLE, shift DOUBLE)')
+  chosen = []
+  for code, given in db.execute(f'SELECT DISTINCT code, {unit} FROM {data}').fetchall():
+    stem, _, last = (code or '').rpartition('//')
+    f = spelt.get(code, spelt.get(stem))
+    if f is not None:
+      meant = last if bounded.no_unit(given) and code not in spelt else given
+      chosen.append((code, given, f, *bounded.conversion(table[f], meant, 'data.path')))
+  if not chosen:
+    raise EagrlError('data.features: none of its names and aliases is a code of the data set; write the codes of '
+                     'metadata/codes.parquet as aliases')
+  db.executemany('INSERT INTO codes VALUES (?, ?, ?, ?, ?)', chosen)
+  fate = ' '.join(f'WHEN {condition} THEN {i}' for i, (_, condition) in enumerate(_FATES))
+  db.execute(f'''
+      CREATE TABLE found AS
+      SELECT s.patient, c.feature, CASE {fate} ELSE -1 END AS fate, numeric_value * scale + shift AS value,
+        time, s.start FROM (SELECT subject_id, CAST(time AS TIMESTAMP) AS time, code, {unit} AS unit,
+          CAST(numeric_value AS DOUBLE) AS numeric_value FROM {data}) d
+      JOIN codes c ON d.code = c.code AND d.unit IS NOT DISTINCT FROM c.unit
+      JOIN stays s ON CAST(d.subject_id AS VARCHAR) = s.subject_id''')
+  steps.append(('of these codes and patients', bounded.count(db, 'FROM found'), 'rows'))
+  counts = dict(db.execute('SELECT fate, count(*) FROM found GROUP BY fate').fetchall())
+  steps += [(reason, counts[i], 'rows') for i, (reason, _) in enumerate(_FATES) if i in counts]
+  # The window is closed at its end and visits are not: the prediction time itself is moved an instant forward.
+  last = float(np.nextafter(np.float32(grid.window_hours), np.float32(0))) if grid.window_hours else float('inf')
+  db.execute('''
+      INSERT INTO events SELECT patient, least(date_diff('microsecond', origin, time) / 3.6e9, ?), feature, value
+      FROM found JOIN (SELECT patient, coalesce(any_value(start), min(time)) AS origin FROM found WHERE fate = -1
+                       GROUP BY patient) USING (patient) WHERE fate = -1''', [last])

@@ -1,0 +1,107 @@
+"""A wide CSV, one row a patient and time, one column a feature: melted block by block to a long one.
+
+A first row with `unit` or `units` for the patient gives the units of the columns. All else, and the outcomes, is as
+in `long_csv`.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import difflib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from eagrl_jax.ehr.features import canonical
+from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.types import EagrlError
+
+
+def load(path: str | Path, outcomes: str | Path, *, columns: long_csv.Columns = long_csv.Columns(),
+         features: str | Path | None = None, task: str = 'mortality', setting: str = 'patients in hospital',
+         sex_codes: Mapping[str, int] | None = None, encoding: str = 'utf8', delimiter: str = ',') -> Cohort:
+  """Reads measurements and outcomes; arguments as of `long_csv.load`.
+
+  Args:
+    columns: patient and time of the wide file, and those of the outcomes file.
+
+  Returns:
+    A validated cohort; hours count from each patient's first row that holds any value.
+
+  Raises:
+    EagrlError: what `long_csv.load` refuses, two columns of one name, an outcome among the measurements.
+  """
+  columns = dataclasses.replace(columns, feature='feature', value='value', unit='unit')
+  with tempfile.TemporaryDirectory(prefix='cohort-') as folder:
+    melted = Path(folder) / Path(path).name.removesuffix('.gz')
+    with melted.open('wb') as target:
+      for part in _long(Path(path), columns, encoding, delimiter):
+        text = pa.BufferOutputStream()
+        pacsv.write_csv(part, text, pacsv.WriteOptions(include_header=not target.tell(), delimiter=delimiter))
+        target.write(text.getvalue().to_pybytes().decode().encode(encoding))
+    return long_csv.load(melted, outcomes, columns=columns, features=features, name='wide_csv', task=task,
+                         setting=setting, sex_codes=sex_codes, encoding=encoding, delimiter=delimiter)
+
+
+def _long(path: Path, columns: long_csv.Columns, encoding: str, delimiter: str) -> Iterator[pa.Table]:
+  """The filled cells of one column of one block at a time: patient, time, feature, value, unit; first an empty one."""
+  names = (columns.patient, columns.time, 'feature', 'value', 'unit')
+  schema = pa.schema([(name, pa.string()) for name in names])
+  yield schema.empty_table()
+  units: dict[str, str] | None = None
+  for block in _blocks(path, encoding, delimiter):
+    cells = {name.strip(): pc.utf8_trim_whitespace(block.column(i)) for i, name in enumerate(block.schema.names)}
+    if units is None:  # the first block: header and units
+      _check_header([name.strip() for name in block.schema.names], path.name, columns)
+      first = block.num_rows and (cells[columns.patient][0].as_py() or '').lower() in ('unit', 'units')
+      units = {name: column[0].as_py() or '' for name, column in cells.items()} if first else {}
+      cells = {name: column.slice(1) for name, column in cells.items()} if first else cells
+    for name in (n for n in cells if n not in names[:2]):
+      filled = pc.fill_null(pc.not_equal(cells[name], ''), False)
+      who, when, value = (cells[n].filter(filled) for n in (columns.patient, columns.time, name))
+      constant = [pa.repeat(pa.scalar(x, pa.string()), len(value)) for x in (name, units.get(name, ''))]
+      if len(value):
+        yield pa.table([who, when, constant[0], value, constant[1]], schema=schema)
+
+
+def _blocks(path: Path, encoding: str, delimiter: str) -> Iterator[pa.RecordBatch]:
+  """Blocks of the file, every column as text."""
+  if not path.is_file():
+    raise EagrlError(f'data.path: there is no file {path.name}')
+  # One thread: Arrow names the row of an error only then.
+  read = pacsv.ReadOptions(encoding=encoding, block_size=16 << 20, use_threads=False)
+  parse = pacsv.ParseOptions(delimiter=delimiter)
+  try:
+    header = pacsv.open_csv(path, read, parse).schema.names
+    as_text = pacsv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=True,
+                                   null_values=[''])
+    yield from pacsv.open_csv(path, read, parse, as_text)
+  except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
+    row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
+    where = f' at row {row[1]}' if row else ''
+    raise EagrlError(f'data.path: {path.name} is not a CSV in {encoding} separated by {delimiter!r}{where}; check the '
+                     'file, --config.data.encoding and --config.data.delimiter') from None
+
+
+def _check_header(header: list[str], file: str, columns: long_csv.Columns) -> None:
+  for name in (columns.patient, columns.time):
+    if name not in header:
+      near = difflib.get_close_matches(name, header, n=1, cutoff=0.0)
+      raise EagrlError(f'data.path: {file} has no column {name!r}; the nearest header is {near[0]!r}')
+  if '' in header:
+    raise EagrlError(f'data.path: {file} has a column without a header; name it or remove it')
+  twice = [name for name, n in collections.Counter(map(canonical, header)).items() if n > 1]
+  if twice:
+    shown = next(name for name in header if canonical(name) == twice[0])
+    raise EagrlError(f'data.path: {file} has two columns {shown!r}; keep one')
+  for name in (columns.label, columns.age, columns.sex):
+    if name in header:
+      raise EagrlError(f'data.path: the column {name!r} belongs to the outcomes file; remove it from {file}, where it '
+                       'would be shown to the model')

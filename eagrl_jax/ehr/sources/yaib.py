@@ -1,0 +1,135 @@
+"""YAIB's cohorts (arXiv 2306.05109): `dyn.parquet`, `sta.parquet` and `outc.parquet` in one folder.
+
+dyn has stay_id, time (a duration since admission) and a column a variable; sta stay_id, age and sex, and often
+height and weight, which count as measured on admission; outc stay_id and one label a stay. The tables name stays and
+no patients: two stays of one patient may come into two splits, unless --config.data.splits says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eagrl_jax.ehr import store
+from eagrl_jax.ehr.features import FeatureTable
+from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.ehr.sources import bounded
+from eagrl_jax.ehr.sources.bounded import Grid, Steps
+from eagrl_jax.ehr.sources.yaib_features import FEATURES
+from eagrl_jax.types import EagrlError
+
+_NEEDED = {'dyn': ('stay_id', 'time'), 'sta': ('stay_id', 'age', 'sex'), 'outc': ('stay_id', 'label')}
+_ON_ADMISSION = ('height', 'weight')
+_SEX = {'male': 1, 'm': 1, 'female': 0, 'f': 0}
+_PER_HOUR = {'s': 3600, 'ms': 3_600_000, 'us': 3_600_000_000, 'ns': 3_600_000_000_000}
+
+
+def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, task: str, setting: str,
+         sex_codes: Mapping[str, int] | None = None) -> Cohort:
+  """Reads the three tables.
+
+  Args:
+    path: their folder.
+    features: YAML or JSON list of FeatureSpec fields; by default YAIB's 48 variables with height and weight.
+    grid: its window_hours count from admission; 0 takes all hours that the tables hold.
+    task, setting: see Cohort.
+    sex_codes: entry of `sex` -> 1 male, 0 female, -1 unknown; by default male and female.
+
+  Raises:
+    EagrlError: tables or columns missing, a label an hour, unknown columns or sexes.
+  """
+  folder, steps = Path(path), Steps()
+  table = store.read_features(features) if features else FEATURES
+  schema = {name: _schema(bounded.file(folder, f'{name}.parquet'), needed) for name, needed in _NEEDED.items()}
+  source = {name: f"read_parquet({bounded.quoted(folder / f'{name}.parquet')})" for name in _NEEDED}
+  with bounded.database() as db, bounded.reading('data.path', folder.name):
+    _choose(db, source, schema['outc'], steps)
+    people = db.execute('SELECT id, label, CAST(age AS DOUBLE) AS age, lower(CAST(sex AS VARCHAR)) AS sex FROM stays '
+                        'ORDER BY patient').fetchall()
+    codes = {str(k).lower(): v for k, v in (sex_codes or _SEX).items()}
+    sex = np.array([-1 if row[3] is None else codes.get(row[3], -2) for row in people], np.int8)
+    if (sex == -2).any():
+      raise EagrlError(f"data.path: {(sex == -2).sum()} entries of 'sex' in sta.parquet have an unknown code; give "
+                       '--config.data.sex_codes=, such as 1=m,2=f')
+    per_hour = _hours(schema['dyn'].field('time').type)
+    window = f'AND hour < {float(grid.window_hours)}' if grid.window_hours else ''
+    late = f'hour >= {float(grid.window_hours)}' if grid.window_hours else 'false'
+    for reason, condition in (('before admission', 'hour < 0'), ('after the window', late)):
+      steps.append((reason, bounded.count(db, f'FROM (SELECT CAST(time AS DOUBLE) / {per_hour} AS hour FROM '
+                                              f'{source["dyn"]}) WHERE {condition}'), 'rows'))
+    for column in _variables(schema['dyn'], table):
+      _add(db, source['dyn'], column, f'CAST(t.time AS DOUBLE) / {per_hour}', table, window)
+    for column in _ON_ADMISSION:
+      if column in schema['sta'].names and table.find(column) is not None:
+        _add(db, source['sta'], column, '0.0', table, window)
+    # NaN is missing too. Not asked of the files: of them the database believes the statistics, which leave NaN out.
+    bounded.drop(db, 'events', 'isnan(value)')
+    return bounded.cohort(
+        db, table, grid, steps, name='yaib', task=task, setting=setting, ids=[str(row[0]) for row in people],
+        age=np.array([np.nan if row[2] is None else row[2] for row in people]), sex=sex,
+        label=np.array([row[1] for row in people]))
+
+
+def _schema(path: Path, needed: tuple[str, ...]) -> pa.Schema:
+  try:
+    schema = pq.read_schema(path)
+  except (OSError, pa.ArrowException):
+    raise EagrlError(f'data.path: {path.name} is no parquet file, or damaged; get it again') from None
+  for column in needed:
+    if column not in schema.names:
+      raise EagrlError(f'data.path: {path.name} has no column {column!r}; write it as YAIB does')
+  return schema
+
+
+def _hours(kind: pa.DataType) -> int:
+  if not pa.types.is_duration(kind):
+    raise EagrlError(f"data.path: 'time' in dyn.parquet is of type {kind}, whose unit is unknown; write it as a "
+                     'duration')
+  return _PER_HOUR[kind.unit]
+
+
+def _choose(db: duckdb.DuckDBPyConnection, source: dict[str, str], outc: pa.Schema, steps: Steps) -> None:
+  """Makes the table `stays`: patient, id, label, age, sex."""
+  if 'time' in outc.names:
+    raise EagrlError("data.path: outc.parquet has a label for every 'time'; give a task with one label a stay, such as "
+                     'mortality24')
+  for name in ('outc', 'sta'):
+    repeated = bounded.count(db, f'FROM (SELECT 1 FROM {source[name]} GROUP BY stay_id HAVING count(*) > 1)')
+    if repeated:
+      raise EagrlError(f'data.path: {repeated} stays stand twice in {name}.parquet; keep one row each')
+  wrong = bounded.count(db, f'FROM {source["outc"]} WHERE CAST(label AS DOUBLE) NOT IN (0, 1)')
+  if wrong:
+    raise EagrlError(f"data.path: {wrong} entries of 'label' in outc.parquet are not 0 or 1; give a yes-or-no task")
+  steps += [('read', bounded.count(db, f'FROM {source["outc"]}'), 'patients'),
+            ('without label', bounded.count(db, f'FROM {source["outc"]} WHERE label IS NULL'), 'patients'),
+            ('read', bounded.count(db, f'FROM {source["dyn"]}'), 'rows'),
+            ('of a stay without label', bounded.count(db, f'FROM {source["dyn"]} WHERE stay_id NOT IN (SELECT stay_id '
+                                                          f'FROM {source["outc"]} WHERE label IS NOT NULL)'), 'rows')]
+  db.execute('CREATE TABLE stays AS SELECT row_number() OVER (ORDER BY o.stay_id) - 1 AS patient, o.stay_id AS id, '
+             f'CAST(o.label AS TINYINT) AS label, age, sex FROM {source["outc"]} o LEFT JOIN {source["sta"]} s '
+             'USING (stay_id) WHERE o.label IS NOT NULL')
+
+
+def _variables(dyn: pa.Schema, table: FeatureTable) -> list[str]:
+  """The columns of variables; each must be a feature and a number."""
+  columns = [name for name in dyn.names if name not in _NEEDED['dyn']]
+  for name in columns:
+    table.require(name, 'data.path: dyn.parquet')
+    kind = dyn.field(name).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
+      raise EagrlError(f'data.path: {name!r} in dyn.parquet is of type {kind}; write numbers')
+  return columns
+
+
+def _add(db: duckdb.DuckDBPyConnection, source: str, column: str, hour: str, table: FeatureTable,
+         window: str) -> None:
+  """Adds one column's values to `events`; null is missing."""
+  name = '"' + column.replace('"', '""') + '"'
+  db.execute(f'INSERT INTO events SELECT patient, hour, {table.require(column, "data.path")}, value FROM (SELECT '
+             f'patient, {hour} AS hour, CAST(t.{name} AS DOUBLE) AS value FROM {source} t JOIN stays s '
+             f'ON t.stay_id = s.id) WHERE value IS NOT NULL AND hour >= 0 {window}')

@@ -39,7 +39,10 @@ _WORKDIR = flags.DEFINE_string('workdir', 'runs/default', 'folder of the run; fi
 _DRY_RUN = flags.DEFINE_bool('dry_run', False, 'print the resolved config, stages, sizes and memory; touch nothing')
 _DEVICES = flags.DEFINE_integer('devices', 0, 'with --dry_run: plan for so many devices, pretended on this machine', 0)
 _DEVICE_GIB = flags.DEFINE_float('device_gib', 0.0, 'with --dry_run: memory of a device, 0 = of the one here', 0.0)
-_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'call jax.distributed.initialize first (several hosts)')
+_DISTRIBUTED = flags.DEFINE_bool('distributed', False, 'be one of several processes: of a TPU slice, Slurm, Open MPI')
+_COORDINATOR = flags.DEFINE_string('coordinator', '', 'with --distributed, without a cluster: host:port of process 0')
+_PROCESSES = flags.DEFINE_integer('processes', 1, 'with --coordinator: how many processes there are', 1)
+_PROCESS = flags.DEFINE_integer('process', 0, 'with --coordinator: which one this is, from 0', 0)
 
 
 def main(argv: list[str]) -> None:
@@ -54,11 +57,16 @@ def main(argv: list[str]) -> None:
     import jax
     jax.config.update('jax_platforms', 'cpu')
     jax.config.update('jax_num_cpu_devices', _DEVICES.value)
+  if _COORDINATOR.value and not _DISTRIBUTED.value:
+    raise EagrlError('--coordinator belongs to a run of several processes: add --distributed')
   if _DISTRIBUTED.value:
-    import jax
-    jax.distributed.initialize()
-    if jax.process_count() > 1:
-      raise EagrlError('--distributed: the stages run in one process so far; use one host with all its devices')
+    if _DRY_RUN.value:
+      raise EagrlError('--dry_run plans in one process: leave --distributed out; --devices pretends any number')
+    from eagrl_jax.train import processes
+    processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    if not processes.is_main():  # of the others errors only, on stderr
+      logging.set_verbosity(logging.ERROR)
+      os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   from eagrl_jax.stages import pipeline
   workdir = pathlib.Path(_WORKDIR.value)
   if _DRY_RUN.value:
@@ -82,6 +90,8 @@ def run() -> None:
     if not isinstance(e, (EagrlError, flags.Error)) and flags.FLAGS.is_parsed():
       raise  # a defect of ours: the traceback helps
     text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
+    if type(e).__name__ == 'Elsewhere':  # by name: no import of jax to report a mistyped flag
+      sys.exit(1)
     text = text.rpartition('Error: ')[2] if 'Traceback' in text else text  # a config file's own refusal
     if text[:1] == text[-1:] and text[:1] in '\'"':  # a KeyError shown inside another error
       text = text[1:-1].replace('\\n', ' ').replace('\\', '')

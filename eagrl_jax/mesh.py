@@ -7,6 +7,7 @@ carries each. Activations need only their batch axis placed, GSPMD derives the r
 from __future__ import annotations
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from eagrl_jax.types import EagrlError, Params
@@ -34,13 +35,19 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     EagrlError: the axes do not multiply to the number of devices.
   """
   n = jax.device_count()
-  if data == -1:
+  if data == -1 and min(fsdp, tensor) >= 1:
     data = n // (fsdp * tensor)
   if data * fsdp * tensor != n or min(data, fsdp, tensor) < 1:
     raise EagrlError(
         f'mesh: data={data} x fsdp={fsdp} x tensor={tensor} does not give the {n} devices present;'
         ' set --config.mesh.data=-1 and choose fsdp and tensor that divide the device count')
   return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def local_mesh(most: int | None = None) -> Mesh:
+  """Data-parallel mesh over the devices of this process alone, or the first `most` of them."""
+  devices = np.array(jax.local_devices()[:most]).reshape(-1, 1, 1)
+  return Mesh(devices, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def sharding(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
@@ -51,12 +58,18 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
 def shard_batch(mesh: Mesh, tree: Params) -> Params:
   """Places the leading axis of every array over the data and fsdp axes.
 
-  A leading axis that the devices do not divide is replicated: a last, short batch.
+  A leading axis that the devices do not divide is replicated: a last, short batch. Of a mesh over several processes
+  each hands its own devices their rows; all of them hold the same batch.
   """
   n = mesh.shape['data'] * mesh.shape['fsdp']
 
   def place(x):
     axes = ('batch',) + (None,) * (x.ndim - 1) if x.shape and x.shape[0] % n == 0 else ()
-    return jax.device_put(x, sharding(mesh, axes))
+    where = sharding(mesh, axes)
+    if where.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+      return jax.device_put(x, where)
+    # A plain device_put would compare the array across processes first.
+    host = np.asarray(x, jax.dtypes.canonicalize_dtype(x.dtype))
+    return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
 
   return jax.tree.map(place, tree)

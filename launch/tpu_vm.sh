@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Runs a config on every worker of a Cloud TPU VM slice.
+# Runs a config on every worker of a Cloud TPU VM slice, of one host or many.
 # usage: launch/tpu_vm.sh [--dry_run] NAME ZONE ACCELERATOR WORKDIR [main flags ...]
-#   e.g. launch/tpu_vm.sh eagrl us-west4-a v5litepod-8 /mnt/runs/first --config=configs/rl.py
-# WORKDIR is a folder on the worker. The slice must have one host (v5litepod-8 at most): the stages run in one process.
-# Creates the slice by a queued resource, installs, runs, fetches the results, deletes it. gcloud must be logged in.
+#   e.g. launch/tpu_vm.sh eagrl us-west4-a v5litepod-16 /mnt/shared/first --config=configs/rl.py
+# WORKDIR is a folder on the workers; with several hosts it must be shared: TPU_MOUNT='command', run on each worker
+# first, mounts it (e.g. Filestore). Creates the slice by a queued resource, installs, runs on all workers, fetches
+# the log and the results, deletes it. gcloud must be logged in.
 set -euo pipefail
-usage() { sed -n '2,6s/^# \{0,1\}//p' "$0"; exit "$1"; }
+usage() { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit "$1"; }
 [ "${1:-}" = --help ] && usage 0
 dry=false; [ "${1:-}" = --dry_run ] && { dry=true; shift; }
 [ $# -ge 4 ] || usage 2
@@ -22,6 +23,10 @@ $dry || until gcloud compute tpus queued-resources describe "$name" --zone="$zon
 trap 'say gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet' EXIT
 say git -C "$repo" archive --format=tar.gz --output=/tmp/eagrl_jax.tar.gz HEAD
 say gcloud compute tpus tpu-vm scp /tmp/eagrl_jax.tar.gz "$name": --zone="$zone" --worker=all
+[ -z "${TPU_MOUNT:-}" ] || on_all "$TPU_MOUNT"
 on_all 'mkdir -p eagrl && tar -xzf eagrl_jax.tar.gz -C eagrl && cd eagrl && python3 -m venv .venv && .venv/bin/pip install -q ".[tpu]"'
-on_all "cd eagrl && .venv/bin/python -m eagrl_jax.main --distributed --workdir=$(printf '%q' "$workdir") $(printf '%q ' "$@")"
+status=0
+on_all "cd eagrl && set -o pipefail && .venv/bin/python -m eagrl_jax.main --distributed --workdir=$(printf '%q' "$workdir") $(printf '%q ' "$@")2>&1 | tee run.log" || status=$?
+say gcloud compute tpus tpu-vm scp "$name:eagrl/run.log" "$name.log" --zone="$zone" --worker=0 || true
 say gcloud compute tpus tpu-vm scp --recurse "$name:$workdir" . --zone="$zone" --worker=0
+exit "$status"

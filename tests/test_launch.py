@@ -1,12 +1,15 @@
 """The launch scripts, dry: what they would run is the same main."""
 
 import pathlib
+import shutil
 import subprocess
 
 import pytest
+import yaml
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
-CASES = {'tpu_vm.sh': ['eagrl', 'us-west4-a', 'v5litepod-8', '/mnt/runs/a b'], 'slurm.sbatch': []}
+CASES = {'tpu_vm.sh': ['eagrl', 'us-west4-a', 'v5litepod-16', '/mnt/runs/a b'], 'slurm.sbatch': [],
+         'local_processes.sh': ['3']}
 
 
 def bash(*words):
@@ -17,7 +20,8 @@ def bash(*words):
 def test_dry_run_prints_main_and_its_flags(script):
   result = bash(str(LAUNCH / script), '--dry_run', *CASES[script], '--config=configs/rl.py', '--config.rl.steps=3')
   assert result.returncode == 0, result.stderr
-  assert '-m eagrl_jax.main' in result.stdout.replace('\\ ', ' ') and '--config.rl.steps=3' in result.stdout
+  said = result.stdout.replace('\\ ', ' ')
+  assert '-m eagrl_jax.main --distributed' in said and '--config.rl.steps=3' in said
 
 
 @pytest.mark.parametrize('script', CASES)
@@ -26,5 +30,47 @@ def test_help_says_how(script):
   assert result.returncode == 0 and 'usage' in result.stdout.lower()
 
 
-def test_missing_arguments_are_refused():
-  assert bash(str(LAUNCH / 'tpu_vm.sh'), '--dry_run', 'name').returncode == 2
+@pytest.mark.parametrize(('script', 'words'), [('tpu_vm.sh', ['name']), ('local_processes.sh', ['--config=x'])])
+def test_missing_arguments_are_refused(script, words):
+  assert bash(str(LAUNCH / script), '--dry_run', *words).returncode == 2
+
+
+def test_each_local_process_is_told_who_it_is():
+  result = bash(str(LAUNCH / 'local_processes.sh'), '--dry_run', '3')
+  commands = [line.split() for line in result.stdout.splitlines()]
+  assert [c[-1] for c in commands] == [f'--process={i}' for i in range(3)]
+  assert all('--processes=3' in c for c in commands)
+  assert len({w for c in commands for w in c if w.startswith('--coordinator=')}) == 1
+
+
+def test_one_failing_process_ends_the_others(tmp_path):
+  """A stand-in for python: process 0 would sleep for a minute, process 1 fails."""
+  stand_in = tmp_path / 'python'
+  stand_in.write_text('#!/bin/sh\ncase "$*" in *--process=1*) exit 3;; esac\nexec sleep 60\n')
+  stand_in.chmod(0o755)
+  result = subprocess.run(['bash', str(LAUNCH / 'local_processes.sh'), '2'], env={
+      'PATH': '/usr/bin:/bin', 'EAGRL_PYTHON': str(stand_in)}, capture_output=True, timeout=30, check=False)
+  assert result.returncode == 3
+
+
+def test_sky_runs_main_on_every_node(tmp_path):
+  """Its commands, with main replaced by `echo`."""
+  task = yaml.safe_load((LAUNCH / 'sky.yaml').read_text())
+  (tmp_path / '.venv' / 'bin').mkdir(parents=True)
+  (tmp_path / '.venv' / 'bin' / 'python').symlink_to(shutil.which('echo') or '/bin/echo')
+  env = {**task['envs'], 'SKYPILOT_NODE_IPS': '10.0.0.1\n10.0.0.2', 'SKYPILOT_NUM_NODES': '2',
+         'SKYPILOT_NODE_RANK': '1', 'FLAGS': '--config=configs/rl.py --config.rl.steps=3', 'PATH': '/usr/bin:/bin'}
+  result = subprocess.run(['bash', '-c', task['run']], cwd=tmp_path, env=env, capture_output=True, text=True,
+                          check=True)
+  assert result.stdout.split() == [
+      '-m', 'eagrl_jax.main', '--distributed', '--coordinator=10.0.0.1:8476', '--processes=2', '--process=1',
+      '--workdir=runs/first', '--config=configs/rl.py', '--config.rl.steps=3']
+
+
+@pytest.mark.skipif(shutil.which('shellcheck') is None, reason='shellcheck is not installed')
+def test_shellcheck_is_clean(tmp_path):
+  inner = tmp_path / 'sky.sh'
+  inner.write_text('#!/usr/bin/env bash\n' + yaml.safe_load((LAUNCH / 'sky.yaml').read_text())['run'])
+  result = subprocess.run(['shellcheck', *map(str, [*LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch', inner])],
+                          capture_output=True, text=True, check=False)
+  assert result.returncode == 0, result.stdout

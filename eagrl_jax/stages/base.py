@@ -24,6 +24,7 @@ from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import lessons, settings, supervised
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
+from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
 
 
@@ -45,7 +46,10 @@ def initial_policy(context: Context, data: data_lib.Data) -> policy_lib.Policy:
   lm = context.config.lm
   if lm.checkpoint != 'tiny':
     return policy_lib.load_pretrained(context.config, context.mesh, rng.stage_key(context.config.seed, 'base'))
-  tokenizer = train_tokenizer(corpus(context, data), data.cohort.features.names, lm.vocab_size)
+  words = context.folder('base') / 'policy' / 'tokenizer'
+  names = data.cohort.features.names
+  processes.first(lambda: train_tokenizer(corpus(context, data), names, lm.vocab_size).save(words))
+  tokenizer = policy_lib.tokenizer(context.folder('base'))
   shape = dataclasses.replace(settings.tiny(context.config), vocab_size=tokenizer.vocab_size)
   shardings = model.param_shardings(shape, context.mesh)
   key = rng.stage_key(context.config.seed, 'base')

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 
 import jax
@@ -143,17 +144,25 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
           'subgroups': beside.by_subgroup(context, data, probs, rows)}
 
 
+def hashed_id(subject_id: str, seed: int) -> str:
+  """Tells patients apart without naming them; with the cohort at hand the owner can compute it again."""
+  return hashlib.sha256(f'predictions/{seed}/{subject_id}'.encode()).hexdigest()[:16]
+
+
 def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray,
                       probs: dict[str, np.ndarray]) -> None:
-  """One row a patient and arm, with MEDS-evaluation's column names."""
+  """One row a patient and arm, with MEDS-evaluation's column names; ids are hashed unless `evaluate.plain_ids`."""
   names = [a for a in probs for _ in rows]
   window = context.config.data.window_hours
   last = data.visits.hours.max(1)[rows]
   time = np.minimum(last, window) if window else last
   prob = np.concatenate([probs[a] for a in probs]).astype(np.float64)
   repeat = len(probs)
+  ids = [str(i) for i in data.cohort.subject_id[rows]]
+  if not context.config.evaluate.plain_ids:
+    ids = [hashed_id(i, context.config.seed) for i in ids]
   table = pa.table({
-      'subject_id': np.tile(data.cohort.subject_id[rows], repeat).tolist(),
+      'subject_id': ids * repeat,
       'prediction_time': np.tile(time, repeat),  # hours since the patient's first record
       'boolean_value': np.tile(label.astype(bool), repeat),
       'predicted_boolean_value': prob >= 0.5,

@@ -7,14 +7,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 from absl import logging
+from jax.sharding import Mesh
 
 from eagrl_jax import rng
 from eagrl_jax.evaluation.metrics import auroc
 from eagrl_jax.expert import salience
 from eagrl_jax.expert import train as expert_train
+from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
@@ -26,6 +30,18 @@ from eagrl_jax.types import ExpertBatch
 
 
 def run(context: Context) -> None:
+  mesh = mesh_for(context)
+  with jax.set_mesh(mesh):
+    train_and_read(dataclasses.replace(context, mesh=mesh))
+
+
+def mesh_for(context: Context) -> Mesh:
+  """The run's mesh where the members fill it, else one device, on which they then all live."""
+  over = context.mesh.shape['data'] * context.mesh.shape['fsdp']
+  return local_mesh(1) if context.config.expert.members % over else context.mesh
+
+
+def train_and_read(context: Context) -> None:
   c, top_k = context.config.expert, context.config.reward.top_k
   folder = context.folder('expert')
   data = data_lib.load(context)

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -18,13 +19,19 @@ from eagrl_jax.evaluation import report
 from eagrl_jax.lm import hf_io, peft_io
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
+from eagrl_jax.train import processes
 
 DTYPES = ('float32', 'bfloat16')
 
 
 def run(context: Context) -> None:
+  policy = policy_lib.load(context.folder(context.config.export.policy), context.mesh)
+  policy = dataclasses.replace(policy, params=processes.local(policy.params))
+  processes.first(lambda: write(context, policy))
+
+
+def write(context: Context, policy: policy_lib.Policy) -> None:
   c = context.config.export
-  policy = policy_lib.load(context.folder(c.policy), context.mesh)
   target = context.folder('export') / c.policy
   if c.adapter:
     peft_io.save_peft(target, policy.params, policy.config, policy.tokenizer, start_name(context.config))

@@ -4,6 +4,9 @@ A stage's hash covers the config sections it reads and the hashes of the stages 
 `<stage>/started.json` holds the hash of work under way, so an interrupted stage resumes
 from its checkpoints; `<stage>/done.json` is written last. A folder with another hash is
 moved to `superseded/`, never overwritten.
+
+Of several processes all run every stage, but those marked `alone`: host work or a model of one host, which process 0
+does while the others wait. The run's folder must be one that all of them see.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax.mesh import make_mesh
+from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages.context import Context
+from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
 
 
@@ -36,11 +40,12 @@ class Stage:
   name: str
   sections: tuple[str, ...]  # config sections it reads
   needs: tuple[str, ...]  # stages it reads
+  alone: bool = False  # of several processes the first one does it
 
 
 STAGES = (
-    Stage('prepare', ('data',), ()),
-    Stage('expert', ('expert',), ('prepare',)),
+    Stage('prepare', ('data',), (), alone=True),
+    Stage('expert', ('expert',), ('prepare',), alone=True),
     Stage('base', ('lm', 'base', 'prompt', 'reward', 'search'), ('prepare',)),
     Stage('search', ('search', 'reward', 'prompt'), ('prepare', 'expert', 'base')),
     Stage('sft', ('sft', 'prompt'), ('prepare', 'base', 'search')),
@@ -89,36 +94,59 @@ def selected(config: ConfigDict) -> list[Stage]:
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Runs every stage up to `config.target` that is not finished yet."""
-  from eagrl_jax.stages import checks
-  checks.check(config)
+  processes.agree(json.dumps(config.to_dict(), sort_keys=True, default=str),
+                  '--distributed: the processes were started with different configs; give all of them the same flags')
+  hashes = processes.first(lambda: _checked(config))
   mesh = make_mesh(**config.mesh.to_dict())
-  hashes = stage_hashes(config)
   stages = selected(config)
   with contextlib.ExitStack() as stack:
-    try:
-      workdir.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(exclusive(workdir))
-      write_json(workdir / 'config.json', config.to_dict())
-      write_json(workdir / 'environment.json', environment())
-    except OSError as e:
-      raise EagrlError(f'--workdir={workdir} cannot be written: {e.strerror}; choose another folder') from e
+    processes.first(lambda: _open(stack, config, workdir))
+    processes.agree(str((workdir / 'config.json').exists()),
+                    f'--workdir={workdir} is not the same folder in every process; give one on a shared file system')
     stack.enter_context(jax.set_mesh(mesh))  # for kernels that must be told how their inputs are shared out
     context = Context(config, workdir, mesh)
     started = time.time()
     for i, stage in enumerate(stages, 1):
-      folder = workdir / stage.name
-      if _read_hash(folder / 'done.json') == hashes[stage.name]:
-        logging.info('[%d/%d] %s: done before, skipped', i, len(stages), stage.name)
-        continue
-      _claim(folder, hashes[stage.name])
-      logging.info('[%d/%d] %s', i, len(stages), stage.name)
-      begun = time.time()
-      importlib.import_module(f'eagrl_jax.stages.{stage.name}').run(context)
-      seconds = round(time.time() - begun, 1)
-      write_json(folder / 'done.json', {'hash': hashes[stage.name], 'seconds': seconds,
-                                        'inputs': {n: hashes[n] for n in stage.needs}})
-      logging.info('[%d/%d] %s finished in %.0f s', i, len(stages), stage.name, seconds)
+      _run_stage(stage, context, hashes, f'[{i}/{len(stages)}] {stage.name}')
     logging.info('all stages done in %.0f s; results in %s', time.time() - started, workdir)
+
+
+def _checked(config: ConfigDict) -> dict[str, str]:
+  """The stages' hashes of a config that can work on these devices."""
+  from eagrl_jax.stages import checks
+  checks.check(config)
+  make_mesh(**config.mesh.to_dict())
+  return stage_hashes(config)
+
+
+def _open(stack: contextlib.ExitStack, config: ConfigDict, workdir: pathlib.Path) -> None:
+  """Makes the run's folder, holds it until `stack` closes, and notes what runs there."""
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    stack.enter_context(exclusive(workdir))
+    write_json(workdir / 'config.json', config.to_dict())
+    write_json(workdir / 'environment.json', environment())
+  except OSError as e:
+    raise EagrlError(f'--workdir={workdir} cannot be written: {e.strerror}; choose another folder') from e
+
+
+def _run_stage(stage: Stage, context: Context, hashes: dict[str, str], mark: str) -> None:
+  """Runs a stage that is not done, in the processes that it takes."""
+  folder, digest = context.workdir / stage.name, hashes[stage.name]
+  if not processes.first(lambda: _claim(folder, digest)):
+    logging.info('%s: done before, skipped', mark)
+    return
+  logging.info(mark)
+  begun = time.time()
+  work = importlib.import_module(f'eagrl_jax.stages.{stage.name}').run
+  if stage.alone and processes.count() > 1:
+    processes.first(lambda: work(dataclasses.replace(context, mesh=local_mesh())))
+  else:
+    work(context)
+  seconds = round(time.time() - begun, 1)
+  done = {'hash': digest, 'seconds': seconds, 'inputs': {n: hashes[n] for n in stage.needs}}
+  processes.first(lambda: write_json(folder / 'done.json', done))
+  logging.info('%s finished in %.0f s', mark, seconds)
 
 
 @contextlib.contextmanager
@@ -161,12 +189,15 @@ def describe(config: ConfigDict, workdir: pathlib.Path, device_bytes: int = 0) -
     print(line, flush=True)
 
 
-def _claim(folder: pathlib.Path, digest: str) -> None:
-  """Marks the folder as ours; what another config left there is moved aside, and so are an unfinished run's results.
+def _claim(folder: pathlib.Path, digest: str) -> bool:
+  """Marks the folder as ours; False where the stage is done already.
 
+  What another config left there is moved aside, and so are an unfinished run's results.
   A stage that goes on writes its results anew: those that it had time to write before it was cut off may be half of
   one. Checkpoints and metrics stay, a stage resumes from them.
   """
+  if _read_hash(folder / 'done.json') == digest:
+    return False
   owner = _read_hash(folder / 'started.json')
   attic = folder.parent / 'superseded' / f'{folder.name}-{owner or "unknown"}-{time.time_ns()}'
   if folder.exists() and owner != digest:
@@ -180,6 +211,7 @@ def _claim(folder: pathlib.Path, digest: str) -> None:
         path.rename(attic / path.name)
   folder.mkdir(parents=True, exist_ok=True)
   write_json(folder / 'started.json', {'hash': digest})
+  return True
 
 
 def _read_hash(path: pathlib.Path) -> str | None:

@@ -14,7 +14,7 @@ from eagrl_jax.lm import gguf_io, hf_io, lora, model
 from eagrl_jax.lm.config import LMConfig, LoraConfig, RopeScaling
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.stages import settings
-from eagrl_jax.train import checkpoint
+from eagrl_jax.train import checkpoint, processes
 from eagrl_jax.types import Array, EagrlError, Params
 
 POLICIES = ('base', 'sft', 'rl')  # stages that leave one
@@ -30,9 +30,13 @@ class Policy:
 def save(folder: pathlib.Path, policy: Policy) -> None:
   """Writes `<folder>/policy`."""
   target = folder / 'policy'
-  target.mkdir(parents=True, exist_ok=True)
-  (target / 'lm.json').write_text(json.dumps(dataclasses.asdict(policy.config), indent=2))
-  policy.tokenizer.save(target / 'tokenizer')
+
+  def describe() -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    (target / 'lm.json').write_text(json.dumps(dataclasses.asdict(policy.config), indent=2))
+    policy.tokenizer.save(target / 'tokenizer')
+
+  processes.first(describe)
   checkpoint.save_params(target / 'params', policy.params)
 
 

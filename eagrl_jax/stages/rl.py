@@ -31,6 +31,7 @@ from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, parse_rollout
+from eagrl_jax.train import processes
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.train.metrics import MetricWriter
@@ -123,8 +124,9 @@ def sample(params: Params, policy: policy_lib.Policy, prompt: PromptBatch, key: 
 def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: PromptBatch, rollout: Rollout,
           salience: np.ndarray, policy: policy_lib.Policy, params: Params) -> tuple[RLBatch, dict[str, float]]:
   """Reads and rewards a rollout that `params` wrote; the batch for the update and the step's figures."""
-  rows = np.asarray(prompt.example)
-  answers = parse_rollout(rollout, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k).said
+  rows, written = processes.local((prompt.example, rollout))
+  rows = np.asarray(rows)
+  answers = parse_rollout(written, encoder.tokenizer, encoder.cohort, max_named=4 * context.config.reward.top_k).said
   attention = None
   if context.config.rl.attention_reward:
     attention = read_attention(policy.config, settings.update(context.config), salience.shape[-1], params, prompt,

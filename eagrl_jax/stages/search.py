@@ -28,6 +28,7 @@ from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.pipeline import write_json
+from eagrl_jax.train import processes
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
 from eagrl_jax.types import Array, Params
@@ -60,9 +61,10 @@ def run(context: Context) -> None:
       expert_mask = masked.top_k(guide, config.reward.top_k)
       arguments = mesh_lib.shard_batch(context.mesh, (prompt, guide, (goal[full], expert_mask)))
       prompt, guide, terminal_args = arguments
-      result = jax.device_get(steps.run(policy.params, policy.config, grammar, prompt, guide, terminal, terminal_args,
-                                        key, settings.search(config), settings.step(config)))
-      if i == 0:
+      result = steps.run(policy.params, policy.config, grammar, prompt, guide, terminal, terminal_args, key,
+                         settings.search(config), settings.step(config))
+      result = jax.device_get(processes.local(result))
+      if i == 0 and processes.is_main():
         write_json(folder / 'tree.json', explain(result, policy.tokenizer))
       real = jax.tree.map(lambda x, n=len(part): x[:n], result)
       batch = trajectories.read(real, part, data.cohort.label[part], expert_mask[:len(part)], policy.tokenizer)
@@ -75,13 +77,18 @@ def run(context: Context) -> None:
 
   chosen = trajectories.select(found, trajectories.SelectionConfig(
       top_k=c.top_k, min_reward=c.min_reward, min_jaccard=c.min_jaccard, balance=c.balance))
-  table = folder / 'trajectories'
-  table.mkdir(exist_ok=True)
-  datasets.disable_progress_bars()
-  datasets.Dataset.from_dict(chosen.columns(names)).to_parquet(table / 'trajectories.parquet')
-  write_json(folder / 'rewards.json', {'all': [t.reward for t in found], 'selected': [t.reward for t in chosen.kept]})
-  write_json(folder / 'summary.json', {'found': len(found), 'kept': len(chosen.kept), 'patients': chosen.n_patients,
-                                       'dropped': chosen.dropped})
+
+  def write() -> None:
+    table = folder / 'trajectories'
+    table.mkdir(exist_ok=True)
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(chosen.columns(names)).to_parquet(table / 'trajectories.parquet')
+    write_json(folder / 'rewards.json', {'all': [t.reward for t in found],
+                                         'selected': [t.reward for t in chosen.kept]})
+    write_json(folder / 'summary.json', {'found': len(found), 'kept': len(chosen.kept),
+                                         'patients': chosen.n_patients, 'dropped': chosen.dropped})
+
+  processes.first(write)
   logging.info('search: %d complete paths, %d kept of %d patients; dropped %s', len(found), len(chosen.kept),
                chosen.n_patients, ', '.join(f'{n} {k}' for k, n in chosen.dropped.items() if n) or 'none')
 

@@ -1,6 +1,7 @@
 """Orbax checkpoints of a training run, and of weights handed from stage to stage.
 
-Random keys are never stored: they are functions of (seed, stage, step, example).
+Random keys are never stored: they are functions of (seed, stage, step, example). Of several processes all call each
+function here, each writes and reads its own shards, and the folder is one that all of them see.
 """
 
 from __future__ import annotations
@@ -11,10 +12,9 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
-from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from eagrl_jax.train import checksums
+from eagrl_jax.train import checksums, processes
 from eagrl_jax.types import EagrlError, Params
 
 READ_ERRORS = (ValueError, OSError, KeyError, TypeError)  # what Orbax raises for a missing or broken file
@@ -36,8 +36,10 @@ class Checkpoints:
     if keep < 1:
       raise EagrlError(f'checkpoint.keep={keep} must be at least 1')
     self.folder = pathlib.Path(folder).absolute()
+    processes.first(lambda: self.folder.mkdir(parents=True, exist_ok=True))
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=preservation_policy.LatestN(keep), enable_async_checkpointing=False
+        preservation_policy=preservation_policy.LatestN(keep), enable_async_checkpointing=False, create=False,
+        multiprocessing_options=_taking_part()
     )
     self._manager = ocp.CheckpointManager(self.folder, options=options)
 
@@ -51,14 +53,13 @@ class Checkpoints:
     Raises:
       EagrlError: `step` is already there; nothing is written over.
     """
-    args = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
+    args = ocp.args.Composite(state=ocp.args.StandardSave(_writable(state)), position=ocp.args.JsonSave(position))
     latest = self.latest_step()
     if (latest is not None and step <= latest) or not self._manager.save(step, args=args):
       raise EagrlError(
           f'checkpoint: {self.folder} already holds step {latest}, step {step} cannot follow it; resume from it,'
           ' or choose another --workdir')
-    if jax.process_index() == 0:
-      checksums.write(self.folder / str(step))
+    processes.first(lambda: checksums.write(self.folder / str(step)))
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any], int] | None:
     """State, data position and step of the newest sound checkpoint; None when there is none.
@@ -85,7 +86,7 @@ class Checkpoints:
 
   def _read(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
     folder = self.folder / str(step)
-    if fault := checksums.broken(folder):
+    if fault := processes.first(lambda: checksums.broken(folder)):
       raise CorruptError(f'checkpoint: {folder} is corrupt ({fault})')
     _check_layout(folder / 'state', folder, like)
     args = ocp.args.Composite(state=ocp.args.StandardRestore(_abstract(like)), position=ocp.args.JsonRestore())
@@ -98,16 +99,18 @@ class Checkpoints:
   def _set_aside(self, step: int) -> pathlib.Path:
     """Moves a step out of the way, beside what was moved before; nothing is deleted."""
     target = self.folder.with_name(f'{self.folder.name}_corrupt')
-    place, n = target / str(step), 1
-    while place.exists():
-      place, n = target / f'{step}_{n}', n + 1
-    multihost_utils.sync_global_devices(f'found {place.name} free')
-    if jax.process_index() == 0:
+
+    def move() -> str:
+      place, n = target / str(step), 1
+      while place.exists():
+        place, n = target / f'{step}_{n}', n + 1
       target.mkdir(exist_ok=True)
       (self.folder / str(step)).rename(place)
-    multihost_utils.sync_global_devices(f'moved {place.name}')
+      return place.name
+
+    name = processes.first(move)
     self._manager.reload()
-    return place
+    return target / name
 
   def close(self) -> None:
     """Releases Orbax's threads."""
@@ -127,13 +130,12 @@ def save_params(folder: str | pathlib.Path, params: Params) -> None:
     EagrlError: the folder exists; nothing is written over.
   """
   folder = pathlib.Path(folder).absolute()
-  if folder.exists():
+  if processes.first(folder.exists):
     raise EagrlError(f'checkpoint: {folder} exists and is not written over; remove it or choose another --workdir')
-  with ocp.StandardCheckpointer() as writer:
-    writer.save(folder, params)
+  with ocp.StandardCheckpointer(multiprocessing_options=_taking_part()) as writer:
+    writer.save(folder, _writable(params))
     writer.wait_until_finished()
-  if jax.process_index() == 0:
-    checksums.write(folder)
+  processes.first(lambda: checksums.write(folder))
 
 
 def load_params(folder: str | pathlib.Path, like: Params) -> Params:
@@ -149,16 +151,28 @@ def load_params(folder: str | pathlib.Path, like: Params) -> Params:
   if not folder.is_dir():
     raise EagrlError(f'checkpoint: {folder} does not exist; run the stage that writes it')
   try:
-    if fault := checksums.broken(folder):
+    if fault := processes.first(lambda: checksums.broken(folder)):
       raise CorruptError(f'checkpoint: {folder} is corrupt ({fault})')
     _check_layout(folder, folder, like)
-    with ocp.StandardCheckpointer() as reader:
+    with ocp.StandardCheckpointer(multiprocessing_options=_taking_part()) as reader:
       try:
         return reader.restore(folder, _abstract(like))
       except READ_ERRORS as error:
         raise _corrupt(folder, error) from error
   except CorruptError as error:
     raise EagrlError(f'{error}; delete this folder and run the stage that writes it again') from error
+
+
+def _taking_part() -> ocp.options.MultiprocessingOptions:
+  """Whom Orbax waits for: all processes, or process 0 where it works alone."""
+  if not processes.working_alone():
+    return ocp.options.MultiprocessingOptions()
+  return ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0}, barrier_sync_key_prefix='alone')
+
+
+def _writable(tree: Any) -> Any:
+  """Among several processes Orbax takes arrays on one process's devices for a mistake; of numpy it takes them."""
+  return jax.device_get(tree) if processes.working_alone() else tree
 
 
 def _abstract(tree: Any) -> Any:
@@ -173,7 +187,7 @@ def _layout(tree: Any) -> dict[tuple[str, ...], tuple[int, ...]]:
 
 
 def _check_layout(folder: pathlib.Path, shown: pathlib.Path, like: Any) -> None:
-  with ocp.StandardCheckpointer() as reader:
+  with ocp.StandardCheckpointer(multiprocessing_options=_taking_part()) as reader:
     try:
       stored = _layout(reader.metadata(folder).item_metadata.tree)
     except (*READ_ERRORS, AttributeError) as error:

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 import jax
 import tensorboardX
 
+from eagrl_jax.train import processes
 from eagrl_jax.types import ArrayLike, EagrlError
 
 
 class MetricWriter:
-  """`metrics.jsonl` and TensorBoard events in one folder.
+  """`metrics.jsonl` and TensorBoard events in one folder; of several processes the first one writes.
 
   Args:
     folder: made when missing.
@@ -23,6 +24,9 @@ class MetricWriter:
   """
 
   def __init__(self, folder: str | pathlib.Path, resume_step: int = 0):
+    self._writes = processes.is_main()
+    if not self._writes:
+      return
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'metrics.jsonl'
@@ -34,6 +38,8 @@ class MetricWriter:
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a row; a value that is not finite becomes null (JSON has no NaN)."""
+    if not self._writes:
+      return
     finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
     self._rows.write(json.dumps({'step': step, **finite}) + '\n')
     self._rows.flush()
@@ -43,8 +49,9 @@ class MetricWriter:
 
   def close(self) -> None:
     """Flushes and closes both files."""
-    self._rows.close()
-    self._events.close()
+    if self._writes:
+      self._rows.close()
+      self._events.close()
 
   def __enter__(self) -> MetricWriter:
     return self

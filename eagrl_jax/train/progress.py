@@ -8,6 +8,8 @@ import time
 from absl import logging
 from tqdm import tqdm
 
+from eagrl_jax.train import processes
+
 LOG_EVERY_SECONDS = 15.0
 
 
@@ -19,7 +21,8 @@ class Progress:
 
   def __init__(self, name: str, total: int, done: int = 0):
     self._name, self._total, self._done = name, total, done
-    self._bar = tqdm(total=total, initial=done, desc=name, leave=False) if sys.stderr.isatty() else None
+    shown = sys.stderr.isatty() and processes.is_main()
+    self._bar = tqdm(total=total, initial=done, desc=name, leave=False) if shown else None
     self._last = time.monotonic()
     self._start, self._initial = self._last, done
 

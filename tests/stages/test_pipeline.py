@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 import transformers
 
+from eagrl_jax.ehr import store
 from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import pipeline, policy
+from eagrl_jax.stages import evaluate, pipeline, policy
 from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
@@ -29,6 +30,9 @@ def test_a_run_leaves_the_promised_folder(finished):
     assert len(arm['auroc']['ci95']) == 2
   predictions = pq.read_table(finished / 'evaluate/predictions.parquet').to_pydict()
   assert len(predictions['arm']) == 8 * 24 and set(predictions['split']) == {'held_out'}
+  cohort = store.load(finished / 'prepare')
+  assert len(set(predictions['subject_id'])) == 24 and not set(predictions['subject_id']) & set(cohort.subject_id)
+  assert set(predictions['subject_id']) <= {evaluate.hashed_id(i, 0) for i in cohort.subject_id}
   page = (finished / 'report.html').read_text()
   assert '<html' in page and 'order of the ids' in page and 'Decision curve' in page and 'too few' in page
   for stage in DONE:

@@ -5,6 +5,8 @@ A peer runs in the same process, on the same threads, right beside ours: on a sh
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -15,13 +17,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.config import ATTENTION, LMConfig
 
 SHAPES = {
+    'micro': LMConfig(vocab_size=521, d_model=32, n_layers=2, n_heads=2, n_kv_heads=1, head_dim=16, d_ff=64),
     'smollm2': LMConfig(vocab_size=49_152, d_model=576, n_layers=30, n_heads=9, n_kv_heads=3, head_dim=64, d_ff=1536,
                         rope_theta=100_000.0),
     'tiny': LMConfig(vocab_size=2_048, d_model=256, n_layers=4, n_heads=4, n_kv_heads=2, head_dim=64, d_ff=1024),
+    'qwen2.5-1.5b': LMConfig(vocab_size=151_936, d_model=1536, n_layers=28, n_heads=12, n_kv_heads=2, head_dim=128,
+                             d_ff=8960, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True),
+    'qwen2.5-7b': LMConfig(vocab_size=152_064, d_model=3584, n_layers=28, n_heads=28, n_kv_heads=4, head_dim=128,
+                           d_ff=18_944, rope_theta=1e6, norm_eps=1e-6, qkv_bias=True, tie_embeddings=False),
 }
+# By device kind: dense bfloat16 FLOP/s and memory bytes/s, from the vendor's data sheets.
+DATA_SHEET = {'NVIDIA H100 80GB HBM3': (989e12, 3.35e12), 'NVIDIA H200': (989e12, 4.8e12)}
 
 
 def threads() -> int:
@@ -40,13 +49,33 @@ def seconds(fn: Callable[[], Any], reps: int) -> float:
   return statistics.median(times)
 
 
-def ceilings(size: int = 1536, megabytes: int = 256) -> tuple[float, float]:
-  """Float32 matmul rate in FLOP/s and read bandwidth in bytes/s of this process, by JAX."""
-  a = jnp.ones((size, size))
+def ceilings(dtype: str = 'float32') -> tuple[float, float]:
+  """Matmul rate in FLOP/s and read bandwidth in bytes/s that JAX reaches in this process."""
+  size, megabytes = (1536, 256) if jax.default_backend() == 'cpu' else (8192, 4096)
+  a = jnp.ones((size, size), dtype)
   multiply, total = jax.jit(jnp.matmul), jax.jit(jnp.sum)
   flops = 2 * size**3 / seconds(lambda: multiply(a, a).block_until_ready(), 5)
   x = jnp.ones(megabytes * 2**18)
   return flops, x.nbytes / seconds(lambda: total(x).block_until_ready(), 5)
+
+
+def peaks(dtype: str) -> tuple[float, float, str]:
+  """What a fraction is a fraction of: FLOP/s, bytes/s, and where they come from."""
+  kind = jax.devices()[0].device_kind
+  if dtype == 'bfloat16' and kind in DATA_SHEET:
+    return *DATA_SHEET[kind], 'data sheet'
+  return *ceilings(dtype), 'measured'
+
+
+def add_shape_flags(parser: argparse.ArgumentParser, default: str) -> None:
+  """`--shape`, and how it is computed: read back by `shape`."""
+  parser.add_argument('--shape', choices=SHAPES, default=default)
+  parser.add_argument('--compute_dtype', choices=['float32', 'bfloat16'], default='float32')
+  parser.add_argument('--attention', choices=ATTENTION, default='auto', help='kernel of whole prompts')
+
+
+def shape(a: argparse.Namespace) -> LMConfig:
+  return dataclasses.replace(SHAPES[a.shape], compute_dtype=a.compute_dtype, attention=a.attention)
 
 
 def matmul_flops(cfg: LMConfig) -> int:
@@ -55,13 +84,15 @@ def matmul_flops(cfg: LMConfig) -> int:
   return 2 * cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff)
 
 
-def report(name: str, unit: str, ours: float, peer: float, peer_name: str, roofline: float | None, **more: Any) -> None:
+def report(name: str, unit: str, ours: float, peer: float | None, peer_name: str | None, roofline: float | None,
+           **more: Any) -> None:
   """Prints the case as one JSON line; `ratio` above 1 means that ours is better.
 
   Args:
+    peer: None where nothing runs beside ours; `ratio` is None then.
     roofline: what the machine's ceilings allow, in `unit`; None where it was not worked out.
   """
-  ratio = ours / peer if unit.endswith('/s') else peer / ours
+  ratio = None if peer is None else ours / peer if unit.endswith('/s') else peer / ours
   line = {'name': name, 'unit': unit, 'ours': ours, 'peer': peer, 'peer_name': peer_name, 'ratio': ratio,
           'roofline': roofline, 'threads': threads(), 'device': jax.devices()[0].device_kind, 'jax': jax.__version__,
           **more}

@@ -40,7 +40,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=208, shuffle_features=True))
   config.expert = ConfigDict(dict(
       members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',
-      use_mask_channel=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=32, patience=16,
+      use_mask_channel=False, prefixes=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=32, patience=16,
       checkpoint_every=10, select_on='loss', salience='occlusion'))  # salience: attention | grad_x_input | occlusion
   config.lm = ConfigDict(dict(
       checkpoint='tiny',  # tiny | a Hugging Face folder or hub name | a .gguf file

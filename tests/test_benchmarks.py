@@ -4,6 +4,8 @@ import json
 import pathlib
 import sys
 
+import pytest
+
 from eagrl_jax.lm.config import LMConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,3 +30,27 @@ def test_a_ratio_above_one_is_ours(monkeypatch, capsys):
   measure.report('a', 'tokens/s', 30.0, 10.0, 'peer', None)
   measure.report('b', 's', 1.0, 2.0, 'peer', None)
   assert [json.loads(line)['ratio'] for line in capsys.readouterr().out.splitlines()] == [3, 2]
+
+
+def run_micro(monkeypatch, capsys, main, *flags):
+  monkeypatch.setattr(sys, 'argv', ['benchmark', *flags])
+  main()
+  return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+@pytest.mark.parametrize('extra', [[], ['--prefixes']])
+def test_expert_prints_one_line_for_each_number_of_members(monkeypatch, capsys, extra):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks import expert
+  lines = run_micro(monkeypatch, capsys, expert.main, '--features=3', '--lengths=2', '--hidden=8', '--batch=4',
+                    '--members', '1', '2', '--steps=1', '--reps=1', '--no_peer', *extra)
+  assert len(lines) == 2 and all(KEYS <= set(line) and 0 < line['ours'] < line['roofline'] for line in lines)
+
+
+def test_search_counts_its_new_nodes(monkeypatch, capsys):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks import search
+  lines = run_micro(monkeypatch, capsys, search.main, '--shape=micro', '--trees=2', '--rollouts=1', '--siblings=2',
+                    '--prompt=8', '--step=4', '--depth=1', '--reps=1', '--no_peer', '--no_growth')
+  # One rollout to depth 1 expands the root and one of its children, which ends in one final step.
+  assert len(lines) == 1 and KEYS <= set(lines[0]) and lines[0]['new_nodes'] in range(2 * 2, 2 * 3 + 1)

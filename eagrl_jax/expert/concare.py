@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eagrl_jax import masked
+from eagrl_jax.expert import gru
 from eagrl_jax.types import Array, EagrlError, ExpertBatch, Params
 
 TIME_ATTENTION = ('new', 'pyehr')
@@ -104,14 +105,18 @@ def init(key: Array, cfg: ConCareConfig, channels: int, static: int) -> Params:
   return {name: s.offset + s.bound * x.reshape(s.shape) for (name, s), x in zip(specs.items(), noise, strict=True)}
 
 
-def decov(context: Array) -> Array:
+def decov(context: Array, rows: Array | None = None) -> Array:
   """DeCov penalty ½(‖C‖² − ‖diag C‖²) of every token's units over the batch, summed over tokens.
 
   Args:
     context: [B, F, H]; B = 1 gives 0.
+    rows: [B] bool, the patients that count; None counts all.
   """
   b, _, h = context.shape
-  centred = (context - jnp.mean(context, 0, keepdims=True)) / max(b - 1, 1) ** 0.5
+  weight = jnp.ones(b) if rows is None else rows.astype(jnp.float32)
+  n = jnp.sum(weight)
+  centred = context - jnp.einsum('b,bfh->fh', weight, context)[None] / jnp.maximum(n, 1)
+  centred *= (weight / jnp.maximum(n - 1, 1) ** 0.5)[:, None, None]
   variance = jnp.sum(centred**2, 0)  # [F, H]
   # ‖XᵀX‖ = ‖XXᵀ‖: take the smaller product.
   gram = jnp.einsum('bfh,cfh->fbc', centred, centred) if b < h else jnp.einsum('bfh,bfg->fhg', centred, centred)
@@ -146,72 +151,86 @@ class ConCare(nn.Module):
 
   def encode(self, batch: ExpertBatch) -> Array:
     """Tokens of the channels, without dropout. `[B, T, F] -> [B, F, H]`."""
-    states, last = self._gru(batch)
-    valid = batch.valid.T[:, None, :]  # [T, 1, B]
-    query = jnp.einsum('fbh,fhk->fbk', last, self.weights['time_query'])
-    key = jnp.einsum('fbk,fhk->fbh', query, self.weights['time_key'])  # W_x W_tᵀ h_last, one vector for all states
-    score = jnp.sum(states * key[None], -1)  # [T, F, B]
-    weight = masked.softmax(self._decay(score, self._distance(batch)), jnp.broadcast_to(valid, score.shape), axis=0)
-    return jnp.sum(weight[..., None] * states, 0).transpose(1, 0, 2)
+    return self._encode(batch, every_prefix=False)[0]
 
-  def readout(self, tokens: Array, static: Array, *, deterministic: bool = True) -> tuple[Array, Array, Array]:
-    """From tokens [B, F, H] and statics [B, A] to what `__call__` returns."""
+  def encode_prefixes(self, batch: ExpertBatch) -> Array:
+    """Tokens as after each visit, from one pass over the visits. `[B, T, F] -> [T, B, F, H]`; padding means nothing."""
+    return self._encode(batch, every_prefix=True)
+
+  def _encode(self, batch: ExpertBatch, every_prefix: bool) -> Array:
+    """Tokens as seen from Q visits, all or the last: `[Q, B, F, H]`."""
+    w, cfg = self.weights, self.cfg
+    valid = jnp.asarray(batch.valid)
+    delta, seen = self._distance(batch, every_prefix)
+    channels = [batch.values, batch.observed] if cfg.use_mask_channel else [batch.values]
+    inputs = jnp.stack([jnp.asarray(x).transpose(2, 1, 0) for x in channels], 2)  # [F, T, I, B]
+
+    def one(weights, x):
+      states = gru.run(gru.Weights(*weights['gru']), x, valid.T)  # [B, T, H]
+      at = states if every_prefix else states[:, -1:]  # padding repeats the last state
+      score = jnp.einsum('bqk,btk->bqt', at @ weights['query'], states @ weights['key'])
+      weight = masked.softmax(self._decay(score, delta, weights['rate']), seen)
+      return jnp.einsum('bqt,bth->bqh', weight, states)
+
+    per_channel = {
+        'gru': (w['gru_in'].transpose(2, 0, 1, 3), w['gru_in_bias'].swapaxes(0, 1), tuple(w['gru_rec']),
+                w['gru_rec_bias']),
+        'query': w['time_query'], 'key': w['time_key'], 'rate': w['time_rate']}
+    return jax.vmap(one)(jax.tree.map(jnp.asarray, per_channel), inputs).transpose(2, 1, 0, 3)
+
+  def readout(self, tokens: Array, static: Array, rows: Array | None = None, *,
+              deterministic: bool = True) -> tuple[Array, Array, Array]:
+    """From tokens [B, F, H] and statics [B, A] to what `__call__` returns; `rows [B]` count in the penalty."""
     w, cfg = self.weights, self.cfg
     dense = lambda name, x: x @ w[name] + w[f'{name}_bias'].reshape((1,) * (x.ndim - 1) + (-1,))
     x = jnp.concatenate([tokens, jnp.tanh(dense('static_token', static))[:, None, :]], 1)
     b, n, h = x.shape
     drop = self._dropout(b, n, deterministic)
     x = drop(x, slice(0, h))
-    split = lambda y: y.reshape(b, n, cfg.heads, h // cfg.heads)
-    scores = jnp.einsum('bnhd,bmhd->bhnm', split(dense('query', x)), split(dense('key', x))) * (h // cfg.heads) ** -0.5
-    context = jnp.einsum('bhnm,bmhd->bnhd', jax.nn.softmax(scores), split(dense('value', x))).reshape(b, n, h)
+    heads = lambda name: jnp.split(dense(name, x), cfg.heads, -1)
+    # One head at a time: a fourth axis would be moved, and copied, before and after every product.
+    context = jnp.concatenate([
+        jax.nn.softmax(jnp.einsum('bnd,bmd->bnm', q, k) * (h // cfg.heads) ** -0.5) @ v
+        for q, k, v in zip(heads('query'), heads('key'), heads('value'), strict=True)], -1)
     x = x + drop(dense('mix', context), slice(h, 2 * h))
     x = x + drop(dense('ffn_out', nn.relu(dense('ffn_in', x))), slice(2 * h, 3 * h))
-    attention = jax.nn.softmax(jnp.einsum('bnh,bh->bn', dense('final_key', x), dense('final_query', x[:, -1])))
-    pooled = jnp.einsum('bn,bnh->bh', drop(attention, 3 * h), dense('final_value', x))
-    return dense('head', pooled)[:, 0], attention, decov(context)
+    # (x K) q = x (K q), and a (x V) = (a x) V: two products with every token become two with one vector a patient.
+    query = dense('final_query', x[:, -1])
+    energy = jnp.einsum('bnh,bh->bn', x, query @ w['final_key'].T) + (query @ w['final_key_bias'])[:, None]
+    attention = jax.nn.softmax(energy)
+    used = drop(attention, 3 * h)
+    pooled = jnp.einsum('bn,bnh->bh', used, x) @ w['final_value']
+    pooled += jnp.sum(used, 1, keepdims=True) * w['final_value_bias'][None]
+    return dense('head', pooled)[:, 0], attention, decov(context, rows)
 
   def _dropout(self, rows: int, tokens: int, deterministic: bool) -> Callable[[Array, int | slice], Array]:
     """A function (x, units) that drops x by its part of one draw shared by the whole forward pass."""
     rate = self.cfg.dropout
     if deterministic or rate == 0:
       return lambda x, units: x
-    keep = jax.random.bernoulli(self.make_rng('dropout'), 1 - rate, (rows, tokens, 3 * self.cfg.hidden + 1))
+    # Two 16-bit draws from each 32 bits: on a CPU drawing costs more than a matmul of the readout.
+    units = 3 * self.cfg.hidden + 1
+    bits = jax.random.bits(self.make_rng('dropout'), (rows, tokens, -(-units // 2)))
+    keep = jnp.concatenate([bits & 0xFFFF, bits >> 16], -1) < round((1 - rate) * 2**16)
     return lambda x, units: jnp.where(keep[..., units], x / (1 - rate), 0)
 
-  def _gru(self, batch: ExpertBatch) -> tuple[Array, Array]:
-    """All channels' GRUs in one scan over visits: states [T, F, B, H] and the last valid one [F, B, H]."""
-    channels = [batch.values, batch.observed] if self.cfg.use_mask_channel else [batch.values]
-    inputs = jnp.stack([x.transpose(1, 2, 0) for x in channels], 1)[..., None]  # [T, 1 or 2, F, B, 1]
-    w_in, w_rec = self.weights['gru_in'][:, :, :, None, :], self.weights['gru_rec']
-    bias, rec_bias = self.weights['gru_in_bias'][:, :, None, :], self.weights['gru_rec_bias'][:, None, :]
-
-    def step(h, now):
-      x, valid = now
-      # The input's product has width 1 or 2: inside the scan it fuses with the gates, outside it is memory traffic.
-      gate = lambda i: bias[i] + sum(x[j] * w_in[i, j] for j in range(x.shape[0]))
-      recur = lambda i: jnp.einsum('fbh,fhg->fbg', h, w_rec[i])
-      reset, update = jax.nn.sigmoid(gate(0) + recur(0)), jax.nn.sigmoid(gate(1) + recur(1))
-      candidate = jnp.tanh(gate(2) + reset * (recur(2) + rec_bias))
-      h = jnp.where(valid[None, :, None], (1 - update) * candidate + update * h, h)  # padding repeats the last state
-      return h, h
-
-    start = jnp.zeros((self.channels, batch.values.shape[0], self.cfg.hidden), jnp.float32)
-    last, states = jax.lax.scan(step, start, (inputs, batch.valid.T))
-    return states, last
-
-  def _distance(self, batch: ExpertBatch) -> Array:
-    """Δ back from each patient's own last visit, 0 on padding. `-> [T, 1, B]`."""
+  def _distance(self, batch: ExpertBatch, every_prefix: bool) -> tuple[Array, Array]:
+    """Δ back from each of Q visits, 0 where not seen, and which visits are seen from it: both `[B, Q, T]`."""
+    valid = jnp.asarray(batch.valid)
     if self.cfg.time_unit == 'visit':
-      order = jnp.cumsum(batch.valid.astype(jnp.float32), 1)
+      order = jnp.cumsum(valid.astype(jnp.float32), 1)
     else:
-      order = jnp.where(batch.valid, batch.hours, 0) / HOURS_PER_UNIT[self.cfg.time_unit]
-    delta = jnp.where(batch.valid, jnp.max(order, 1, keepdims=True) - order, 0)
-    return delta.T[:, None, :]
+      order = jnp.where(valid, batch.hours, 0) / HOURS_PER_UNIT[self.cfg.time_unit]
+    visit = jnp.arange(valid.shape[1])
+    seen = valid[:, None, :] & (visit[None, None, :] <= visit[None, :, None])
+    if not every_prefix:
+      seen = seen[:, -1:]
+    here = jnp.max(jnp.where(seen, order[:, None, :], 0), -1, keepdims=True)
+    return jnp.where(seen, here - order[:, None, :], 0), seen
 
-  def _decay(self, score: Array, delta: Array) -> Array:
-    """Time-aware energies `[T, F, B]`: older visits count less, the more so the weaker they match."""
-    rate, match = self.weights['time_rate'][None, :, None], jax.nn.sigmoid(score)
+  def _decay(self, score: Array, delta: Array, rate: Array) -> Array:
+    """Time-aware energies `[B, Q, T]`: older visits count less, the more so the weaker they match."""
+    match = jax.nn.sigmoid(score)
     if self.cfg.time_attention == 'new':
       return jnp.tanh(score / (rate * jnp.log(jnp.e + (1 - match) * delta)))
     return nn.relu(match / (jax.nn.sigmoid(rate) * jnp.log(2.72 + 1 - match) * (delta + 1)))

@@ -15,7 +15,7 @@ from flax import struct
 from jax.sharding import Mesh, SingleDeviceSharding
 
 from eagrl_jax.expert import ensemble
-from eagrl_jax.expert.concare import ConCareConfig
+from eagrl_jax.expert.concare import ConCare, ConCareConfig
 from eagrl_jax.mesh import sharding
 from eagrl_jax.types import Array, ArrayLike, EagrlError, ExpertBatch, Params
 
@@ -35,6 +35,8 @@ class ExpertTrainConfig:
     learning_rate, weight_decay: of AdamW.
     select_on: validation score whose best epoch is kept: 'loss' (BCE without DeCov) or 'auroc'.
     chunk: patients at once in validation.
+    prefixes: train on the outcome as predicted after every visit, not only after the last one. Validation,
+      prediction and salience read the last visit either way.
   """
 
   model: ConCareConfig = ConCareConfig()
@@ -46,6 +48,7 @@ class ExpertTrainConfig:
   weight_decay: float = 1e-2
   select_on: str = 'loss'
   chunk: int = 64
+  prefixes: bool = False
 
   def __post_init__(self):
     if self.select_on not in SELECT_ON:
@@ -194,6 +197,8 @@ def _member_epoch(state: TrainState, key: Array, cfg: ExpertTrainConfig, train: 
 
   def loss_fn(params, rows, key):
     batch = jax.tree.map(lambda x: x[rows], train)
+    if cfg.prefixes:
+      return _prefix_loss(params, model, batch, key)
     logit, _, penalty = ensemble.apply(model, params, batch, deterministic=False, rngs={'dropout': key})
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logit, batch.label)) + cfg.model.decov * penalty
 
@@ -224,3 +229,18 @@ def _member_epoch(state: TrainState, key: Array, cfg: ExpertTrainConfig, train: 
       best_params=jax.tree.map(keep, params, state.best_params), best_score=keep(score, state.best_score),
       best_epoch=keep(state.epoch + 1, state.best_epoch))
   return state, {'loss': jnp.mean(losses), 'valid_loss': valid_loss, 'valid_auroc': valid_auroc}
+
+
+def _prefix_loss(params: Params, model: ConCare, batch: ExpertBatch, key: Array) -> Array:
+  """The training loss of every prefix, each visit of each patient weighing the same."""
+  tokens = ensemble.apply(model, params, batch, method=ConCare.encode_prefixes)  # [T, B, F, H]
+
+  def one(now):
+    tokens, real, t = now
+    logit, _, penalty = ensemble.apply(model, params, tokens, batch.static, real, deterministic=False,
+                                       rngs={'dropout': jax.random.fold_in(key, t)}, method=ConCare.readout)
+    return jnp.sum(optax.sigmoid_binary_cross_entropy(logit, batch.label) * real), penalty * jnp.sum(real)
+
+  # One prefix after another: all at once would not fit the caches.
+  bce, penalty = jax.lax.map(one, (tokens, batch.valid.T, jnp.arange(len(tokens))))
+  return (jnp.sum(bce) + model.cfg.decov * jnp.sum(penalty)) / jnp.maximum(jnp.sum(batch.valid), 1)

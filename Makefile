@@ -21,7 +21,8 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[peers]'
-	for b in decode alignment; do $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
+	for b in decode alignment search expert; do $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
+	$(BIN)/python -m benchmarks.memory
 
 .venv/ready: pyproject.toml constraints/$(VERSION).txt
 	@test -n "$(PYTHON)" || { echo 'needs Python >= 3.11 on PATH (or PYTHON=...)'; exit 1; }

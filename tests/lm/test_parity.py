@@ -26,6 +26,11 @@ MODELS = Path(os.environ.get('EAGRL_MODELS', '~/.cache/eagrl_models')).expanduse
 PAD = 3  # empty columns before a prompt, which must change nothing
 
 
+def stored(name):
+  with np.load(GOLDEN / f'lm_{name}.npz') as file:
+    return dict(file)
+
+
 def left_padded(prompt):
   tokens, valid = np.zeros((1, PAD + len(prompt)), np.int32), np.ones((1, PAD + len(prompt)), bool)
   tokens[0, PAD:], valid[0, :PAD] = prompt, False
@@ -79,7 +84,7 @@ def test_the_cases_cover_every_family_tied_and_untied():
 
 @pytest.mark.parametrize('name', list(golden.CASES))
 def test_a_tiny_model_equals_transformers(name):
-  file = np.load(GOLDEN / f'lm_{name}.npz')
+  file = stored(name)
   config = json.loads(str(file['config']))
   assert config == golden.SHAPE | golden.CASES[name]
   params, cfg = tiny(config, golden.weights(config))
@@ -108,7 +113,7 @@ def test_what_we_save_is_the_same_model_to_transformers_live(name, tmp_path):
   params, cfg = tiny(config, golden.weights(config))
   hf_io.save_hf(tmp_path, params, cfg, train_tokenizer(['a lactate of 3.8'], ['lactate'], 300))
   model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation='eager').eval()
-  file = np.load(GOLDEN / f'lm_{name}.npz')
+  file = stored(name)
   logits, _ = golden.logits_and_attention(model, file['prompt'].astype(np.int64))
   np.testing.assert_allclose(logits, file['logits'], atol=1e-5)
 
@@ -116,7 +121,7 @@ def test_what_we_save_is_the_same_model_to_transformers_live(name, tmp_path):
 @pytest.fixture(scope='module', params=list(real.MODELS))
 def released(request):
   """`(golden file, params, cfg, tokenizer)` of a released checkpoint."""
-  path, file = MODELS / f'{request.param}.gguf', np.load(GOLDEN / f'lm_{request.param}.npz')
+  path, file = MODELS / f'{request.param}.gguf', stored(request.param)
   if not path.is_file():
     pytest.skip(f'{path.name} is absent; set EAGRL_MODELS to the folder that holds it')
   if real.sha256(path) != str(file['sha256']):

@@ -22,7 +22,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[peers]'
 	for b in decode alignment search expert; do $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
-	$(BIN)/python -m benchmarks.memory
+	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python -m benchmarks.memory
 
 .venv/ready: pyproject.toml constraints/$(VERSION).txt
 	@test -n "$(PYTHON)" || { echo 'needs Python >= 3.11 on PATH (or PYTHON=...)'; exit 1; }

@@ -3,7 +3,8 @@
     python -m benchmarks.memory --shape smollm2 --prompts 4 --group 4 --length 512 --new 64 --remat full
 
 On a GPU or TPU the device counts its own bytes; on a CPU it is the resident memory of the process, so run it with
-MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=65536 and no other malloc settings: freed memory that is kept would count. Goal: within 10 %, a ratio between .91 and 1.10.
+MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=65536 and no other malloc settings: freed memory that is kept would count.
+Goal: within 10 %, a ratio between .91 and 1.10.
 """
 
 from __future__ import annotations

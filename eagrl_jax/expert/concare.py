@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -123,6 +124,11 @@ def decov(context: Array, rows: Array | None = None) -> Array:
   return 0.5 * (jnp.sum(gram**2) - jnp.sum(variance**2))
 
 
+def cores() -> int:
+  """Cores that this process may use."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+
 class ConCare(nn.Module):
   """One expert. `encode` makes the channel tokens, `readout` the rest; `__call__` is both."""
 
@@ -176,7 +182,11 @@ class ConCare(nn.Module):
         'gru': (w['gru_in'].transpose(2, 0, 1, 3), w['gru_in_bias'].swapaxes(0, 1), tuple(w['gru_rec']),
                 w['gru_rec_bias']),
         'query': w['time_query'], 'key': w['time_key'], 'rate': w['time_rate']}
-    return jax.vmap(one)(jax.tree.map(jnp.asarray, per_channel), inputs).transpose(2, 1, 0, 3)
+    # A CPU takes a channel a core at a time: its weights and states then stay in the second-level cache.
+    tokens = jax.lax.platform_dependent(
+        jax.tree.map(jnp.asarray, per_channel), inputs, default=jax.vmap(one),
+        cpu=lambda *args: jax.lax.map(lambda x: one(*x), args, batch_size=cores()))
+    return tokens.transpose(2, 1, 0, 3)
 
   def readout(self, tokens: Array, static: Array, rows: Array | None = None, *,
               deterministic: bool = True) -> tuple[Array, Array, Array]:

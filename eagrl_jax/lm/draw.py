@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from eagrl_jax.types import Array
 
 BLOCK = 256
+TOP_BLOCK = 64  # of the blocks that top-p looks for its candidates in
 TOP_P_CANDIDATES = 64  # top-p is taken within the most probable 64
 
 
@@ -29,11 +30,23 @@ def sample_from_logits(logits: Array, u: Array, temperature: float | Array = 1.0
   weight = jnp.exp((logits - logits.max(-1, keepdims=True)) / temperature)
   if top_p >= 1:
     return _two_level(weight, u)
-  top, ids = jax.lax.top_k(weight, min(TOP_P_CANDIDATES, weight.shape[-1]))
+  top, ids = _top(weight, min(TOP_P_CANDIDATES, weight.shape[-1]))
   before = jnp.cumsum(top, -1) - top
   top = jnp.where(before < top_p * weight.sum(-1, keepdims=True), top, 0)
   place, _ = _invert(top, u * top.sum(-1))
   return jnp.take_along_axis(ids, place[:, None], -1)[:, 0].astype(jnp.int32)
+
+
+def _top(weight: Array, k: int) -> tuple[Array, Array]:
+  """The k largest of each row and their places: only the k blocks with the largest maxima can hold them."""
+  r, v = weight.shape
+  n = -(-v // TOP_BLOCK)
+  if n <= 4 * k:
+    return jax.lax.top_k(weight, k)
+  blocks = jnp.pad(weight, ((0, 0), (0, n * TOP_BLOCK - v))).reshape(r, n, TOP_BLOCK)
+  block = jnp.sort(jax.lax.top_k(blocks.max(-1), k)[1], -1)  # in order, so that equal weights keep theirs
+  top, place = jax.lax.top_k(jnp.take_along_axis(blocks, block[..., None], 1).reshape(r, -1), k)
+  return top, jnp.take_along_axis(block, place // TOP_BLOCK, 1) * TOP_BLOCK + place % TOP_BLOCK
 
 
 def _two_level(weight: Array, u: Array) -> Array:

@@ -10,6 +10,8 @@ from eagrl_jax.lm.matmul import matmul
 from eagrl_jax.types import Array, ArrayLike, Params
 
 CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB
+FEW_ROWS = 64  # up to which a CPU multiplies a wide head faster from its own side
+WIDE_HEAD = 2**13
 
 
 def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
@@ -17,6 +19,24 @@ def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
   hidden = hidden.astype(cfg.compute_dtype)
   head = params['embed'].T if cfg.tie_embeddings else params['lm_head']
   return matmul(hidden, head.astype(hidden.dtype))
+
+
+def decode_logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
+  """`logits` of the few rows `[R, D]` that are decoded at a time, for a tied head; without a useful gradient.
+
+  A CPU packs the embedding anew for `hidden @ embed.T`. As `embed @ hidden.T`, whose small result is then transposed,
+  the product takes 10 ms instead of 17 (8 rows, width 576, 49,152 tokens, one core). The barriers keep the compiler
+  from folding the transposes back.
+  """
+  if not cfg.tie_embeddings or hidden.shape[0] > FEW_ROWS or cfg.vocab_size < WIDE_HEAD:
+    return logits(params, cfg, hidden)
+
+  def from_the_head(hidden):
+    hidden = hidden.astype(cfg.compute_dtype)
+    columns = matmul(params['embed'].astype(hidden.dtype), hidden.T)  # [V, R]
+    return jax.lax.optimization_barrier(jax.lax.optimization_barrier(columns).T)
+
+  return jax.lax.platform_dependent(hidden, cpu=from_the_head, default=lambda h: logits(params, cfg, h))
 
 
 def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayLike) -> tuple[Array, Array]:

@@ -53,7 +53,7 @@ def _generate(params, tokens, valid, example, key, *, cfg, group, max_new, tempe
 
   def choose(hidden, out, done, t):
     """Draws token t `[B, G]` from `hidden [B, G, D]` and writes it into the rollout."""
-    x = logprobs.logits(params, cfg, hidden).reshape(b * group, -1)
+    x = logprobs.decode_logits(params, cfg, hidden.reshape(b * group, -1))
     u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, t)))(row_keys)
     token = sample_from_logits(x, u, temperature)
     logp, entropy = logprobs.log_prob_and_entropy(x, token)

@@ -15,7 +15,7 @@ from eagrl_jax.lm import cache
 from eagrl_jax.lm.cache import KV
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import extend
-from eagrl_jax.lm.logprobs import logits
+from eagrl_jax.lm.logprobs import decode_logits, logits
 from eagrl_jax.lm.sampler import sample_from_logits
 from eagrl_jax.search import grammar as g
 from eagrl_jax.search.grammar import Grammar, State
@@ -99,7 +99,7 @@ def choose(params: Params, cfg: LMConfig, grammar: Grammar, config: StepConfig, 
   undecided = (options.text | (jnp.sum(options.mask, 1) > 1)) & (state.at != g.DONE)
 
   def draw():
-    x = logits(params, cfg, hidden)  # [R, V]
+    x = decode_logits(params, cfg, hidden)  # [R, V]
     asking = jnp.asarray(grammar.segment)[state.at] == g.QUESTION
     temperature = jnp.where(asking, config.question_temperature, config.answer_temperature)
     banned = options.first[:, None] & ~jnp.asarray(grammar.opens)[None, :]

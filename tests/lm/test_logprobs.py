@@ -38,6 +38,17 @@ def test_equals_log_softmax_in_value_and_gradient_over_several_chunks(tied, monk
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5 * max(1.0, float(jnp.abs(b).max()))), got, want)
 
 
+@pytest.mark.parametrize('rows', [1, 64, 65])
+def test_decoding_from_the_heads_side_gives_the_same_logits(rows, monkeypatch):
+  monkeypatch.setattr(logprobs, 'WIDE_HEAD', 2)
+  p = ref.params()
+  hidden = jnp.asarray(np.random.default_rng(1).normal(size=(rows, ref.CFG.d_model)), jnp.float32)
+  decode = jax.jit(lambda h: logprobs.decode_logits(p, ref.CFG, h))
+  np.testing.assert_allclose(decode(hidden), logprobs.logits(p, ref.CFG, hidden), rtol=1e-5, atol=1e-6)
+  # Both barriers are there for few rows, none for many.
+  assert ('optimization_barrier' in decode.lower(hidden).as_text()) == (rows <= logprobs.FEW_ROWS)
+
+
 def test_forbidden_tokens_leave_the_entropy_finite():
   logp, entropy = logprobs.log_prob_and_entropy(jnp.array([[0.0, -jnp.inf, 0.0]]), jnp.array([2]))
   np.testing.assert_allclose((logp, entropy), [[-np.log(2)], [np.log(2)]], rtol=1e-6)

@@ -155,6 +155,16 @@ def test_inverse_cdf_equals_a_cumulative_sum_in_float64():
   np.testing.assert_array_equal(np.asarray(draw.sample_from_logits(x, u))[~near], want[~near])
 
 
+def test_candidates_from_blocks_are_the_largest():
+  r = np.random.default_rng(5)
+  weight = r.random((7, 64 * 300 - 11)).astype(np.float32)
+  weight[0, :100] = 2.0  # more equal ones than candidates, all in the first blocks
+  weight[1, 7::301] = 3.0  # one a block
+  got, want = draw._top(jnp.asarray(weight), 64), jax.lax.top_k(weight, 64)
+  np.testing.assert_array_equal(got[0], want[0])
+  np.testing.assert_array_equal(got[1], want[1])
+
+
 def test_temperature_may_differ_by_row_and_zero_is_greedy():
   x = np.tile(np.array([[0.0, 2.0, 1.0]], np.float32), (2, 1))
   u = np.full(2, 0.01, np.float32)

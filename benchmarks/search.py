@@ -140,6 +140,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--shape', choices=(*measure.SHAPES, 'peer'), default='peer', help='peer: 4 layers of width 256')
   parser.add_argument('--compute_dtype', choices=['float32', 'bfloat16'], default='float32')
+  parser.add_argument('--vocab', type=int, help='words of both decoders; the shape says otherwise')
   parser.add_argument('--trees', type=int, default=4)
   parser.add_argument('--rollouts', type=int, default=16)
   parser.add_argument('--siblings', type=int, default=4)
@@ -151,8 +152,10 @@ def main() -> None:
   parser.add_argument('--no_growth', action='store_true', help='leave out the search beside itself')
   a = parser.parse_args()
   cfg = dataclasses.replace(SHAPE if a.shape == 'peer' else measure.SHAPES[a.shape], compute_dtype=a.compute_dtype)
+  cfg = dataclasses.replace(cfg, vocab_size=a.vocab or cfg.vocab_size)
   work = Work(a.trees, a.rollouts, a.siblings, a.prompt, a.step, a.depth)
-  name = f'search {a.trees} trees x {a.rollouts} rollouts x {a.siblings} siblings x {a.step} tokens, depth {a.depth}'
+  name = (f'search {a.trees} trees x {a.rollouts} rollouts x {a.siblings} siblings x {a.step} tokens, depth {a.depth}, '
+          f'{cfg.vocab_size} words')
   seconds, nodes, length = ours(cfg, work, a.reps)
   rate, more = nodes / seconds, {'new_nodes': nodes, 'tokens_a_node': length}
   if a.no_peer:

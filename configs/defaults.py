@@ -13,7 +13,9 @@ def get_config(variant: str = '') -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.target = 'evaluate'  # last stage to run
+  config.nonfinite = 'stop'  # of base, sft, rl at a NaN or infinity: stop | skip (leave the step out, go on)
   config.data = ConfigDict(dict(
+      seed=placeholder(int),  # of the synthetic cohort and of the splits; unset: the experiment's
       source='synthetic',  # synthetic | tjh | physionet2012 | mimic4 | meds | yaib | csv | wide_csv
       path='',  # file or folder of the source
       outcomes='',  # outcomes of csv, wide_csv, meds; of physionet2012 '' = beside the path
@@ -81,9 +83,28 @@ def get_config(variant: str = '') -> ConfigDict:
       dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_heads=(),  # () = all of them
       attention_reward=0.0,  # of the top-K agreement of attention, beside the joint reward
-      align_control='expert', checkpoint_every=10, schedule='constant'))
-  config.evaluate = ConfigDict(dict(batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3,
-                                    plain_ids=False))  # True: predictions.parquet holds ids as the source gives them
+      align_control='expert',  # whose salience reward and alignment follow: expert, or a control: random | prevalence
+      lam=placeholder(float),  # reward.lam of this stage alone; unset: reward.lam
+      start='sft',  # the policy to go on from: base | sft
+      checkpoint_every=10, schedule='constant'))
+  config.evaluate = ConfigDict(dict(
+      batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3,
+      inference=('samples',),  # samples, and any of greedy | digits | search: arms such as rl_greedy, with their cost
+      inference_policies=('base', 'rl'),  # those that answer in the other ways too; base: what search owes the expert
+      plain_ids=False))  # True: predictions.parquet holds ids as the source gives them
+  config.robustness = ConfigDict(dict(  # batch, temperature, max_new and bootstrap are evaluate's
+      kinds=('order', 'noise', 'drop', 'units', 'wording'),
+      levels=ConfigDict(dict(
+          order=(0.2, 0.4, 0.6, 1.0),  # shares of the features that change places
+          noise=(0.25, 0.5, 1.0),  # train standard deviations
+          drop=(0.2, 0.4, 0.6),  # shares of a patient's features left out
+          units=(0.1, 0.3, 0.5))),  # shares of the features in another unit, undeclared
+      patients=200,  # of the test split, at random; 0 = all
+      samples=4))  # answers a patient and condition
+  config.study = ConfigDict(dict(
+      seeds=(0, 1, 2),  # of training; cohort and split are those of the first
+      arms=('direct', 'grpo', 'dapo', 'no_stage1', 'no_attention_reward', 'no_adaptive_clip', 'no_alignment',
+            'random_features', 'prevalent_features')))  # beside base, sft, eag and what evaluate sets beside them
   config.export = ConfigDict(dict(
       policy='rl', dtype='float32',  # policy: base | sft | rl; dtype: float32 | bfloat16
       adapter=False))  # the trained adapters alone, as a PEFT directory, instead of merged weights

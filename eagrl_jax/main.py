@@ -7,6 +7,7 @@ colon: `--config=configs/rl.py:tjh`.
 from __future__ import annotations
 
 import difflib
+import importlib
 import os
 import pathlib
 import sys
@@ -62,14 +63,17 @@ def main(argv: list[str]) -> None:
   if _DISTRIBUTED.value:
     if _DRY_RUN.value:
       raise EagrlError('--dry_run plans in one process: leave --distributed out; --devices pretends any number')
-    from eagrl_jax.train import processes
+    from eagrl_jax.train import preemption, processes
     processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    preemption.listen(processes.count() > 1, processes.is_main())
     if not processes.is_main():  # of the others errors only, on stderr
       logging.set_verbosity(logging.ERROR)
       os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
   from eagrl_jax.stages import pipeline
   workdir = pathlib.Path(_WORKDIR.value)
-  if _DRY_RUN.value:
+  if _CONFIG.value.target in ('predict', 'transfer', 'study'):  # built on whole runs
+    importlib.import_module(f'eagrl_jax.stages.{_CONFIG.value.target}').run(_CONFIG.value, workdir, _DRY_RUN.value)
+  elif _DRY_RUN.value:
     pipeline.describe(_CONFIG.value, workdir, int(_DEVICE_GIB.value * 2**30))
   else:
     pipeline.run(_CONFIG.value, workdir)
@@ -77,17 +81,24 @@ def main(argv: list[str]) -> None:
 
 def run() -> None:
   """Entry point: flags are parsed here so that a mistake in one is a line, not a traceback."""
-  from eagrl_jax.types import EagrlError
+  from eagrl_jax.train import preemption
   logging.use_absl_handler()
   logging.set_verbosity(logging.INFO)
-  # Of the libraries only warnings: their narration would bury ours.
+  # Of the libraries only warnings: their narration would bury ours, and so would tracebacks of what they raise anyway.
   warning = converter.STANDARD_WARNING
-  logging.get_absl_handler().addFilter(lambda r: 'eagrl_jax' in r.pathname or r.levelno >= warning)
+  logging.get_absl_handler().addFilter(
+      lambda r: 'eagrl_jax' in r.pathname or (r.levelno >= warning and not r.exc_info))
   try:
+    preemption.listen()
+    from eagrl_jax.types import EagrlError
     argv = [f'--config={_find_config(a.partition("=")[2])}' if a.startswith('--config=') else a for a in sys.argv]
     app.run(main, argv=argv, flags_parser=lambda args: flags.FLAGS(args, known_only=False))
-  except (EagrlError, flags.Error, AttributeError, KeyError, TypeError, ValueError, FileNotFoundError) as e:
-    if not isinstance(e, (EagrlError, flags.Error)) and flags.FLAGS.is_parsed():
+  except Exception as e:
+    if preemption.explains(e):
+      preemption.say()
+      return
+    mistakes = () if flags.FLAGS.is_parsed() else (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError)
+    if not isinstance(e, (EagrlError, flags.Error, *mistakes)):
       raise  # a defect of ours: the traceback helps
     text = str(e.args[0] if isinstance(e, KeyError) and e.args else e)
     if type(e).__name__ == 'Elsewhere':  # by name: no import of jax to report a mistyped flag

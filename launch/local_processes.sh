@@ -12,7 +12,8 @@ n=$1; shift
 python=${EAGRL_PYTHON:-$(cd "$(dirname "$0")/.." && pwd)/.venv/bin/python}
 port=${EAGRL_PORT:-$((20000 + RANDOM % 12000))}
 pids=()
-trap '[ ${#pids[@]} -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true' EXIT
+trap '[ ${#pids[@]} -eq 0 ] || { kill "${pids[@]}" 2>/dev/null || true; wait; }' EXIT
+trap '[ ${#pids[@]} -eq 0 ] || { kill "${pids[@]}" 2>/dev/null || true; wait; pids=(); }; exit 0' TERM  # all save and stop
 for ((i = 0; i < n; i++)); do
   command=(env JAX_LOCAL_DEVICE_IDS="$i" "$python" -m eagrl_jax.main --distributed --coordinator="127.0.0.1:$port"
     --processes="$n" --process="$i" "$@")

@@ -5,7 +5,7 @@ import pathlib
 
 PACKAGE = pathlib.Path(__file__).parents[1] / 'eagrl_jax'
 RANK = {'types': 0, 'masked': 0, 'rng': 0, 'mesh': 0, 'ehr': 1, 'expert': 1, 'lm': 1, 'search': 2, 'rl': 2,
-        'train': 3, 'evaluation': 3, 'stages': 4, 'main': 5}
+        'train': 3, 'evaluation': 3, 'stages': 4, 'main': 5, 'compare': 5}
 STRANGERS = [{'expert', 'lm'}, {'expert', 'ehr'}, {'lm', 'ehr'}, {'search', 'rl'}, {'train', 'evaluation'}]
 SIDEWAYS_ALLOWED = {('types', 'types'), ('masked', 'types'), ('rng', 'types'), ('mesh', 'types')}
 

@@ -9,6 +9,9 @@ indented, so that a name is the same token, with its leading space, here and in 
 
 Times are relative, never calendar dates. Features keep the table's clinical order unless
 the caller gives another; an order by the expert's salience would leak the reward's target.
+
+Of each style there are two wordings: `standard`, which policies are trained on, and `rephrased`,
+other words around the same feature lines, to see whether an answer hangs on the words.
 """
 
 from __future__ import annotations
@@ -34,6 +37,32 @@ FORMAT = (
     '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n'
     'If the record does not allow an estimate, write "I do not know" as the final answer.\n')
 
+FULL_HEAD = (
+    'You are an experienced physician reading the record of {setting}.\nEstimate {quantity}.\n'
+    'The record has {visits} visits, {times} days after the first measurement. Each line is one feature with one value '
+    'per visit, oldest first; NaN means not measured at that visit.\nSex: {who}. Age: {years} years.\n')
+
+REPHRASED_HEAD = (
+    'Below is what was measured in {setting}. As a doctor with long practice, say {quantity}.\n'
+    'Patient: {who}, {years} years. There were {visits} visits, at {times} days from the start. A line holds a feature '
+    'and its values, one for each visit, the earliest first; NaN stands for a visit without that measurement.\n')
+
+REPHRASED_TASKS = {
+    'mortality': ('is this patient going to die during the stay?',
+                  'how likely it is that this patient dies before leaving the hospital'),
+    'readmission': ('is this patient going to come back within 30 days?',
+                    'how likely it is that this patient comes back or dies in the 30 days after leaving'),
+}
+
+REPHRASED_FORMAT = (
+    'Break the problem into no more than {depth} numbered sub-questions. After them list what counts most (no more '
+    'than {k} features, spelt as above) and a probability from 0 to 1, in exactly this layout:\n'
+    '<Subquestion 1> something to find out from the record </Subquestion 1>\n'
+    '<Answer 1> what you found </Answer 1>\n'
+    '<Final subquestion> Now we can answer the question: {question} </Final subquestion>\n'
+    '<Important Features> name, name </Important Features>\n<Final answer> for instance 0.35 </Final answer>\n'
+    'Where no estimate is possible, let the final answer be "I do not know".\n')
+
 
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
@@ -46,6 +75,7 @@ class PromptConfig:
     max_values: the latest values shown of a feature.
     max_characters: budget of the feature lines; the oldest values go first, then the lines of the
       features with the fewest values. 0 means no limit.
+    wording: 'standard' or 'rephrased'; feature lines and answer tags are the same in both.
   """
 
   style: str = 'full'
@@ -53,10 +83,13 @@ class PromptConfig:
   top_k: int = 5
   max_values: int = 8
   max_characters: int = 0
+  wording: str = 'standard'
 
   def __post_init__(self):
     if self.style not in ('full', 'compact'):
       raise EagrlError(f"prompt.style={self.style!r}: choose 'full' or 'compact'")
+    if self.wording not in ('standard', 'rephrased'):
+      raise EagrlError(f"prompt.wording={self.wording!r}: choose 'standard' or 'rephrased'")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,7 +190,8 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
     age: years, NaN unknown. sex: 1 male, 0 female, -1 unknown.
     order: permutation of the features; the table's order when None.
   """
-  question, quantity = TASKS[task]
+  standard = config.wording == 'standard'
+  question, quantity = (TASKS if standard else REPHRASED_TASKS)[task]
   order = np.arange(len(features)) if order is None else order
   series = {int(f): values[:, f] for f in order if not np.all(np.isnan(values[:, f]))}
   lines, dropped_values, dropped_features = _fit(series, features, config)
@@ -165,18 +199,17 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
   years = 'unknown' if np.isnan(age) else f'{min(age, 90):.0f}'
 
   if config.style == 'compact':
-    head = f'Sex: {who} Age: {years} Visits: {len(hours)}\n'
-    tail = f'Question: {question}\n'
+    head = (f'Sex: {who} Age: {years} Visits: {len(hours)}\n' if standard else
+            f'Record of {len(hours)} visits. Patient of {years} years, {who}.\n')
+    tail = f'Question: {question}\n' if standard else f'Please answer: {question}\n'
   else:
     times = ', '.join(f'{h / 24:.3g}' for h in hours)
-    head = (f'You are an experienced physician reading the record of {setting}.\n'
-            f'Estimate {quantity}.\n'
-            f'The record has {len(hours)} visits, {times} days after the first measurement. Each line is one feature '
-            'with one value per visit, oldest first; NaN means not measured at that visit.\n'
-            f'Sex: {who}. Age: {years} years.\n')
     absent = [s.name for i, s in enumerate(features) if i not in series]
-    tail = f'Never measured: {", ".join(absent)}.\n' if absent else ''
-    tail += FORMAT.format(depth=config.max_depth, k=config.top_k, question=question)
+    fields = {'setting': setting, 'quantity': quantity, 'question': question, 'visits': len(hours), 'times': times,
+              'who': who, 'years': years, 'absent': ', '.join(absent), 'depth': config.max_depth, 'k': config.top_k}
+    head = (FULL_HEAD if standard else REPHRASED_HEAD).format(**fields)
+    tail = ('Never measured: {absent}.\n' if standard else 'Without any measurement: {absent}.\n') if absent else ''
+    tail = (tail + (FORMAT if standard else REPHRASED_FORMAT)).format(**fields)
 
   text, spans = head, []
   for f, line in lines.items():

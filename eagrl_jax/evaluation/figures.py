@@ -29,6 +29,7 @@ COLOURS = {
     'extra3': '#b23a2e'}
 _DASHES = {'base': (0, (1, 1.2)), 'sft': (0, (5, 1.6)), 'rl': 'solid', 'expert': (0, (6, 1.5, 1.5, 1.5)),
            'oracle': (0, (2, 2))}
+_RUNS = ('rl', 'sft', 'expert', 'extra0', 'extra2', 'extra1', 'extra3', 'base')  # colours of runs compared
 _STYLE: dict[Any, Any] = {
     'svg.fonttype': 'none', 'svg.hashsalt': 'eagrl', 'text.parse_math': False, 'axes.unicode_minus': True,
     'font.family': 'DejaVu Sans', 'font.size': 10.5, 'axes.titlesize': 12, 'axes.titlelocation': 'left',
@@ -128,21 +129,60 @@ def learning_curves(rows: Sequence[Mapping], stage: str) -> list[tuple[str, str]
   Rows are {'step': …, '<metric>': …}; of several rows with one step (after a resume) the last
   counts. The thin line is the raw series, the thick one a centred moving mean.
   """
+  return [(name, _curve(points, stage, name)) for name, points in _series(rows).items() if len(points) > 1]
+
+
+def overlaid(logs: Mapping[str, Sequence[Mapping]], stage: str) -> list[tuple[str, str]]:
+  """Learning curves of several runs over each other: a figure for each metric that two of them log, centred means."""
+  series = {run: {m: p for m, p in _series(rows).items() if len(p) > 1} for run, rows in logs.items()}
+  names = dict.fromkeys(m for found in series.values() for m in found)
+  having = {m: {run: found[m] for run, found in series.items() if m in found} for m in names}
+  return [(m, _overlay(runs, list(logs), stage, m)) for m, runs in having.items() if len(runs) > 1]
+
+
+def run_token(i: int) -> str:
+  """Name of the CSS variable of the i-th run of a comparison."""
+  return _RUNS[i % len(_RUNS)]
+
+
+def _series(rows: Sequence[Mapping]) -> dict[str, dict[float, float]]:
+  """{metric: {step: value}} of the numeric ones; of several rows with one step the last counts."""
   series: dict[str, dict[float, float]] = {}
   for row in rows:
     for name, value in row.items():
       if name != 'step' and isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
         series.setdefault(name, {})[float(row.get('step', 0))] = float(value)
-  return [(name, _curve(points, stage, name)) for name, points in series.items()
-          if len(points) > 1 and not re.fullmatch(r'time|wall_?time|timestamp|epoch', name)]
+  return {name: found for name, found in series.items() if not re.fullmatch(r'time|wall_?time|timestamp|epoch', name)}
 
 
-def _curve(points: Mapping[float, float], stage: str, name: str) -> str:
+def _smoothed(points: Mapping[float, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+  """Steps, values, their centred moving mean and its width."""
   step = np.array(sorted(points))
   value = np.array([points[s] for s in step])
   width = max(1, len(value) // 20) | 1
   kernel = np.ones(width)
-  smooth = np.convolve(value, kernel, 'same') / np.convolve(np.ones_like(value), kernel, 'same')
+  return step, value, np.convolve(value, kernel, 'same') / np.convolve(np.ones_like(value), kernel, 'same'), width
+
+
+def _overlay(runs: Mapping[str, Mapping[float, float]], order: Sequence[str], stage: str, name: str) -> str:
+  with mpl.rc_context(_STYLE):
+    fig, ax = _axes(316, 230, f'{stage} · {name}', 'Step', '')
+    said = []
+    for run, points in runs.items():
+      step, _, smooth, _ = _smoothed(points)
+      thin = slice(None, None, max(1, len(step) // 400))
+      i = order.index(run)
+      ax.plot(step[thin], smooth[thin], color=COLOURS[run_token(i)], ls=('solid', 'dashed', 'dashdot', 'dotted')[i % 4],
+              marker='o' if len(step) < 12 else None, ms=3, label=_short(run, 40))
+      said.append(f'{run} {smooth[0]:.3g} to {smooth[-1]:.3g}')
+    ax.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    ax.yaxis.set_major_locator(MaxNLocator(4))
+    _legend_below(fig, ax)
+    return _svg(fig, f'compare-{stage}-{name}', f'{stage}: {name}, first to last: {"; ".join(said)}.')
+
+
+def _curve(points: Mapping[float, float], stage: str, name: str) -> str:
+  step, value, smooth, width = _smoothed(points)
   thin = slice(None, None, max(1, len(value) // 400))
   with mpl.rc_context(_STYLE):
     fig, ax = _axes(316, 200, f'{stage} · {name}', 'Step', '')
@@ -153,6 +193,27 @@ def _curve(points: Mapping[float, float], stage: str, name: str) -> str:
     ax.yaxis.set_major_locator(MaxNLocator(4))
     label = f'{stage}: {name} from {value[0]:.3g} at step {step[0]:g} to {value[-1]:.3g} at step {step[-1]:g}.'
     return _svg(fig, f'{stage}-{name}', label)
+
+
+def robustness(kind: str, title: str, words: str, levels: Sequence[float],
+               arms: Mapping[str, Sequence[Mapping]]) -> str:
+  """AUROC of every arm over the levels of one perturbation; bars are 95 % intervals, moved apart to be told apart."""
+  x = np.asarray(levels, float)
+  with mpl.rc_context(_STYLE):
+    fig, ax = _axes(316, 300, title, f'Level ({words})', 'AUROC')
+    for i, (arm, found) in enumerate(arms.items()):
+      mean, lo, hi = (np.array([math.nan if v.get(k) is None else v[k] for v in found], float)
+                      for k in ('mean', 'lo', 'hi'))
+      at = x + (i - (len(arms) - 1) / 2) * 0.016 * x[-1]
+      ax.vlines(at, lo, hi, color=colour(arm), lw=1, alpha=0.6)
+      ax.plot(at, mean, color=colour(arm), ls=_DASHES.get(arm, 'dashed'), marker='o', ms=3.5, label=arm)
+    ax.axhline(0.5, color=COLOURS['muted'], lw=0.8)
+    ax.set_xticks(x, [f'{v:g}' for v in x])
+    ax.yaxis.set_major_locator(MaxNLocator(5))
+    fig.legend(loc='outside lower left', ncols=4, handlelength=2, columnspacing=1, borderaxespad=0.2)
+    said = '; '.join(f'{arm} {found[0].get("mean", math.nan):.3f} unchanged, {found[-1].get("mean", math.nan):.3f} at '
+                     f'{x[-1]:g}' for arm, found in arms.items())
+    return _svg(fig, f'robustness-{kind}', f'{title}, AUROC by level: {said}.')
 
 
 def rewards(before: Sequence[float], after: Sequence[float]) -> str:

@@ -6,8 +6,6 @@ that is there and broken is an error. The page needs no network and no script.
 
 from __future__ import annotations
 
-import json
-import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,7 +16,9 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from eagrl_jax.evaluation import figures, metrics
+from eagrl_jax.evaluation import checklist, figures, metrics, sections
+from eagrl_jax.evaluation.files import flat, read_json, read_lines
+from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
 from eagrl_jax.types import EagrlError
 
 ARMS = {  # arms in reading order; another arm follows with no gloss
@@ -50,7 +50,7 @@ def write_report(workdir: Path, share: bool = False) -> Path:
   environment = jinja2.Environment(
       loader=jinja2.PackageLoader('eagrl_jax.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
       trim_blocks=True, lstrip_blocks=True)
-  environment.filters.update(num=number, interval=interval_text, count=lambda n: f'{n:,}')
+  environment.filters.update(num=number, signed=signed, count=lambda n: f'{n:,}')
   page = environment.get_template('report.html.j2').render(**_context(workdir, share))
   path = workdir / ('report_share.html' if share else 'report.html')
   path.write_text(page, encoding='utf-8')
@@ -61,12 +61,9 @@ def summary_table(result: Mapping) -> str:
   """The arms of metrics.json as an aligned plain-text table for a terminal."""
   rows = [('arm', 'AUROC (95% CI)', 'AUPRC (95% CI)', 'parsed', 'Jaccard@K', 'chance', 'attention KL', 'permuted')]
   for arm in arm_rows(result):
-    rows.append((arm['name'], *(interval_text(arm[m]) for m in ('auroc', 'auprc')), _percent(arm['parse_rate']),
+    rows.append((arm['name'], *(interval_text(arm[m]) for m in ('auroc', 'auprc')), percent(arm['parse_rate']),
                  *(number(_mean(arm[m])) for m in ('jaccard_expert', 'jaccard_random', 'kl', 'kl_permuted'))))
-  width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-  lines = ['  '.join([row[0].ljust(width[0]), *(c.rjust(w) for c, w in zip(row[1:], width[1:], strict=True))])
-           for row in rows]
-  return '\n'.join([lines[0], '─' * len(lines[0]), *lines[1:]])
+  return aligned(rows)
 
 
 def arm_rows(result: Mapping) -> list[dict]:
@@ -80,33 +77,18 @@ def arm_rows(result: Mapping) -> list[dict]:
     arm = arms[name]
     named, kl = arm.get('jaccard_at_k'), arm.get('attention_kl')
     named = named if isinstance(named, Mapping) and 'mean' not in named else {'expert': named}
-    rate = _interval(arm.get('parse_rate'))
+    rate = interval(arm.get('parse_rate'))
     rows.append({
         'name': name, 'gloss': ARMS.get(name, ''), 'token': figures.token(name),
-        **{m: _interval(arm.get(m)) for m in metrics.METRICS}, 'parse_rate': rate and rate['mean'],
-        **{f'jaccard_{kind}': _interval(named.get(kind)) for kind in ('expert', 'random', 'truth', 'random_truth')},
-        'kl': _interval(kl), 'kl_permuted': _interval(kl.get('permuted')) if isinstance(kl, Mapping) else None})
+        **{m: interval(arm.get(m)) for m in metrics.METRICS}, 'parse_rate': rate and rate['mean'],
+        **{f'jaccard_{kind}': interval(named.get(kind)) for kind in ('expert', 'random', 'truth', 'random_truth')},
+        'kl': interval(kl), 'kl_permuted': interval(kl.get('permuted')) if isinstance(kl, Mapping) else None})
   return rows
 
 
-def number(value: Any, digits: int = 3) -> str:
-  """Fixed digits, or an en dash for what is missing or undefined."""
-  if not _finite(value):
-    return '–'
-  return f'{value:.{digits}f}'.replace('-', '−')
-
-
-def interval_text(value: Mapping | None) -> str:
-  """'0.843 (0.801–0.884)', without the bracket where there is no interval."""
-  if value is None or not _finite(value['mean']):
-    return '–'
-  bracket = f' ({number(value["lo"])}–{number(value["hi"])})' if _finite(value['lo']) else ''
-  return number(value['mean']) + bracket
-
-
 def _context(workdir: Path, share: bool) -> dict[str, Any]:
-  result = _json(workdir / 'evaluate/metrics.json') or {}
-  manifest = _json(workdir / 'prepare/manifest.json') or {}
+  result = read_json(workdir / 'evaluate/metrics.json') or {}
+  manifest = read_json(workdir / 'prepare/manifest.json') or {}
   arms = arm_rows(result)
   notes = {kind: {a['name']: interval_text(a[kind]) for a in arms} for kind in ('auroc', 'auprc')}
   for arm in arms:
@@ -116,11 +98,16 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   drawn = lambda found: {arm: yp for arm, yp in found.items() if arm in DRAWN or arm not in ARMS}
   headline = [a for a in arms if a['name'] in ('base', 'rl', 'expert') and a['auroc']]  # before, after, the expert
   predictions = _predictions(workdir / 'evaluate/predictions.parquet')
-  logs = {stage: _jsonl(workdir / stage / 'metrics.jsonl') for stage in STAGES}
+  logs = {stage: read_lines(workdir / stage / 'metrics.jsonl') for stage in STAGES}
   curves = [(stage, [Markup(svg) for _, svg in figures.learning_curves(rows, stage)]) for stage, rows in logs.items()]
-  rewards = _json(workdir / 'search/rewards.json')
-  tree = _json(workdir / 'search/tree.json')
-  cases = None if share else _json(workdir / 'evaluate/cases.json')
+  rewards = read_json(workdir / 'search/rewards.json')
+  robustness = read_json(workdir / 'robustness/metrics.json')
+  transfer = {path.parent.name: read_json(path) for path in sorted(workdir.glob('transfer/*/metrics.json'))}
+  config, environment = read_json(workdir / 'config.json') or {}, read_json(workdir / 'environment.json') or {}
+  known = {'config': config, 'manifest': manifest, 'environment': environment, 'result': result,
+           'robustness': robustness, 'transfer': list(transfer)}
+  tree = read_json(workdir / 'search/tree.json')
+  cases = None if share else read_json(workdir / 'evaluate/cases.json')
   return {
       'share': share, 'result': result, 'arms': arms, 'paired': _paired(result),
       'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
@@ -132,9 +119,12 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
           figures.calibration(drawn(predictions)), figures.decision(drawn(predictions)))] if predictions else [],
       'curves': curves, 'rewards': Markup(figures.rewards(rewards['all'], rewards['selected'])) if rewards else None,
       'tree': _roots(tree, share) if tree else None, 'cases': [_case(c) for c in cases] if cases else None,
-      'attrition': _attrition(manifest), 'config': _flat(_json(workdir / 'config.json'), share),
-      'environment': _flat(_json(workdir / 'environment.json'), share), 'headline': headline,
-      'cohort': _flat({k: v for k, v in manifest.items() if k != 'attrition'}, share)}
+      'robustness': sections.robustness(robustness), 'faithfulness': sections.faithfulness(robustness),
+      'members': sections.members(robustness), 'transfer': sections.transfer(transfer, ARMS),
+      'costs': sections.costs(result), 'checklist': checklist.table(known) if config or result else [],
+      'attrition': _attrition(manifest), 'config': flat(config, share),
+      'environment': flat(environment, share), 'headline': headline,
+      'cohort': flat({k: v for k, v in manifest.items() if k != 'attrition'}, share)}
 
 
 def _predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -159,8 +149,8 @@ def _paired(result: Mapping) -> list[dict]:
   for row in result.get('paired') or []:
     p = row.get('p')
     rows.append({'a': row['a'], 'b': row['b'], 'metric': row['metric'].upper(),
-                 'diff': _interval({'mean': row['diff'], 'ci95': row.get('ci95')}),
-                 'p': '–' if not _finite(p) else f'{p:.3f}' if p >= 0.001 else '<0.001'})
+                 'diff': interval({'mean': row['diff'], 'ci95': row.get('ci95')}),
+                 'p': '–' if not finite(p) else f'{p:.3f}' if p >= 0.001 else '<0.001'})
   return rows
 
 
@@ -171,7 +161,7 @@ def _subgroups(found: Mapping) -> list[dict]:
     for group in groups:
       row = rows.setdefault(group['name'], {'name': group['name'], 'n': group['n'], 'positives': group['positives'],
                                             'arms': []})
-      value = None if group['auroc'] is None else _interval({'point': group['auroc'], 'ci95': group['ci95']})
+      value = None if group['auroc'] is None else interval({'point': group['auroc'], 'ci95': group['ci95']})
       row['arms'].append({'name': arm, 'token': figures.token(arm), 'value': value,
                           'bar': _bar(value, arm, 0.4, 0.5)})
   return list(rows.values())
@@ -220,11 +210,11 @@ def _segments(text: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
 def _case(case: Mapping) -> dict:
   features, rows = case['features'], []
   for f in features:
-    seen = [v for v in f['values'] if _finite(v)]
+    seen = [v for v in f['values'] if finite(v)]
     low, high, last = f.get('ref_low'), f.get('ref_high'), seen[-1] if seen else None
     flag = '' if last is None else 'high' if high is not None and last > high else \
         'low' if low is not None and last < low else ''
-    values = [v if _finite(v) else None for v in f['values']]
+    values = [v if finite(v) else None for v in f['values']]
     rows.append({'name': f['name'], 'unit': f.get('unit') or '', 'range': _range(low, high), 'flag': flag,
                  'last': '–' if last is None else f'{last:g}',
                  'spark': Markup(figures.sparkline(values, case['hours'], low, high)),
@@ -234,7 +224,8 @@ def _case(case: Mapping) -> dict:
   bars = figures.paired_bars(names, [f.get('salience') or 0 for f in features],
                              [f.get('attention') or 0 for f in features], case['label'])
   answers = [(arm, list(_segments(text or '', names))) for arm, text in case.get('answers', {}).items()]
-  return {**case, 'top': rows[:10], 'rest': rows[10:], 'bars': Markup(bars), 'shown_answers': answers[::-1]}
+  return {**case, 'top': rows[:10], 'rest': rows[10:], 'bars': Markup(bars), 'shown_answers': answers[::-1],
+          'layers': sections.layers(case)}
 
 
 def _range(low: float | None, high: float | None) -> str:
@@ -250,68 +241,12 @@ def _attrition(manifest: Mapping) -> list[dict]:
           for row in rows]
 
 
-def _flat(value: Any, share: bool, prefix: str = '') -> list[tuple[str, str]]:
-  """Nested settings as (dotted key, text); long lists are counted, not printed."""
-  if isinstance(value, Mapping):
-    return [row for k, v in value.items() for row in _flat(v, share, f'{prefix}.{k}' if prefix else str(k))]
-  if value is None or value == '' or value == []:
-    return [(prefix, 'not set')] if prefix else []
-  if isinstance(value, list):
-    return [(prefix, ', '.join(map(str, value)) if len(value) <= 12 and not isinstance(value[0], (list, dict))
-             else f'{len(value):,} entries')]
-  text = str(value)
-  return [(prefix, re.split(r'[/\\]', text.rstrip('/\\'))[-1] if share and re.match(r'[/~\\]|\w:\\', text) else text)]
-
-
 def _bar(value: Mapping | None, arm: str, low: float, mark: float | None) -> Markup:
-  if value is None or not _finite(value['mean']):
+  if value is None or not finite(value['mean']):
     return Markup('')
-  lo, hi = (value[k] if _finite(value[k]) else value['mean'] for k in ('lo', 'hi'))
+  lo, hi = (value[k] if finite(value[k]) else value['mean'] for k in ('lo', 'hi'))
   return Markup(figures.interval_bar(value['mean'], lo, hi, arm, low, mark))
-
-
-def _interval(value: Any) -> dict | None:
-  """A number, or {'point' and/or 'mean', 'ci95'}, as {'mean', 'lo', 'hi', 'reason'}; None where absent."""
-  if value is None:
-    return None
-  if not isinstance(value, Mapping):
-    return {'mean': value, 'lo': None, 'hi': None, 'reason': ''}
-  lo, hi = value.get('ci95') or (None, None)
-  return {'mean': value.get('point', value.get('mean')), 'lo': lo, 'hi': hi, 'reason': value.get('reason', '')}
 
 
 def _mean(value: Mapping | None) -> Any:
   return value and value['mean']
-
-
-def _percent(value: Any) -> str:
-  return f'{100 * value:.1f}%' if _finite(value) else '–'
-
-
-def _finite(value: Any) -> bool:
-  return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _json(path: Path) -> Any:
-  if not path.exists():
-    return None
-  try:
-    return json.loads(path.read_text(encoding='utf-8'))
-  except ValueError as error:
-    raise EagrlError(f'{path.parent.name}/{path.name} is not valid JSON; run its stage again') from error
-
-
-def _jsonl(path: Path) -> list[dict]:
-  """Rows of a log, none without one; a last line cut short by a killed run is left out."""
-  if not path.exists():
-    return []
-  lines = path.read_text(encoding='utf-8').splitlines()
-  rows = []
-  for i, line in enumerate(lines):
-    try:
-      rows.append(json.loads(line))
-    except ValueError as error:
-      if i < len(lines) - 1:
-        where = f'{path.parent.name}/{path.name} line {i + 1}'
-        raise EagrlError(f'{where} is not valid JSON; run the stage again') from error
-  return rows

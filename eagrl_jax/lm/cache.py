@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -29,3 +32,22 @@ def empty(cfg: LMConfig, batch: int, group: int, slots: int) -> KV:
   """Own block of `slots` free slots for each of `batch x group` sequences: `[L, B, G, K, S, H]`."""
   shape = (cfg.n_layers, batch, group, cfg.n_kv_heads, slots, cfg.head_dim)
   return KV(jnp.zeros(shape, cfg.compute_dtype), jnp.zeros(shape, cfg.compute_dtype))
+
+
+SHALLOW = 8  # layers
+
+
+def by_layer(tree: Any, cfg: LMConfig) -> Any:
+  """A shallow decoder's weights or keys layer by layer: a tuple of trees without the leading axis L; else `tree`.
+
+  A scan over layers copies each layer's weights and own keys out of the stack at every token, half of a small
+  decoder's time; a deep one would take long to compile without it, and its weights would be held twice.
+  """
+  if cfg.n_layers > SHALLOW:
+    return tree
+  return tuple(jax.tree.map(lambda x: x[i], tree) for i in range(cfg.n_layers))
+
+
+def stacked(tree: Any) -> Any:
+  """The inverse of `by_layer`."""
+  return jax.tree.map(lambda *x: jnp.stack(x), *tree) if isinstance(tree, tuple) else tree

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
@@ -49,9 +51,11 @@ def prefill(params: Params, cfg: LMConfig, tokens: Array, valid: Array) -> tuple
   return layers.rms_norm(x[:, -1], params['final_norm'], cfg.norm_eps), kv
 
 
-def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, shared: tuple[tuple[KV, Array], ...],
-           own: KV, own_mask: Array, write_at: Array | int) -> tuple[Array, KV]:
+def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, shared: tuple[tuple[Any, Array], ...],
+           own: Any, own_mask: Array, write_at: Array | int) -> tuple[Array, Any]:
   """Runs T new tokens of each sibling against shared segments and the sibling's own block.
+
+  The layers of the weights, of shared keys and of own ones are all stacked, or all `cache.by_layer`.
 
   Args:
     tokens, positions: `[B, G, T]`.
@@ -66,22 +70,39 @@ def extend(params: Params, cfg: LMConfig, tokens: Array, positions: Array, share
   """
   cos, sin = rope.angles(cfg, positions)
 
-  def step(carry, xs):
-    x, own = carry
-    layer, index, segments = xs
+  def project(x, layer):
     q, k, v = layers.qkv(layer, cfg, x, cos, sin)
-    k, v = heads_first(k), heads_first(v)
-    at = (index, 0, 0, 0, write_at, 0)
-    own = KV(jax.lax.dynamic_update_slice(own.k, k[None].astype(own.k.dtype), at),
-             jax.lax.dynamic_update_slice(own.v, v[None].astype(own.v.dtype), at))
-    size = (1, *own.k.shape[1:4], own_mask.shape[-1], own.k.shape[-1])
-    block = jax.tree.map(lambda a: jax.lax.dynamic_slice(a, (index, 0, 0, 0, 0, 0), size)[0], own)
+    return q, KV(heads_first(k), heads_first(v))
+
+  def put(block, new, at):
+    return jax.tree.map(lambda a, n: jax.lax.dynamic_update_slice(a, n.astype(a.dtype), at), block, new)
+
+  def mix(x, layer, q, segments, block):
     seen = tuple((kv.k, kv.v, mask) for kv, (_, mask) in zip(segments, shared))
     mixed, _ = attention.attend(q, seen, (block.k, block.v, own_mask))
-    return (layers.finish(layer, cfg, x, mixed), own), None
+    return layers.finish(layer, cfg, x, mixed)
 
-  xs = (params['layers'], jnp.arange(cfg.n_layers), tuple(kv for kv, _ in shared))
-  (x, own), _ = jax.lax.scan(step, (layers.embed(params, cfg, tokens), own), xs)
+  def scanned(carry, xs):
+    x, own = carry
+    layer, index, segments = xs
+    q, new = project(x, layer)
+    own = put(own, jax.tree.map(lambda n: n[None], new), (index, 0, 0, 0, write_at, 0))
+    size = (1, *own.k.shape[1:4], own_mask.shape[-1], own.k.shape[-1])
+    block = jax.tree.map(lambda a: jax.lax.dynamic_slice(a, (index, 0, 0, 0, 0, 0), size)[0], own)
+    return (mix(x, layer, q, segments, block), own), None
+
+  x = layers.embed(params, cfg, tokens)
+  if isinstance(own, tuple):
+    written = []
+    for i, layer in enumerate(params['layers']):
+      q, new = project(x, layer)
+      written.append(put(own[i], new, (0, 0, 0, write_at, 0)))
+      block = jax.tree.map(lambda a: a[..., :own_mask.shape[-1], :], written[i])
+      x = mix(x, layer, q, [kv[i] for kv, _ in shared], block)
+    own = tuple(written)
+  else:
+    xs = (params['layers'], jnp.arange(cfg.n_layers), tuple(kv for kv, _ in shared))
+    (x, own), _ = jax.lax.scan(scanned, (x, own), xs)
   return layers.rms_norm(x, params['final_norm'], cfg.norm_eps), own
 
 

@@ -50,6 +50,8 @@ def _generate(params, tokens, valid, example, key, *, cfg, group, max_new, tempe
   start = valid.sum(-1, dtype=jnp.int32)[:, None, None]
   row_keys = jax.vmap(lambda k: rng.example_keys(k, jnp.arange(group)))(rng.example_keys(key, example)).reshape(-1)
   hidden, prompt_kv = forward.prefill(params, cfg, tokens, valid)
+  params = params | {'layers': cache.by_layer(params['layers'], cfg)}
+  shared = ((cache.by_layer(prompt_kv, cfg), valid),)
 
   def choose(hidden, out, done, t):
     """Draws token t `[B, G]` from `hidden [B, G, D]` and writes it into the rollout."""
@@ -69,14 +71,14 @@ def _generate(params, tokens, valid, example, key, *, cfg, group, max_new, tempe
     t, token, out, done, own = state
     seen = (jnp.arange(end) < t)[None, None, None]
     hidden, own = forward.extend(params, cfg, token[..., None], start + t - 1 + jnp.zeros((1, group, 1), jnp.int32),
-                                 ((prompt_kv, valid),), own, seen, t - 1)
+                                 shared, own, seen, t - 1)
     token, out, done = choose(hidden[:, :, 0], out, done, t)
     return t + 1, token, out, done, own
 
   out = Rollout(jnp.full(shape, pad_id, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape), jnp.zeros(shape))
   first = jnp.broadcast_to(hidden[:, None], (b, group, hidden.shape[-1]))
   token, out, done = choose(first, out, jnp.zeros((b, group), bool), 0)
-  state = (jnp.int32(1), token, out, done, cache.empty(cfg, b, group, max_new))
+  state = (jnp.int32(1), token, out, done, cache.by_layer(cache.empty(cfg, b, group, max_new), cfg))
   for end in chunk_ends(max_new):
     go_on = lambda s, end=end: (s[0] < end) & ~s[3].all()
     state = jax.lax.while_loop(go_on, functools.partial(step, end), state)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eagrl_jax import masked, rng
 from eagrl_jax.types import Array, ArrayLike, EagrlError, PromptBatch
@@ -115,6 +116,20 @@ def top_k_jaccard(expert: Array, policy: Array, k: int) -> Array:
   """Jaccard index of the two top-k sets; 0 when both are empty. `[..., F], [..., F] -> [...]`."""
   ours, theirs = masked.top_k(policy, k), masked.top_k(expert, k)
   return jnp.sum(ours & theirs, -1) / jnp.maximum(jnp.sum(ours | theirs, -1), 1)
+
+
+def prevalence_control(salience: np.ndarray, train: np.ndarray, present: np.ndarray) -> np.ndarray:
+  """The prevalence-order control: every patient gets the train patients' mean salience over its own features.
+
+  Args:
+    salience: `[N, F]`. train: rows of the train patients. present: `[N, F]` bool, measured.
+
+  Returns:
+    `[N, F]` float32; rows sum to 1, or to 0 where nothing is present.
+  """
+  mean = np.where(present, salience[train].mean(0)[None], 0)
+  total = mean.sum(1, keepdims=True)
+  return (mean / np.where(total > 0, total, 1)).astype(np.float32)
 
 
 def random_control(key: Array, example: ArrayLike, salience: ArrayLike, present: ArrayLike) -> Array:

@@ -22,10 +22,25 @@ def read_attention(lm: LMConfig, cfg: UpdateConfig, n_features: int, params: Par
   Args:
     align_mask: `[B, G, T]` bool, answer tokens from <Important Features> on.
   """
+  attention, span = _tapped(lm, cfg, n_features, params, prompt, rollout, align_mask)
+  return alignment.policy_salience(attention, span, cfg.align_layers, cfg.align_per_token)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def read_layers(lm: LMConfig, cfg: UpdateConfig, n_features: int, params: Params, prompt: PromptBatch,
+                rollout: Rollout, align_mask: ArrayLike) -> Array:
+  """p_LM of every layer by itself, `[L, B, G, F]`; the rows and heads are those that the update aligns."""
+  attention, span = _tapped(lm, cfg, n_features, params, prompt, rollout, align_mask)
+  return jax.vmap(lambda layer: alignment.policy_salience(layer[None], span, (), cfg.align_per_token))(attention)
+
+
+def _tapped(lm: LMConfig, cfg: UpdateConfig, n_features: int, params: Params, prompt: PromptBatch, rollout: Rollout,
+            align_mask: ArrayLike) -> tuple[Array, Array]:
+  """Attention masses `[L, B, G, F]`, and the number of prompt tokens of each feature `[B, F]`."""
   valid = jnp.asarray(rollout.valid)
   rows = valid if cfg.align_rows == 'all' else valid & align_mask
   indicator = alignment.feature_indicator(prompt.feature, prompt.valid, n_features)
   tap = AttentionTap(indicator, alignment.tap_rows(rows), alignment.tap_heads(cfg.align_heads, lm.n_heads))
   out = forward_shared(params, lm, prompt.tokens, prompt.valid, rollout.tokens, valid, tap)
   assert out.attention is not None
-  return alignment.policy_salience(out.attention, indicator.sum(1), cfg.align_layers, cfg.align_per_token)
+  return out.attention, indicator.sum(1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +56,7 @@ class StepConfig:
 class Context:
   """What the siblings of one node see before their own step."""
 
-  shared: tuple[tuple[KV, Array], ...]  # (KV [L, B, K, S, H], valid [B, S]): the prompt, then the path
+  shared: tuple[tuple[Any, Array], ...]  # (KV [L, B, K, S, H], valid [B, S]): the prompt, then the path
   position: Array  # [B] int32, of the step's first token
   hidden: Array  # [B, D], the state that predicts that token
 
@@ -79,7 +80,7 @@ class _Decoding(struct.PyTreeNode):
 
   t: Array  # []
   state: State
-  own: KV  # [L, B, C, K, S + U, H], the usefulness question's slots last
+  own: Any  # KV [L, B, C, K, S + U, H] or `cache.by_layer`, the usefulness question's slots last
   hidden: Array  # [B, C, D]
   tokens: Array  # [R, S]
   length: Array  # [R]
@@ -125,6 +126,9 @@ def decode_step(params: Params, cfg: LMConfig, grammar: Grammar, config: StepCon
     key: `[B]` keys; sibling c draws its token t from `uniform(key, (C, S))[c, t]`.
   """
   b, c = alive.shape
+  params = params | {'layers': cache.by_layer(params['layers'], cfg)}
+  shared = tuple((cache.by_layer(kv, cfg), valid) for kv, valid in context.shared)
+  context = Context(shared, context.position, context.hidden)
   slots, asked = grammar.step_tokens, grammar.useful.shape[0]
   u = jax.vmap(lambda k: jax.random.uniform(k, (c, slots)))(key).reshape(b * c, slots)
   rows = functools.partial(jax.lax.collapse, start_dimension=0, stop_dimension=2)
@@ -158,7 +162,7 @@ def decode_step(params: Params, cfg: LMConfig, grammar: Grammar, config: StepCon
   none = jnp.zeros(b * c, jnp.int32)
   out = lax.while_loop(unfinished, advance, _Decoding(
       t=jnp.int32(0), state=state.replace(at=jnp.where(rows(alive), state.at, g.DONE)),
-      own=cache.empty(cfg, b, c, slots + asked), tokens=jnp.zeros((b * c, slots), jnp.int32),
+      own=cache.by_layer(cache.empty(cfg, b, c, slots + asked), cfg), tokens=jnp.zeros((b * c, slots), jnp.int32),
       hidden=jnp.broadcast_to(context.hidden[:, None], (b, c, context.hidden.shape[-1])), length=none, asked=none,
       logp=jnp.zeros(b * c), counted=none))
 
@@ -166,19 +170,19 @@ def decode_step(params: Params, cfg: LMConfig, grammar: Grammar, config: StepCon
     return x.reshape(b, c, *x.shape[1:])
 
   return Step(
-      kv=jax.tree.map(lambda x: x[..., :grammar.inner_tokens, :], out.own), hidden=out.hidden,
+      kv=jax.tree.map(lambda x: x[..., :grammar.inner_tokens, :], cache.stacked(out.own)), hidden=out.hidden,
       tokens=siblings(out.tokens), length=siblings(out.length), named=siblings(out.state.names),
       prob=siblings(out.state.prob),
       useful=_score_usefulness(params, cfg, grammar, context, out.own, siblings(out.asked)),
       confidence=siblings(jnp.exp(out.logp / jnp.maximum(out.counted, 1))))
 
 
-def _score_usefulness(params: Params, cfg: LMConfig, grammar: Grammar, context: Context, own: KV,
+def _score_usefulness(params: Params, cfg: LMConfig, grammar: Grammar, context: Context, own: Any,
                       asked: Array) -> Array:
   """P(Yes) / (P(Yes) + P(No)) after the sub-question, `[B, C]`; the question's keys are thrown away."""
   b, c = asked.shape
   n = grammar.useful.shape[0]
-  slots = own.k.shape[-2] - n
+  slots = grammar.step_tokens
   slot, query = jnp.arange(slots + n), jnp.arange(n)
   # In: asked tokens of the step, then the question's own, causally.
   seen = (slot[None, None, None, :] < asked[:, :, None, None]) | (

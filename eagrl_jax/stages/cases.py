@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.rl.reading import read_layers
+from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.data import Data
+from eagrl_jax.stages.encode import Encoder, pad_answers, parse_rollout
+from eagrl_jax.stages.policy import Policy
+from eagrl_jax.train import processes
+from eagrl_jax.types import Rollout
 
 
 def choose(prob: np.ndarray, label: np.ndarray, n: int) -> np.ndarray:
@@ -16,8 +24,31 @@ def choose(prob: np.ndarray, label: np.ndarray, n: int) -> np.ndarray:
   return np.array(list(dict.fromkeys(int(i) for i in wanted))[:n])
 
 
-def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience: np.ndarray) -> list[dict]:
-  """The content of cases.json; numbered, without identifiers."""
+def layers(context: Context, encoder: Encoder, policy: Policy, rows: np.ndarray, tokens: list[list[int]]) -> np.ndarray:
+  """The policy's attention over the features in every layer, while it wrote these answers. `-> [L, n, F]`
+
+  Args:
+    rows: `[n]` of the encoder's cohort. tokens: of an answer to each.
+  """
+  prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows))
+  written, valid = pad_answers([[ids] for ids in tokens], policy.tokenizer.pad_id)
+  nothing = np.zeros(written.shape, np.float32)
+  rollout = Rollout(written, valid, nothing, nothing)
+  mask = parse_rollout(rollout, policy.tokenizer, encoder.cohort, max_named=1).said.align_mask
+  rollout, mask = mesh_lib.shard_batch(context.mesh, (rollout, mask))
+  read = read_layers(policy.config, settings.update(context.config), len(encoder.cohort.features), policy.params,
+                     prompt, rollout, mask)
+  return np.asarray(processes.local(read))[:, :, 0]
+
+
+def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience: np.ndarray,
+          by_layer: np.ndarray | None = None) -> list[dict]:
+  """The content of cases.json; numbered, without identifiers.
+
+  Args:
+    shown: `[n]`, places in `rows`.
+    by_layer: `[L, n, F]` of `layers` for the patients shown; None leaves it out.
+  """
   out = []
   for number, i in enumerate(shown, 1):
     row = rows[i]
@@ -31,6 +62,8 @@ def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience:
           'name': spec.name, 'unit': spec.unit, 'ref_low': spec.ref_low, 'ref_high': spec.ref_high,
           'values': [None if np.isnan(v) else round(float(v), spec.decimals) for v in values[:, f]],
           'salience': float(salience[row, f]), 'attention': float(arms['rl'].attention[i, f])})
+      if by_layer is not None:
+        features[-1]['layers'] = [round(float(x), 4) for x in by_layer[:, number - 1, f]]
     out.append({
         'label': f'case {number}', 'n_visits': int(real.sum()), 'hours': data.visits.hours[row][real].tolist(),
         'features': features, 'answers': {name: arm.text[i] for name, arm in arms.items()},

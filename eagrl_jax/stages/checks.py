@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 
 from absl import logging
 from jax.sharding import Mesh
@@ -16,12 +17,12 @@ from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
 from eagrl_jax.rl.update import check_taps
-from eagrl_jax.stages import export, settings, sizes
+from eagrl_jax.stages import export, inference, robustness, settings, sizes
 from eagrl_jax.stages.policy import POLICIES
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'mimic4', 'meds', 'yaib', 'csv', 'wide_csv')
-CONTROLS = ('expert', 'random')
+CONTROLS = ('expert', 'random', 'prevalence')
 
 
 def check(config: ConfigDict) -> None:
@@ -37,32 +38,27 @@ def check(config: ConfigDict) -> None:
         raise EagrlError(f'{section}.{field}={value} is no finite number')
   if c.expert.heads < 1 or c.search.max_depth < 1:
     raise EagrlError(f'expert.heads={c.expert.heads} and search.max_depth={c.search.max_depth} must be at least 1')
-  _one_of('data.source', c.data.source, SOURCES)
-  _one_of('data.task', c.data.task, tuple(TASKS))
-  _one_of('data.index', c.data.index, mimic4_stays.INDICES)
-  _one_of('data.aggregate', c.data.aggregate, ('mean', 'last'))
+  one_of('data.source', c.data.source, SOURCES)
+  one_of('data.task', c.data.task, tuple(TASKS))
+  one_of('data.index', c.data.index, mimic4_stays.INDICES)
+  one_of('data.aggregate', c.data.aggregate, ('mean', 'last'))
   if c.data.bin_hours <= 0 or c.data.window_hours < 0:
     raise EagrlError(f'data.bin_hours={c.data.bin_hours} must be positive and data.window_hours={c.data.window_hours} '
                      'not negative (0 = the whole record)')
   if c.data.test >= 1 and c.data.test != int(c.data.test):
     raise EagrlError(f'data.test={c.data.test}: give a whole number of patients, or a share below 1')
   long_csv.parse_sex_codes(c.data.sex_codes)
-  _one_of('expert.salience', c.expert.salience, SALIENCE_SOURCES)
-  _one_of('rl.advantage', c.rl.advantage, advantages.KINDS)
-  _one_of('rl.align', c.rl.align, alignment.KINDS)
-  _one_of('rl.align_control', c.rl.align_control, CONTROLS)
-  _one_of('export.policy', c.export.policy, POLICIES)
-  _one_of('export.dtype', c.export.dtype, export.DTYPES)
-  if c.data.source != 'synthetic':
-    _file('data.path', c.data.path)
-    if c.data.source in ('csv', 'wide_csv', 'meds'):
-      _file('data.outcomes', c.data.outcomes)
-  for name in ('splits', 'features'):
-    if c.data[name]:
-      _file(f'data.{name}', c.data[name])
+  one_of('expert.salience', c.expert.salience, SALIENCE_SOURCES)
+  one_of('rl.advantage', c.rl.advantage, advantages.KINDS)
+  one_of('rl.align', c.rl.align, alignment.KINDS)
+  one_of('rl.align_control', c.rl.align_control, CONTROLS)
+  one_of('rl.start', c.rl.start, ('base', 'sft'))
+  one_of('export.policy', c.export.policy, POLICIES)
+  one_of('export.dtype', c.export.dtype, export.DTYPES)
+  _check_files(c.data)
   if c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
     _file('lm.checkpoint', c.lm.checkpoint)
-  _one_of('lm.compute_dtype', c.lm.compute_dtype, ('float32', 'bfloat16'))
+  one_of('lm.compute_dtype', c.lm.compute_dtype, ('float32', 'bfloat16'))
   if c.lm.lora_rank and c.lm.checkpoint == 'tiny':
     raise EagrlError(f'lm.lora_rank={c.lm.lora_rank}: the tiny policy has no trained weights for adapters to stand on; '
                      'give --config.lm.checkpoint, or set lm.lora_rank=0')
@@ -89,8 +85,17 @@ def check(config: ConfigDict) -> None:
   if c.evaluate.samples > 1 and c.evaluate.temperature <= 0:
     raise EagrlError(f'evaluate.temperature={c.evaluate.temperature}: {c.evaluate.samples} greedy answers are all the '
                      'same; set --config.evaluate.samples=1, or a temperature above 0')
+  for kind in c.evaluate.inference:
+    one_of('evaluate.inference', kind, inference.KINDS)
+  if 'samples' not in c.evaluate.inference:
+    raise EagrlError(f'evaluate.inference={tuple(c.evaluate.inference)}: the arms base, sft and rl are the mean of '
+                     "samples; keep 'samples' in it")
+  for name in c.evaluate.inference_policies:
+    one_of('evaluate.inference_policies', name, POLICIES)
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
+  if c.rl.lam is not None and not 0 <= c.rl.lam <= 1:
+    raise EagrlError(f'rl.lam={c.rl.lam} must lie in [0, 1]')
   if c.rl.attention_reward < 0:
     raise EagrlError(f'rl.attention_reward={c.rl.attention_reward} must not be negative; 0 = off')
   if not 0 <= c.rl.overlong_buffer <= c.rl.max_new:
@@ -100,6 +105,7 @@ def check(config: ConfigDict) -> None:
   if c.rl.prompts % c.rl.minibatches:
     raise EagrlError(f'rl.minibatches={c.rl.minibatches} must divide rl.prompts={c.rl.prompts}')
   _divides('rl', c.rl.micro_batch, c.rl.prompts // c.rl.minibatches)
+  robustness.check(c)
   settings.prompt(c)
   settings.expert(c)
   settings.reward(c)
@@ -125,6 +131,54 @@ def check(config: ConfigDict) -> None:
   check_shards(c, make_mesh(**c.mesh.to_dict()), shape)
 
 
+def _check_files(data: ConfigDict) -> None:
+  if data.source != 'synthetic':
+    _file('data.path', data.path)
+    if data.source in ('csv', 'wide_csv', 'meds'):
+      _file('data.outcomes', data.outcomes)
+  for name in ('splits', 'features'):
+    if data.get(name):
+      _file(f'data.{name}', data[name])
+
+
+def check_transfer(config: ConfigDict) -> None:
+  """Refuses a config of `configs/transfer.py` that cannot work.
+
+  Raises:
+    EagrlError: the first thing that is wrong.
+  """
+  one_of('data.source', config.data.source, SOURCES)
+  one_of('data.task', config.data.task, tuple(TASKS))
+  one_of('data.index', config.data.index, mimic4_stays.INDICES)
+  long_csv.parse_sex_codes(config.data.sex_codes)
+  _check_files(config.data)
+  if config.transfer.patients < 0:
+    raise EagrlError(f'transfer.patients={config.transfer.patients} must not be negative; 0 = all')
+  _name('transfer.name', config.transfer.name)
+
+
+def check_predict(config: ConfigDict) -> None:
+  """Refuses a config of `configs/predict.py` that cannot work.
+
+  Raises:
+    EagrlError: the first thing that is wrong.
+  """
+  c = config.predict
+  _file('predict.path', c.path)
+  if c.statics:
+    _file('predict.statics', c.statics)
+  if c.source:
+    one_of('predict.source', c.source, tuple(s for s in SOURCES if s != 'synthetic'))
+  one_of('predict.policy', c.policy, POLICIES)
+  _name('predict.name', c.name)
+  long_csv.parse_sex_codes(c.sex_codes)
+
+
+def _name(field: str, name: str) -> None:
+  if name and not re.fullmatch(r'\w[\w.-]*', name):
+    raise EagrlError(f'{field}={name!r} names a folder: use letters, digits, dots and dashes')
+
+
 def check_shards(c: ConfigDict, mesh: Mesh, shape: LMConfig | None) -> None:
   """Refuses a mesh whose axes would leave weights whole on every device; warns of rows that are too few for all.
 
@@ -146,7 +200,7 @@ def check_shards(c: ConfigDict, mesh: Mesh, shape: LMConfig | None) -> None:
                       'of %d uses them all', name, c[section][field], devices, devices)
 
 
-def _one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+def one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
   if value not in allowed:
     raise EagrlError(f'{field}={value!r} is unknown; choose one of {", ".join(allowed)}')
 

@@ -1,7 +1,8 @@
 """Judges the arms base, sft and rl beside the expert, on test patients.
 
 1. Each policy writes `evaluate.samples` answers a test patient; its probability is their mean
-   (self-consistency), an unparsed answer counting as the train prevalence.
+   (self-consistency), an unparsed answer counting as the train prevalence. The policies of
+   `evaluate.inference_policies` also answer in the other ways of `evaluate.inference` (stages/inference.py).
 2. The features it names, and its own attention while it wrote, are read on the first answer.
 3. AUROC, AUPRC, agreement and their controls, all with intervals by patient; scikit-learn's baselines beside them,
    the leakage audit, subgroups.
@@ -10,61 +11,52 @@
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import hashlib
 import json
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
-from eagrl_jax import masked, rng
-from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import masked
 from eagrl_jax.evaluation import agreement, bootstrap, metrics, report
-from eagrl_jax.rl.reading import read_attention
-from eagrl_jax.stages import beside, cases, settings
+from eagrl_jax.stages import beside, cases, inference
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
-from eagrl_jax.stages.encode import Encoder, parse_rollout
+from eagrl_jax.stages.inference import Arm
 from eagrl_jax.stages.pipeline import write_json
-from eagrl_jax.stages.rl import sample
 from eagrl_jax.train import processes
-from eagrl_jax.train.progress import Progress
-
-
-@dataclasses.dataclass(frozen=True)
-class Arm:
-  """What one policy said about n test patients."""
-
-  prob: np.ndarray  # [n], mean over answers, the train prevalence where unparsed
-  parsed: np.ndarray  # [n] share of the answers
-  refused: np.ndarray  # [n] share of the answers
-  named: list[list[int]]  # by the first answer, as the two below
-  attention: np.ndarray  # [n, F] p_LM, rows sum to 1 (0 where no feature list was written)
-  text: list[str]
 
 
 def run(context: Context) -> None:
   c = context.config.evaluate
   data = data_lib.load(context)
   rows = data.splits.test
-  arms = {}
+  unparsed = data_lib.prevalence(data)
+  arms: dict[str, Arm] = {}
+  others: dict[str, Arm] = {}
+  by_layer = None
   for name in policy_lib.POLICIES:
     policy = policy_lib.load(context.folder(name), context.mesh)
     encoder = data_lib.encoder(context, data, policy.tokenizer)
-    arms[name] = answer(context, name, encoder, policy, rows, data_lib.prevalence(data))
+    arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)
     logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows) * c.samples)
-  processes.first(lambda: write(context, data, rows, arms))
+    if name == 'rl' and c.cases:
+      shown = cases.choose(arms[name].prob, data.cohort.label[rows].astype(int), c.cases)
+      by_layer = cases.layers(context, encoder, policy, rows[shown], [arms[name].tokens[i] for i in shown])
+    if name in c.inference_policies:
+      guide = lambda: (expert_stage.load_prob(context), expert_stage.load_salience(context))
+      others |= inference.other_ways(context, name, encoder, policy, rows, unparsed, c.inference, guide)
+  arms |= others  # behind the three policies wherever arms are listed
+  processes.first(lambda: write(context, data, rows, arms, by_layer))
 
 
-def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[str, Arm]) -> None:
-  """Every file of the stage, the report and the table on the terminal."""
+def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[str, Arm],
+          by_layer: np.ndarray | None) -> None:
+  """Every file of the stage, the report and the table on the terminal; `by_layer`: of `cases.layers`."""
   folder = context.folder('evaluate')
   label = data.cohort.label[rows].astype(int)
   probs = {name: arm.prob for name, arm in arms.items()} | {'expert': expert_stage.load_prob(context)[rows]}
@@ -76,40 +68,11 @@ def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[st
   write_json(folder / 'metrics.json', summary)
   write_predictions(context, data, rows, label, probs)
   shown = cases.choose(arms['rl'].prob, label, context.config.evaluate.cases)
-  write_json(folder / 'cases.json', cases.build(data, rows, shown, arms, expert_stage.load_salience(context)))
+  write_json(folder / 'cases.json', cases.build(data, rows, shown, arms, expert_stage.load_salience(context),
+                                                by_layer))
   path = report.write_report(context.workdir)
   print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
   logging.info('report: %s', path)
-
-
-def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Policy, rows: np.ndarray,
-           unparsed: float) -> Arm:
-  """Answers of one policy, in batches of one size."""
-  c, k = context.config.evaluate, context.config.reward.top_k
-  size = min(c.batch, len(rows))
-  n_features = len(encoder.cohort.features)
-  key = rng.stage_key(context.config.seed, 'evaluate')
-  attend = functools.partial(read_attention, policy.config, settings.update(context.config), n_features)
-  prob, parsed, refused, named, attention, text = [], [], [], [], [], []
-  with Progress(f'evaluate {name}', len(rows)) as progress:
-    for start in range(0, len(rows), size):
-      part = rows[start:start + size]
-      full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
-      prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(full))
-      rollout = sample(policy.params, policy, prompt, key, c.samples, c.max_new, c.temperature)
-      read = parse_rollout(processes.local(rollout), policy.tokenizer, encoder.cohort, max_named=4 * k)
-      first = jax.tree.map(lambda x: x[:, :1], (rollout, jnp.asarray(read.said.align_mask)))
-      mass = np.asarray(processes.local(attend(policy.params, prompt, *first)))[:, 0]
-      n = len(part)
-      prob.append(np.where(read.said.parsed, read.said.prob, unparsed)[:n].mean(1))
-      parsed.append(read.said.parsed[:n].mean(1))
-      refused.append(read.refused[:n].mean(1))
-      named += [[int(f) for f in ids if f >= 0] for ids in np.asarray(read.said.named)[:n, 0]]
-      attention.append(mass[:n])
-      text += [group[0] for group in read.text[:n]]
-      progress.update(n, parsed=float(np.mean(np.concatenate(parsed))))
-  join = np.concatenate
-  return Arm(join(prob), join(parsed), join(refused), named, join(attention), text)
 
 
 def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray, arms: dict[str, Arm],
@@ -129,7 +92,8 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
       wrote = arm.attention.sum(1) > 0
       table[name] |= {
           'parse_rate': float(arm.parsed.mean()), 'refusal_rate': float(arm.refused.mean()),
-          'jaccard_at_k': agreement.named_agreement(arm.named, present, k, expert=salience, truth=truth, n=n)}
+          'jaccard_at_k': agreement.named_agreement(arm.named, present, k, expert=salience, truth=truth, n=n),
+          'cost': arm.cost, **arm.extra}
       if wrote.any():
         table[name]['attention_kl'] = agreement.attention_agreement(
             arm.attention[wrote], salience[wrote], present[wrote], n)
@@ -137,6 +101,8 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
       lists = [np.flatnonzero(chosen).tolist() for chosen in masked.top_k(salience, k)]
       table[name]['jaccard_at_k'] = agreement.named_agreement(lists, present, k, expert=salience, truth=truth, n=n)
   pairs = [('rl', 'base'), ('rl', 'sft'), ('sft', 'base'), ('expert', 'rl'), ('boosting', 'rl')]
+  for name in (arm for arm in arms if '_' in arm):
+    pairs += [(name, name.partition('_')[0]), (name, 'expert')]
   return {'task': data.cohort.task, 'cohort': data.cohort.name, 'n_test': len(rows), 'prevalence': float(label.mean()),
           'unparsed_score': data_lib.prevalence(data), 'seed': context.config.seed, 'top_k': k, 'arms': table,
           'paired': bootstrap.paired_rows(label, probs, pairs, n=n),

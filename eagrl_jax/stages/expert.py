@@ -23,6 +23,7 @@ from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.pipeline import write_json
+from eagrl_jax.train import preemption
 from eagrl_jax.train.checkpoint import Checkpoints, save_params
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
@@ -58,9 +59,14 @@ def train_and_read(context: Context) -> None:
         means = {name: float(np.mean(value)) for name, value in figures.items()}
         writer.write(epoch, means)
         progress.update(1, **means)
-        if epoch % c.checkpoint_every == 0 and epoch < c.epochs:
+        stop = preemption.requested()
+        if stop or (epoch % c.checkpoint_every == 0 and epoch < c.epochs):
           checkpoints.save(epoch, state, {'epoch': epoch})
+        if stop:
+          raise preemption.Preempted
+      preemption.defer()
       params, _ = expert_train.train_ensemble(key, config, train, valid, report, context.mesh, state)
+      preemption.allow()
   save_params(folder / 'members', params)
 
   prob = expert_train.predict(params, config.model, data.expert)  # [E, N]

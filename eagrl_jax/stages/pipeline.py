@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import importlib
@@ -21,6 +22,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -31,7 +33,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages.context import Context
-from eagrl_jax.train import processes
+from eagrl_jax.train import nonfinite, preemption, processes
 from eagrl_jax.types import EagrlError
 
 
@@ -51,27 +53,38 @@ STAGES = (
     Stage('sft', ('sft', 'prompt'), ('prepare', 'base', 'search')),
     Stage('rl', ('rl', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'sft')),
     Stage('evaluate', ('evaluate', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
+    Stage('robustness', ('robustness', 'evaluate', 'reward', 'prompt'),
+          ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
     Stage('export', ('export',), ('base', 'sft', 'rl', 'evaluate')),
 )
 NAMES = tuple(s.name for s in STAGES)
-RESUMED = ('started.json', 'metrics.jsonl', 'checkpoints', 'checkpoints_corrupt')  # stay when a stage goes on
+# Stay when a stage goes on.
+RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt')
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # whatever the file, it is the disk's fault
 
 
 def stage_hashes(config: ConfigDict) -> dict[str, str]:
   """Hash of every stage: its config sections, the seed, its source files and its inputs."""
   hashes: dict[str, str] = {}
   for stage in STAGES:
-    content = {
-        'config': {s: config[s].to_dict() for s in stage.sections},
-        'seed': config.seed,
-        'inputs': {n: hashes[n] for n in stage.needs},
-    }
-    if stage.name == 'prepare':
-      content['files'] = [_file_mark(config.data[k]) for k in ('path', 'outcomes', 'splits', 'features')]
-    if stage.name == 'base' and config.lm.checkpoint != 'tiny':
-      content['files'] = [_file_mark(config.lm.checkpoint)]
-    hashes[stage.name] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+    hashes[stage.name] = stage_hash(stage, config, {n: hashes[n] for n in stage.needs})
   return hashes
+
+
+def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
+  """Hash of one stage that is made from `inputs`, the hashes of the stages it needs."""
+  content = {'config': {s: config[s].to_dict() for s in stage.sections}, 'seed': config.seed, 'inputs': inputs}
+  files = source_files(stage.name, config)
+  if files is not None:
+    content['files'] = [_file_mark(path) for path in files]
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_files(stage: str, config: ConfigDict) -> list[str] | None:
+  """What a stage reads from outside the run, '' where a field is not set; None for a stage that reads the run alone."""
+  if stage == 'prepare':
+    return [config.data[k] for k in ('path', 'outcomes', 'splits', 'features')]
+  return [config.lm.checkpoint] if stage == 'base' and config.lm.checkpoint != 'tiny' else None
 
 
 def _file_mark(path: str) -> str:
@@ -86,10 +99,13 @@ def _file_mark(path: str) -> str:
 
 
 def selected(config: ConfigDict) -> list[Stage]:
-  """The stages up to `config.target`."""
+  """`config.target` and the stages that it is made from, in order."""
   if config.target not in NAMES:
     raise EagrlError(f'target={config.target!r} is no stage; choose one of {", ".join(NAMES)}')
-  return list(STAGES[:NAMES.index(config.target) + 1])
+  needed, wanted = {s.name: s.needs for s in STAGES}, [config.target]
+  for name in wanted:  # grows as it is walked
+    wanted += [n for n in needed[name] if n not in wanted]
+  return [s for s in STAGES if s.name in wanted]
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -115,23 +131,63 @@ def _checked(config: ConfigDict) -> dict[str, str]:
   """The stages' hashes of a config that can work on these devices."""
   from eagrl_jax.stages import checks
   checks.check(config)
+  nonfinite.check(config.nonfinite)
   make_mesh(**config.mesh.to_dict())
   return stage_hashes(config)
 
 
 def _open(stack: contextlib.ExitStack, config: ConfigDict, workdir: pathlib.Path) -> None:
   """Makes the run's folder, holds it until `stack` closes, and notes what runs there."""
-  try:
+  with disk_faults(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(exclusive(workdir))
     write_json(workdir / 'config.json', config.to_dict())
     write_json(workdir / 'environment.json', environment())
-  except OSError as e:
-    raise EagrlError(f'--workdir={workdir} cannot be written: {e.strerror}; choose another folder') from e
+
+
+@contextlib.contextmanager
+def disk_faults(workdir: pathlib.Path) -> Iterator[None]:
+  """Turns what the disk refuses under `workdir` into one line; a file elsewhere, a user's input, stays as it is.
+
+  Raises:
+    EagrlError: the disk is full, or something stands in the way of a file of the run.
+  """
+  try:
+    yield
+  except EagrlError:
+    raise
+  except Exception as e:
+    # Orbax and libraries in Rust raise types of their own and name the system's error in the text.
+    named = re.search(r"(?:os_error_code='|os error )(\d+)", str(e))
+    if not isinstance(e, OSError) and not named:
+      raise
+    code = int(named[1]) if named else getattr(e, 'errno', None)
+    path = pathlib.Path(os.fsdecode(getattr(e, 'filename', None) or '')).absolute()
+    inside = path.is_relative_to(workdir.absolute()) and bool(getattr(e, 'filename', None))
+    if not inside and code not in FULL:
+      raise
+    at = f' ({path.relative_to(workdir.absolute())})' if inside and path != workdir.absolute() else ''
+    raise EagrlError(f'--workdir={workdir} cannot be written: {os.strerror(code or errno.EIO)}{at}; make room there '
+                     'and run the same command again, nothing finished is lost, or choose another folder') from e
 
 
 def _run_stage(stage: Stage, context: Context, hashes: dict[str, str], mark: str) -> None:
-  """Runs a stage that is not done, in the processes that it takes."""
+  """Runs a stage that is not done, in the processes that it takes.
+
+  Raises:
+    EagrlError: also for a disk that is full.
+    Preempted: the process was asked to end.
+  """
+  try:
+    with disk_faults(context.workdir):
+      _do_stage(stage, context, hashes, mark)
+  finally:
+    preemption.allow()
+  if preemption.requested():
+    raise preemption.Preempted
+
+
+def _do_stage(stage: Stage, context: Context, hashes: dict[str, str], mark: str) -> None:
   folder, digest = context.workdir / stage.name, hashes[stage.name]
   if not processes.first(lambda: _claim(folder, digest)):
     logging.info('%s: done before, skipped', mark)
@@ -174,6 +230,7 @@ def describe(config: ConfigDict, workdir: pathlib.Path, device_bytes: int = 0) -
   """
   from eagrl_jax.stages import checks, sizes
   checks.check(config)
+  nonfinite.check(config.nonfinite)
   hashes = stage_hashes(config)
   print(json.dumps(config.to_dict(), indent=2, default=str))
   print(f'\nworkdir {workdir}')

@@ -47,11 +47,14 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
     shape = json.loads((source / 'lm.json').read_text())
   except (OSError, json.JSONDecodeError) as e:
     raise EagrlError(f'{source} holds no readable policy; delete {folder.name}/done.json to make it again') from e
-  if shape['rope_scaling']:
-    shape['rope_scaling'] = RopeScaling(**shape['rope_scaling'])
-  if shape['lora']:
-    shape['lora'] = LoraConfig(**shape['lora'] | {'targets': tuple(shape['lora']['targets'])})
-  config = LMConfig(**shape)
+  try:
+    if shape['rope_scaling']:
+      shape['rope_scaling'] = RopeScaling(**shape['rope_scaling'])
+    if shape['lora']:
+      shape['lora'] = LoraConfig(**shape['lora'] | {'targets': tuple(shape['lora']['targets'])})
+    config = LMConfig(**shape)
+  except (KeyError, TypeError) as e:
+    raise EagrlError(f'{source} was written by another version of eagrl_jax; run it in a new --workdir') from e
   params = checkpoint.load_params(source / 'params', like=_abstract(config, mesh))
   return Policy(params, config, tokenizer(folder))
 

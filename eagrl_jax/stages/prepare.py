@@ -27,7 +27,7 @@ from eagrl_jax.types import EagrlError
 
 
 def run(context: Context) -> None:
-  c, seed = context.config.data, context.config.seed
+  c, seed = context.config.data, data_seed(context.config)
   folder = context.folder('prepare')
   cohort = with_records(read_source(c, seed), c.window_hours)
   validation.check(cohort)
@@ -46,6 +46,11 @@ def run(context: Context) -> None:
   for name in ('train', 'valid', 'test'):
     label = cohort.label[getattr(parts, name)]
     logging.info('%-5s %5d patients, %.1f %% positive', name, len(label), 100 * label.mean())
+
+
+def data_seed(config: ConfigDict) -> int:
+  """The seed of the synthetic cohort and of the splits."""
+  return config.seed if config.data.seed is None else config.data.seed
 
 
 def read_source(c: ConfigDict, seed: int) -> Cohort:

@@ -1,4 +1,4 @@
-"""Attention-aligned policy optimisation of the sft policy.
+"""Attention-aligned policy optimisation of the sft policy (or, with `rl.start`, of the base policy).
 
 Each step:
 1. Sample a group of answers to each of `rl.prompts` train patients, prompt prefilled once.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import numpy as np
@@ -31,10 +32,11 @@ from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, parse_rollout
-from eagrl_jax.train import processes
+from eagrl_jax.train import preemption, processes
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.train.metrics import MetricWriter
+from eagrl_jax.train.nonfinite import Watch
 from eagrl_jax.train.optimizer import make_optimizer
 from eagrl_jax.train.progress import Progress
 from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
@@ -43,7 +45,7 @@ from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
 def run(context: Context) -> None:
   c = context.config.rl
   data = data_lib.load(context)
-  start_policy = policy_lib.load(context.folder('sft'), context.mesh)
+  start_policy = policy_lib.load(context.folder(c.start), context.mesh)
   encoder = data_lib.encoder(context, data, start_policy.tokenizer)
   salience = guidance(context, data)
   optimizer = make_optimizer(settings.optimizer(c, c.steps * c.epochs * c.minibatches))
@@ -56,13 +58,16 @@ def run(context: Context) -> None:
   with Checkpoints(context.folder('rl') / 'checkpoints') as checkpoints:
     found = checkpoints.restore(state_lib.abstract(start_policy.config, optimizer, context.mesh))
     if found:
-      state, _, start = found
+      state, position, start = found
       logging.info('rl: resuming at step %d', start)
     else:
       state, start = state_lib.from_params(start_policy.params, start_policy.config, optimizer, context.mesh), 0
+      position = {}
     if reference is None:
       policy_lib.release(start_policy)
+    watch = Watch(context.folder('rl'), context.config.nonfinite, start, position)
     with MetricWriter(context.folder('rl'), start) as writer, Progress('rl', c.steps, start) as progress:
+      preemption.defer()
       for step in range(start, c.steps):
         rows = draw(context, data.splits.train, step)
         order = (context.config.seed, 3, step) if context.config.prompt.shuffle_features else None
@@ -71,28 +76,31 @@ def run(context: Context) -> None:
         rollout = sample(params, start_policy, prompt, jax.random.fold_in(key, step), c.group, c.max_new,
                          c.temperature)
         batch, figures = score(context, encoder, data, prompt, rollout, salience, start_policy, params)
-        if reference is not None:
-          batch = dataclasses.replace(batch, ref_logprobs=reference(prompt, rollout))
-        batch = mesh_lib.shard_batch(context.mesh, batch)
-        state, history = policy_steps(update, state, batch, c.epochs, c.minibatches)
-        figures |= {k: float(v) for k, v in (history[0] | history[-1]).items()}
-        figures['finite'] = min(float(m['finite']) for m in history)
-        if not figures['finite']:
-          raise EagrlError(f'rl step {step}: the gradient is not finite; lower --config.rl.learning_rate and run '
-                           'again, it resumes from the last checkpoint')
-        writer.write(step, figures)
-        progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures['entropy'])
-        if (step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps:
-          checkpoints.save(step + 1, state, {'step': step + 1})
+        if math.isfinite(figures['reward']):
+          if reference is not None:
+            batch = dataclasses.replace(batch, ref_logprobs=reference(prompt, rollout))
+          batch = mesh_lib.shard_batch(context.mesh, batch)
+          state, history = policy_steps(update, state, batch, c.epochs, c.minibatches)
+          figures |= {k: float(v) for k, v in (history[0] | history[-1]).items()}
+          figures['finite'] = min(float(m['finite']) for m in history)
+        writer.write(step, watch.see(step, figures, rows))
+        progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures.get('entropy', math.nan))
+        stop = preemption.requested(state)
+        if stop or ((step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps):
+          checkpoints.save(step + 1, state, {'step': step + 1} | watch.position())
+        if stop:
+          raise preemption.Preempted
   policy_lib.save(context.folder('rl'), dataclasses.replace(start_policy, params=lora.join(state.params, frozen)))
 
 
 def guidance(context: Context, data: data_lib.Data) -> np.ndarray:
-  """The salience to align with, `[N, F]`: the expert's, or its random-feature control."""
-  salience = expert_stage.load_salience(context)
-  if context.config.rl.align_control == 'expert':
+  """The salience to agree with, `[N, F]`: the expert's, or a control that knows nothing of the patient."""
+  salience, control = expert_stage.load_salience(context), context.config.rl.align_control
+  if control == 'expert':
     return salience
   measured = np.asarray(data.expert.observed.astype(bool).any(1))
+  if control == 'prevalence':
+    return alignment.prevalence_control(salience, data.splits.train, measured)
   key = rng.stage_key(context.config.seed, 'random control')
   return np.asarray(alignment.random_control(key, np.arange(len(salience)), salience, measured))
 

@@ -81,7 +81,8 @@ def clip(c: ConfigDict) -> ClipConfig:
 
 def judge(c: ConfigDict) -> JudgeConfig:
   r = c.rl
-  return JudgeConfig(reward=reward(c), clip=clip(c), advantage=r.advantage, dynamic_sampling=r.dynamic_sampling,
+  weights = reward(c) if r.lam is None else dataclasses.replace(reward(c), lam=r.lam)
+  return JudgeConfig(reward=weights, clip=clip(c), advantage=r.advantage, dynamic_sampling=r.dynamic_sampling,
                      overlong_buffer=r.overlong_buffer, attention_reward=r.attention_reward)
 
 

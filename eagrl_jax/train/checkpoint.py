@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
-from eagrl_jax.train import checksums, processes
+from eagrl_jax.train import checksums, preemption, processes
 from eagrl_jax.types import EagrlError, Params
 
 READ_ERRORS = (ValueError, OSError, KeyError, TypeError)  # what Orbax raises for a missing or broken file
@@ -55,11 +55,12 @@ class Checkpoints:
     """
     args = ocp.args.Composite(state=ocp.args.StandardSave(_writable(state)), position=ocp.args.JsonSave(position))
     latest = self.latest_step()
-    if (latest is not None and step <= latest) or not self._manager.save(step, args=args):
-      raise EagrlError(
-          f'checkpoint: {self.folder} already holds step {latest}, step {step} cannot follow it; resume from it,'
-          ' or choose another --workdir')
-    processes.first(lambda: checksums.write(self.folder / str(step)))
+    with preemption.saving():
+      if (latest is not None and step <= latest) or not self._manager.save(step, args=args):
+        raise EagrlError(
+            f'checkpoint: {self.folder} already holds step {latest}, step {step} cannot follow it; resume from it,'
+            ' or choose another --workdir')
+      processes.first(lambda: checksums.write(self.folder / str(step)))
 
   def restore(self, like: Any) -> tuple[Any, dict[str, Any], int] | None:
     """State, data position and step of the newest sound checkpoint; None when there is none.

@@ -6,10 +6,13 @@ import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 
 import jax
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from eagrl_jax.train import processes
 from eagrl_jax.types import ArrayLike, EagrlError
@@ -31,10 +34,12 @@ class MetricWriter:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / 'metrics.jsonl'
     if path.exists():
-      _truncate(path, resume_step)
+      keep_before(path, resume_step)
     self._rows = path.open('a')
-    # The name holds the time in seconds only: a quick resume would write over the first run's events.
-    self._events = tensorboardX.SummaryWriter(str(folder), purge_step=resume_step, filename_suffix=f'.{resume_step}')
+    # Not SummaryWriter: its thread dies of a full disk in silence, and the run then waits for it for ever. The name
+    # holds the time in seconds only: a quick resume would write over the first run's events.
+    self._events = EventsWriter(str(folder / 'events'), f'.{resume_step}')
+    self._events.write_event(Event(step=resume_step, session_log=SessionLog(status=SessionLog.START)))  # purges later
 
   def write(self, step: int, metrics: Mapping[str, float]) -> None:
     """Appends a row; a value that is not finite becomes null (JSON has no NaN)."""
@@ -45,13 +50,16 @@ class MetricWriter:
     self._rows.flush()
     for name, value in finite.items():
       if value is not None:
-        self._events.add_scalar(name, value, step)
+        self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary.scalar(name, value)))
+    self._events.flush()
 
   def close(self) -> None:
     """Flushes and closes both files."""
     if self._writes:
-      self._rows.close()
-      self._events.close()
+      try:
+        self._rows.close()
+      finally:
+        self._events.close()
 
   def __enter__(self) -> MetricWriter:
     return self
@@ -60,8 +68,8 @@ class MetricWriter:
     self.close()
 
 
-def _truncate(path: pathlib.Path, step: int) -> None:
-  """Keeps the rows before `step`; a last line cut short by a crash goes too."""
+def keep_before(path: pathlib.Path, step: int) -> None:
+  """Drops the rows of `step` and later from a JSON-lines file; a last line cut short by a crash goes too."""
   kept = []
   lines = path.read_text().splitlines(keepends=True)
   for number, line in enumerate(lines, 1):
@@ -85,11 +93,7 @@ class LateMetrics:
     self._pending: tuple[int, Mapping[str, ArrayLike]] | None = None
 
   def push(self, step: int, metrics: Mapping[str, ArrayLike]) -> tuple[int, dict[str, float]] | None:
-    """Takes the scalars of `step` and returns the step before with its values; None at the first call.
-
-    Raises:
-      EagrlError: the loss of the step before is not finite.
-    """
+    """Takes the scalars of `step` and returns the step before with its values; None at the first call."""
     for value in metrics.values():
       if isinstance(value, jax.Array):
         value.copy_to_host_async()
@@ -97,7 +101,7 @@ class LateMetrics:
     return _read(ready)
 
   def flush(self) -> tuple[int, dict[str, float]] | None:
-    """The last step's values; None when nothing waits. Raises as `push` does."""
+    """The last step's values; None when nothing waits."""
     ready, self._pending = self._pending, None
     return _read(ready)
 
@@ -106,8 +110,4 @@ def _read(ready: tuple[int, Mapping[str, ArrayLike]] | None) -> tuple[int, dict[
   if ready is None:
     return None
   step, metrics = ready
-  values = {name: float(value) for name, value in metrics.items()}
-  if not math.isfinite(values.get('loss', 0.0)):
-    raise EagrlError(f'step {step}: the loss is {values["loss"]}; lower --config.<stage>.learning_rate and resume from'
-                     ' the last checkpoint')
-  return step, values
+  return step, {name: float(value) for name, value in metrics.items()}

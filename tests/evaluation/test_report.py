@@ -12,13 +12,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eagrl_jax.evaluation import agreement, bootstrap, report
+from eagrl_jax.evaluation import agreement, bootstrap, checklist, faithfulness, perturb, report
 from eagrl_jax.types import EagrlError
 
 NAMES = ('lactate', 'urine output', 'creatinine', 'heart rate', 'systolic pressure', 'platelets', 'pH', 'glucose',
          'lactate dehydrogenase', 'respiratory rate', 'temperature', 'sodium')
 HEADINGS = ('Results', 'Paired differences', 'ROC, precision–recall, calibration and decisions', 'Subgroups',
             'Leakage audit', 'Learning curves', 'Search', 'Patients', 'Cohort', 'Config', 'Versions')
+FURTHER = ('Ways of answering', 'Robustness', 'Faithfulness', 'Transfer')  # of a run that went further
+WHOLE = (*HEADINGS[:5], *FURTHER, *HEADINGS[5:], 'TRIPOD+AI checklist')
 ANSWER = ('<Subquestion 1> Is the lactate out of range? </Subquestion 1>\n'
           '<Answer 1> The last value is 3.8, above its range, and rising. </Answer 1>\n'
           '<Final subquestion> Now we can answer the question: will the patient die in hospital? </Final subquestion>\n'
@@ -93,7 +95,8 @@ def fake_run(root: Path, n: int = 160) -> Path:
       values = [None if rng.random() < 0.3 else round(float(v), 1) for v in rng.normal(10 + f, 3, visits)]
       features.append({'name': name, 'values': values, 'unit': 'mmol/L' if f % 2 else '',
                        'ref_low': 8.0 + f if f % 3 else None, 'ref_high': 12.0 + f,
-                       'salience': float(salience[c, f]), 'attention': float(rng.dirichlet(np.ones(12))[f])})
+                       'salience': float(salience[c, f]), 'attention': float(rng.dirichlet(np.ones(12))[f]),
+                       'layers': np.random.default_rng([c, f]).dirichlet(np.ones(3)).tolist()})
     cases.append({'label': f'case {c + 1}', 'n_visits': visits, 'features': features,
                   'hours': [12.0 * v for v in range(visits)],
                   'answers': {a: ANSWER.format(p=probs[a][c]) for a in ('base', 'sft', 'rl')},
@@ -107,6 +110,42 @@ def fake_run(root: Path, n: int = 160) -> Path:
                               'rl': {'learning_rate': 1e-4, 'group': 8, 'dynamic': True}})
   dump(root / 'environment.json', {'python': '3.11.2', 'jax': '0.10.2', 'devices': ['cpu:0'], 'git': 'abc1234'})
   return root
+
+
+def go_further(root: Path) -> None:
+  """What the robustness stage, other ways of answering and a transfer leave behind."""
+  metrics = json.loads((root / 'evaluate/metrics.json').read_text())
+  for name, seconds in (('sft', 0.5), ('rl', 1.25), ('base', 2.5)):
+    metrics['arms'][name]['cost'] = {'seconds': seconds, 'new_tokens': 400.0, 'with_compilation': name == 'base'}
+  dump(root / 'evaluate/metrics.json', metrics)
+  rng = np.random.default_rng(1)
+  label = (rng.random(90) < 0.4).astype(int)
+  skill = {'base': 0.02, 'sft': 0.5, 'rl': 0.8, 'expert': 1.0}
+  draw = lambda arm, loss: np.clip(0.5 + (1 - loss) * skill[arm] * (label - 0.5) * 0.4
+                                   + np.random.default_rng([len(arm), 3]).normal(0, 0.25, 90), 0, 1)
+  whole = {arm: draw(arm, 0) for arm in skill}
+  conditions = []
+  for kind, level in (('sampling', 0), ('order', 0.2), ('order', 0.4), ('order', 1.0), ('noise', 0.25), ('noise', 1.0),
+                      ('drop', 0.2), ('drop', 0.6), ('units', 0.3), ('wording', 1.0)):
+    arms = {}
+    for arm in skill:
+      changed = draw(arm, level * (0.9 if arm == 'expert' else 0.3))
+      change = bootstrap.paired_difference(label, changed, whole[arm], n=60)
+      arms[arm] = bootstrap.bootstrap(label, changed, n=60) | {'change': change, 'parse_rate': 1.0}
+    detail = {'features_by_spec': 2, 'features_times_ten': 4, 'values_out_of_range': 31} if kind == 'units' else {}
+    conditions.append({'kind': kind, 'level': level, **detail, 'arms': arms})
+  chosen = np.ones((90, 5), bool)
+  sets = {kind: (chosen, whole['rl'] * f, whole['rl'] * g) for kind, f, g in (
+      ('own', 0.7, 0.95), ('random', 0.9, 0.8), ('expert', 0.6, 0.97))}
+  members = faithfulness.member_agreement(rng.random((3, 90, 12)), np.ones((90, 12), bool), 5, 60)
+  dump(root / 'robustness/metrics.json', {
+      'n': 90, 'samples': 4, 'top_k': 5, 'salience': 'occlusion', 'levels': perturb.WORDS,
+      'unchanged': {arm: bootstrap.bootstrap(label, p, n=60) for arm, p in whole.items()}, 'conditions': conditions,
+      'faithfulness': {'rl': faithfulness.table(whole['rl'], sets, 0.4, 60)}, 'member_agreement': members})
+  dump(root / 'transfer/elsewhere/metrics.json', {
+      'n_test': 90, 'trained_on': 'synthetic', 'features': {'mapped': ['a', 'b'], 'lacking': ['c']}, 'arms': {
+      arm: bootstrap.bootstrap(label, p, n=60) | {'auroc_at_home': {'point': 0.987, 'ci95': [0.9, 1.0]}}
+      for arm, p in whole.items()}})
 
 
 class Page(HTMLParser):
@@ -145,7 +184,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  return fake_run(tmp_path_factory.mktemp('run'))
+  root = fake_run(tmp_path_factory.mktemp('run'))
+  go_further(root)
+  return root
 
 
 @pytest.fixture(scope='module')
@@ -158,7 +199,7 @@ def html(run):
 def test_all_sections_and_no_junk(html):
   page = Page(html)
   assert not page.stack
-  assert tuple(page.headings) == HEADINGS
+  assert tuple(page.headings) == WHOLE
   text = ' '.join(page.text)
   assert not re.search(r'\b(None|nan|NaN|inf|Undefined|Markup)\b', text)
   assert 'not in this run' not in text
@@ -282,3 +323,67 @@ def test_audit_and_subgroups_are_shown_with_their_warnings(html):
   text = ' '.join(' '.join(Page(html).text).split())
   assert 'order of the ids 0.990 0.970–1.000 ids are ordered' in text
   assert 'women 80 30 with outcome 0.810 0.700–0.900' in text and 'age 80 and over too few' in text
+
+
+def test_a_run_that_went_no_further_has_no_empty_sections(tmp_path):
+  page = Page(report.write_report(fake_run(tmp_path, n=40)).read_text(encoding='utf-8'))
+  assert tuple(page.headings) == (*HEADINGS, 'TRIPOD+AI checklist')
+  assert not {'robustness', 'faithfulness', 'transfer', 'ways'} & set(page.ids)
+
+
+def test_robustness_shows_the_change_of_every_arm_beside_chance(run, html):
+  result = json.loads((run / 'robustness/metrics.json').read_text())
+  part = html[html.index('id="robustness"'):html.index('id="faithfulness"')]
+  change = result['conditions'][3]['arms']['expert']['change']['auroc']
+  assert change['diff'] < -0.01
+  lo, hi = (f'{x:.3f}'.replace('-', '−') for x in change['ci95'])
+  assert f'−{-change["diff"]:.3f} <span class="ci">{lo} to {hi}</span>' in part
+  text = ' '.join(re.sub('<[^>]*>', ' ', part).split())
+  table = text[text.rindex('Unchanged'):]
+  assert 0 < table.index('other random draws') < table.index('Features in another order')
+  assert '100 %' in text and '0.25 SD' in text and 'Prompt in other words' in text and '31 values out of range' in text
+  assert part.count('<svg class="figure"') == 4 and 'expert' in part
+
+
+def test_faithfulness_and_members_stand_beside_their_controls(run, html):
+  result = json.loads((run / 'robustness/metrics.json').read_text())
+  part = html[html.index('id="faithfulness"'):html.index('id="transfer"')]
+  own = result['faithfulness']['rl']['own']
+  shown = lambda found: f'{found["mean"]:+.3f}'.replace('-', '−')
+  for measure in ('comprehensiveness', 'sufficiency'):
+    pair = f'{shown(own[measure])} .*?</td><td class="n">{shown(own["over_random"][measure])} '
+    assert re.search(pair.replace('+', r'\+'), part[part.index('the features it named'):part.index('as many random')])
+  assert f'{result["member_agreement"]["jaccard"]["mean"]:.3f}' in part
+  assert f'{result["member_agreement"]["random"]["mean"]:.3f}' in part
+
+
+def test_transfer_and_costs_are_tables(html):
+  text = ' '.join(' '.join(Page(html).text).split())
+  assert 'elsewhere 90 patients of another cohort' in text and '(synthetic). 2 of the 3 features of the run' in text
+  assert '0.987 0.900–1.000' in text and 'AUROC at home' in text
+  ways = text[text.index('Ways of answering What'):]
+  assert ways.index('0.500') < ways.index('1.250') < ways.index('2.500 with compilation')
+
+
+def test_attention_by_layer_is_in_the_patients_part_only(run, html):
+  assert html.count('class="heat"') == 3 and 'each of its 3 layers' in html
+  assert 'class="heat"' not in report.write_report(run, share=True).read_text(encoding='utf-8')
+
+
+def test_checklist_has_all_items_and_claims_nothing_unknown(run, html):
+  items = [item for item, _, _ in checklist.ITEMS]
+  assert list(dict.fromkeys(int(re.sub(r'\D', '', item)) for item in items)) == list(range(1, 28))
+  assert len(set(items)) == len(items) == 52
+  part = html[html.index('id="tripod"'):]
+  data = {'source': 'tjh', 'path': '/somebody/private/data.xlsx', 'test': 200, 'splits': ''}
+  policy = {'checkpoint': '/somebody/models/small'}
+  answers = {row['item']: row['answer'] for row in checklist.table({
+      'config': {'seed': 3, 'data': data, 'lm': policy}, 'manifest': {}, 'environment': {}, 'result': {},
+      'robustness': None, 'transfer': []})}
+  for authors in ('2', '3a', '5b', '6c', '8b', '10', '17', '18a', '19', '21', '23a', '25', '26', '27c'):
+    assert answers[authors] == ''
+  assert 'Test 200 patients' in answers['12a'] and 'seed 3' in answers['12a'] and 'tjh' in answers['5a']
+  assert 'somebody' not in ' '.join(answers.values()) and '(small)' in answers['12c']
+  empty = {key: {} for key in ('config', 'manifest', 'environment', 'result')} | {'robustness': None, 'transfer': []}
+  assert not any(row['answer'] for row in checklist.table(empty))
+  assert part.count('to be filled by the authors') > 15 and '160 test patients' in part

@@ -32,11 +32,22 @@ def page(tmp_path_factory) -> Path:
   case = {'label': 'case 1', 'n_visits': 3, 'hours': [0, 24, 48], 'answers': {'rl': EVIL}, 'probabilities': {'rl': 0.7},
           'outcome': 1, 'features': [
               {'name': EVIL, 'values': [1.0, None, 3.0], 'unit': 'mmol/L', 'ref_low': 1, 'ref_high': 2, 'salience': 0.6,
-               'attention': 0.2},
+               'attention': 0.2, 'layers': [0.1] * 32},
               {'name': 'a_feature_name_without_any_space_to_break_it_at', 'values': [1.0, 2.0, 3.0], 'unit': '',
-               'ref_low': None, 'ref_high': None, 'salience': 0.4, 'attention': 0.8}]}
+               'ref_low': None, 'ref_high': None, 'salience': 0.4, 'attention': 0.8,
+               'layers': [0.9] * 32}]}
   arm = {'mean': 0.8, 'std': 0.02, 'ci95': [0.75, 0.85]}
+  change = {'diff': -0.1, 'ci95': [-0.2, 0.01], 'p': 0.1}
+  judged = {name: {'auroc': arm, 'auprc': arm, 'change': {'auroc': change, 'auprc': change}}
+            for name in ('base', 'sft', 'rl', 'expert', EVIL)}
+  measured = {'size': arm, 'comprehensiveness': arm, 'sufficiency': arm}
   files = {
+      'transfer/elsewhere/metrics.json': {'cohort': EVIL, 'n_test': 9, 'arms': judged},
+      'robustness/metrics.json': {
+          'n': 9, 'samples': 2, 'levels': {'order': 'share of the features'}, 'unchanged': judged, 'salience': EVIL,
+          'conditions': [{'kind': 'order', 'level': 0.5, 'arms': judged}, {'kind': EVIL, 'level': 1, 'arms': judged}],
+          'faithfulness': {EVIL: {'own': measured | {'over_random': measured}, 'random': measured}},
+          'member_agreement': {'k': 5, 'jaccard': arm, 'random': arm}},
       'evaluate/cases.json': [case], 'config.json': {'data': {'path': '/x' * 80}, EVIL: EVIL},
       'search/tree.json': {'nodes': [
           {'id': 0, 'parent': -1, 'depth': 0, 'text': '', 'on_best_path': True},
@@ -44,9 +55,11 @@ def page(tmp_path_factory) -> Path:
           {'id': 2, 'parent': 0, 'depth': 1, 'text': 'closed', 'on_best_path': False}]},
       'evaluate/metrics.json': {'task': EVIL, 'n_test': 10, 'prevalence': 0.3, 'arms': {
           name: {'auroc': arm, 'auprc': arm, 'parse_rate': 0.9, 'attention_kl': {**arm, 'permuted': arm},
-                 'jaccard_at_k': {'expert': arm, 'random': arm, 'truth': arm}} for name in ('base', 'rl', EVIL)}}}
+                 'jaccard_at_k': {'expert': arm, 'random': arm, 'truth': arm},
+                 'cost': {'seconds': 1.0, 'new_tokens': 9.0, 'with_compilation': True}}
+          for name in ('base', 'rl', EVIL)}}}
   for name, value in files.items():
-    (root / name).parent.mkdir(exist_ok=True)
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
     (root / name).write_text(json.dumps(value))
   log = ''.join(json.dumps({'step': s, EVIL: s * 1.0}) + '\n' for s in range(5))
   (root / 'rl').mkdir()
@@ -76,18 +89,21 @@ def probe(page: Path, tmp_path: Path, width: int, script: str) -> dict:
   return json.loads(re.search(r'<pre id="out">(.*?)</pre>', html)[1])
 
 
-@pytest.mark.parametrize('width', [360, 768, 1280])
+@pytest.mark.parametrize('width', [360, 390, 768, 1280])
 def test_no_sideways_scroll_at_any_width(page, tmp_path, width):
-  got = probe(page, tmp_path, width, '{frame: w.innerWidth, room: d.documentElement.clientWidth,'
-              ' needed: d.documentElement.scrollWidth}')
+  got = probe(page, tmp_path, width, '(d.querySelectorAll("details").forEach(x => { x.open = true; }),'
+              ' {frame: w.innerWidth, room: d.documentElement.clientWidth, needed: d.documentElement.scrollWidth})')
   assert got['frame'] == width and got['needed'] == got['room']
 
 
 def test_tree_and_links_work_by_keyboard_and_nothing_is_fetched(page, tmp_path):
   got = probe(page, tmp_path, 800, (
       '{open: [...d.querySelectorAll(".tree details")].map(x => x.open),'
-      ' focusable: [...d.querySelectorAll("summary, nav a, .scroll")]'
-      '.every(x => { x.focus(); return d.activeElement === x; }),'
+      ' focusable: (d.querySelectorAll("details").forEach(x => { x.open = true; }),'
+      ' [...d.querySelectorAll("summary, nav a, .scroll")].every(x => { x.focus(); return d.activeElement === x; })),'
+      ' named: [...d.querySelectorAll(".scroll")].every(x => x.getAttribute("aria-label")),'
+      ' wide: [...d.querySelectorAll(".scroll")].filter(x => x.scrollWidth > x.clientWidth).length > 0,'
       ' targets: [...d.querySelectorAll("nav a")].every(a => d.querySelector(a.getAttribute("href"))),'
       ' fetched: w.performance.getEntriesByType("resource").length}'))
-  assert got == {'open': [True, True, False], 'focusable': True, 'targets': True, 'fetched': 0}
+  assert got == {'open': [True, True, False], 'focusable': True, 'named': True, 'wide': True,
+                 'targets': True, 'fetched': 0}

@@ -102,8 +102,9 @@ def test_padding_and_batch_order_do_not_matter():
   np.testing.assert_allclose(run(*(a[order] for a in BATCH)), hidden[order], atol=1e-6)
 
 
+@pytest.mark.parametrize('shallow', [False, True])
 @pytest.mark.parametrize('segments', [0, 1, 2])
-def test_extend_equals_the_plain_decoder(segments):
+def test_extend_equals_the_plain_decoder(segments, shallow):
   """A sequence split into `segments` shared parts and an own block written in two calls."""
   p, cfg = ref.params(), ref.CFG
   tokens = np.random.default_rng(2).integers(0, cfg.vocab_size, 12)
@@ -115,6 +116,10 @@ def test_extend_equals_the_plain_decoder(segments):
   begin = 8 if segments else 0
   size = 12 - begin
   own = cache.empty(cfg, 1, 2, size + 1)
+  if shallow:  # no scan over layers
+    p = p | {'layers': cache.by_layer(p['layers'], cfg)}
+    shared, own = tuple((cache.by_layer(kv, cfg), m) for kv, m in shared), cache.by_layer(own, cfg)
+    assert isinstance(own, tuple)
   run = jax.jit(forward.extend, static_argnums=1)
   order = np.arange(size + 1)[None] <= np.arange(size)[:, None]
   first = size - 1
@@ -125,7 +130,7 @@ def test_extend_equals_the_plain_decoder(segments):
   got = jnp.concatenate([a, b], 2)
   for g in range(2):
     np.testing.assert_allclose(got[0, g], states[begin:], atol=1e-5)
-  assert not own.k[..., -1, :].any()
+  assert not cache.stacked(own).k[..., -1, :].any()
 
 
 def test_a_row_without_visible_keys_is_zero_and_has_no_nan_gradient():

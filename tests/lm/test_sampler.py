@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax import monitoring
 
-from eagrl_jax.lm import draw, forward, logprobs, model, sampler
+from eagrl_jax.lm import cache, draw, forward, logprobs, model, sampler
 from eagrl_jax.types import PromptBatch
 
 STOP = (3, 7)
@@ -180,6 +180,17 @@ def test_chunks_change_nothing(monkeypatch):
   sampler._generate.clear_cache()
   np.testing.assert_array_equal(parts.tokens, whole.tokens)
   np.testing.assert_allclose(parts.logprobs, whole.logprobs, atol=1e-5)
+
+
+def test_a_scan_over_layers_changes_nothing(monkeypatch):
+  """Deep decoders decode with one, shallow ones without."""
+  without = sample(prompts(), max_new=11)
+  monkeypatch.setattr(cache, 'SHALLOW', 0)
+  sampler._generate.clear_cache()
+  scanned = sample(prompts(), max_new=11)
+  sampler._generate.clear_cache()
+  np.testing.assert_array_equal(scanned.tokens, without.tokens)
+  np.testing.assert_allclose(scanned.logprobs, without.logprobs, atol=1e-5)
 
 
 def test_no_more_than_four_chunks():

@@ -44,11 +44,12 @@ class Started:
 
 @pytest.fixture(scope='session')
 def start_main():
-  """`(processes, *flags)`: the program, by the launcher when there are several processes."""
-  def start(processes: int, *flags: str) -> Started:
-    one = [sys.executable, '-m', 'eagrl_jax.main']
+  """`(processes, *flags, python)`: the program, by the launcher when there are several processes."""
+  def start(processes: int, *flags: str, python: str = sys.executable) -> Started:
+    one = [python, '-m', 'eagrl_jax.main']
     several = ['bash', str(ROOT / 'launch' / 'local_processes.sh'), str(processes)]
-    return Started([*(one if processes == 1 else several), *flags], environment(processes))
+    env = environment(processes) | {'EAGRL_PYTHON': python}
+    return Started([*(one if processes == 1 else several), *flags], env)
 
   return start
 

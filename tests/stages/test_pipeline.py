@@ -17,7 +17,7 @@ from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
 
-DONE = pipeline.NAMES[:-1]  # a default run stops before export
+DONE = pipeline.NAMES[:pipeline.NAMES.index('evaluate') + 1]  # where a default run stops
 
 
 def test_a_run_leaves_the_promised_folder(finished):
@@ -65,7 +65,8 @@ def test_hashes_follow_config_and_inputs(micro_config):
   base, changed = micro_config(), micro_config()
   changed.expert.epochs += 1
   a, b = pipeline.stage_hashes(base), pipeline.stage_hashes(changed)
-  assert [s for s in pipeline.NAMES if a[s] != b[s]] == ['expert', 'search', 'sft', 'rl', 'evaluate', 'export']
+  assert [s for s in pipeline.NAMES if a[s] != b[s]] == ['expert', 'search', 'sft', 'rl', 'evaluate', 'robustness',
+                                                               'export']
 
 
 class Killed(Exception):

@@ -1,0 +1,12 @@
+"""The whole method, then its robustness: policies and expert under perturbed records and prompts.
+
+On a finished run folder only the robustness stage is done.
+"""
+
+from configs import defaults
+
+
+def get_config(variant: str = ''):
+  config = defaults.get_config(variant)
+  config.target = 'robustness'
+  return config

@@ -1,0 +1,157 @@
+"""The TRIPOD+AI items, with what a run knows about itself; the rest is for the authors.
+
+Collins et al., BMJ 2024;385:e078378, doi 10.1136/bmj-2023-078378: 27 items, here in short words of our own. The
+original wording counts for a submission.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+ITEMS = (  # (item, part, what it asks for)
+    ('1', 'Title', 'Model developed or evaluated, for whom, for which outcome'),
+    ('2', 'Abstract', 'Structured by the checklist for abstracts'),
+    ('3a', 'Introduction', 'Clinical context, rationale, existing models'),
+    ('3b', 'Introduction', 'Target population, place in the care pathway, users'),
+    ('3c', 'Introduction', 'Known health inequalities between groups'),
+    ('4', 'Introduction', 'Objectives: development, evaluation or both'),
+    ('5a', 'Methods', 'Sources of the data, and whom they represent'),
+    ('5b', 'Methods', 'Dates of accrual and of follow-up'),
+    ('6a', 'Methods', 'Setting, number and place of centres'),
+    ('6b', 'Methods', 'Who was eligible'),
+    ('6c', 'Methods', 'Treatments, and how they were dealt with'),
+    ('7', 'Methods', 'Preparation and quality control of the data'),
+    ('8a', 'Methods', 'Outcome, time horizon, how it was assessed'),
+    ('8b', 'Methods', 'Who assessed it, where judgement was needed'),
+    ('8c', 'Methods', 'Blinding of the assessment'),
+    ('9a', 'Methods', 'How the first predictors were chosen'),
+    ('9b', 'Methods', 'Definition and timing of every predictor'),
+    ('9c', 'Methods', 'Who assessed predictors, where judgement was needed'),
+    ('10', 'Methods', 'Why the study has this size'),
+    ('11', 'Methods', 'Missing data'),
+    ('12a', 'Methods', 'How the data were divided and used'),
+    ('12b', 'Methods', 'How predictors enter: form, rescaling'),
+    ('12c', 'Methods', 'Type of model, building steps, tuning, internal validation'),
+    ('12d', 'Methods', 'Differences between sites or groups in the analysis'),
+    ('12e', 'Methods', 'Measures of performance, and comparisons'),
+    ('12f', 'Methods', 'Updating of the model after evaluation'),
+    ('12g', 'Methods', 'How predictions are computed'),
+    ('13', 'Methods', 'Class imbalance, and recalibration after it'),
+    ('14', 'Methods', 'What was done about fairness'),
+    ('15', 'Methods', 'Output of the model, thresholds and why'),
+    ('16', 'Methods', 'Differences between development and evaluation data'),
+    ('17', 'Methods', 'Ethical approval, consent or waiver'),
+    ('18a', 'Open science', 'Funding'),
+    ('18b', 'Open science', 'Conflicts of interest'),
+    ('18c', 'Open science', 'Protocol'),
+    ('18d', 'Open science', 'Registration'),
+    ('18e', 'Open science', 'Availability of the data'),
+    ('18f', 'Open science', 'Availability of the code'),
+    ('19', 'Patients and public', 'Their part in the study'),
+    ('20a', 'Results', 'Flow of participants, with and without the outcome'),
+    ('20b', 'Results', 'Characteristics, missing data, follow-up'),
+    ('20c', 'Results', 'Predictors in development and evaluation data compared'),
+    ('21', 'Results', 'Participants and events in each analysis'),
+    ('22', 'Results', 'The full model, so that others can use it'),
+    ('23a', 'Results', 'Performance with intervals, in key groups too'),
+    ('23b', 'Results', 'Differences in performance between sites or groups'),
+    ('24', 'Results', 'Results of updating'),
+    ('25', 'Discussion', 'Interpretation, fairness included'),
+    ('26', 'Discussion', 'Limitations'),
+    ('27a', 'Discussion', 'Input of poor quality or missing, in use'),
+    ('27b', 'Discussion', 'What users have to do and to know'),
+    ('27c', 'Discussion', 'Next steps, generalisability'))
+
+
+def table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Every item with what the run knows, '' where that is nothing.
+
+  Args:
+    run: 'config', 'manifest', 'environment', 'result' (of evaluate), 'robustness' as read from the run's folder, each
+      {} where absent, and 'transfer', the names of the cohorts that the models were taken to.
+  """
+  known = _known(run) if run['config'] else {}
+  parts = list(dict.fromkeys(part for _, part, _ in ITEMS))
+  return [{'item': item, 'part': part, 'order': parts.index(part), 'asks': asks, 'answer': known.get(item, '')}
+          for item, part, asks in ITEMS]
+
+
+def _known(run: Mapping[str, Any]) -> dict[str, str]:
+  c, manifest, result = run['config'], run['manifest'], run['result']
+  at: Callable[..., Any] = lambda section, field, default='': (c.get(section) or {}).get(field, default)
+  task, cohort = result.get('task') or at('data', 'task'), manifest.get('name') or at('data', 'source')
+  out = {
+      '7': _join(f'measurements in bins of {at("data", "bin_hours"):g} h' if at('data', 'bin_hours') else '',
+                 f'{at("data", "aggregate")} within a bin' if at('data', 'aggregate') else '',
+                 'values outside the hard range of a feature set missing'),
+      '11': ('Policy: shown as not measured, nothing imputed. Expert: last value carried forward, before the first one '
+             'the train median' + (', and a channel of what was measured.' if at('expert', 'use_mask_channel')
+                                   else '.')),
+      '12a': _join(f'test {_size(at("data", "test"))}' if at('data', 'test') else '',
+                   f'{100 * at("data", "valid_fraction"):g} % of the rest for validation'
+                   if at('data', 'valid_fraction') else '',
+                   'split by patient, stratified by outcome' if not at('data', 'splits') else 'split given by a file',
+                   f'seed {c["seed"]}' if 'seed' in c else ''),
+      '12b': 'Policy: raw values with units or flags, in text. Expert: z-scores by train statistics.',
+      '12c': _join(f'language model ({_policy(at)}), distilled from a tree search, then policy optimisation',
+                   f'expert: {at("expert", "members")} ConCare members' if at('expert', 'members') else '',
+                   'settings under Config; early stopping on validation patients'),
+      '12e': ('AUROC, AUPRC, Brier, log loss, calibration, net benefit; bootstrap by patient'
+              + (f', {at("evaluate", "bootstrap"):,} resamples' if at('evaluate', 'bootstrap') else '')
+              + '; paired differences between arms; logistic regression and boosting beside them.'),
+      '12f': 'Not done.',
+      '12g': _join(f'mean of {at("evaluate", "samples")} sampled answers' if at('evaluate', 'samples') else '',
+                   'an answer that cannot be read counts as the train prevalence'),
+      '14': 'Nothing in training; performance by sex and age band is reported.',
+      '15': 'A probability. No threshold is recommended; net benefit is shown over a range of them.',
+      '16': ('The same source, divided at random.' if not run['transfer'] else
+             f'The same source, divided at random; and the cohorts {", ".join(run["transfer"])} (Transfer).')}
+  if task:
+    out['1'] = f'Development and evaluation; {task}; {cohort}.'
+    out['4'] = 'Development and evaluation.'
+    window = at('data', 'window_hours', None)
+    horizon = '' if window is None else f', from the first {window:g} h' if window else ', from the whole record'
+    out['8a'] = f'{task}{horizon}.'
+  if cohort:
+    simulated = ' Simulated, not patients.' if manifest.get('synthetic') else ''
+    source = f' (source {at("data", "source")})' if at('data', 'source') else ''
+    out['5a'] = f'{cohort}{source}.{simulated}'
+  if manifest.get('setting'):
+    out['6a'] = f'{manifest["setting"]}; centres: to be filled by the authors.'
+  if manifest.get('attrition'):
+    out['6b'] = out['20a'] = 'Steps from source to cohort under Cohort.'
+  if manifest.get('features'):
+    out['9b'] = f'{manifest["features"]} features of the record, age and sex; units and ranges in prepare/.'
+  if manifest.get('patients'):
+    out['10'] = (f'All {manifest["patients"]:,} patients that were eligible; no calculation of the size was made.')
+  if result.get('n_test'):
+    share = f' ({100 * result["prevalence"]:.1f} % with the outcome)' if 'prevalence' in result else ''
+    whole = f'{manifest["patients"]:,} patients, {manifest.get("positives", 0):,} events in all; ' \
+        if manifest.get('patients') else ''
+    out['21'] = f'{whole}{result["n_test"]:,} test patients{share}.'
+    if 'prevalence' in result:
+      out['13'] = f'{100 * result["prevalence"]:.1f} % of the test patients have the outcome; no recalibration.'
+    out['23a'] = 'Under Results, Differences and Subgroups.'
+    out['23b'] = 'By sex and age under Subgroups.' if result.get('subgroups') else ''
+    out['22'] = 'Weights, tokenizer and every setting in the run\'s folder; `export` writes them for other software.'
+    out['24'] = 'Not updated.'
+  git = run['environment'].get('git')
+  out['18f'] = f'eagrl_jax{", commit " + git[:12] if git else ""}; versions under Versions.'
+  if run['robustness']:
+    out['27a'] = 'Left-out features, noise and other units are tested under Robustness.'
+  return out
+
+
+def _join(*parts: str) -> str:
+  text = '; '.join(part for part in parts if part)
+  return text[:1].upper() + text[1:] + '.'
+
+
+def _size(test: float) -> str:
+  return f'{test:g} patients' if test >= 1 else f'{100 * test:g} % of the patients'
+
+
+def _policy(at: Any) -> str:
+  """The start of the policy without the folder that it lies in."""
+  return str(at('lm', 'checkpoint', 'unknown')).rstrip('/\\').replace('\\', '/').rsplit('/', 1)[-1]

@@ -1,0 +1,54 @@
+"""A run's files as they are read back, and their settings on one line each."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from eagrl_jax.types import EagrlError
+
+
+def read_json(path: Path) -> Any:
+  """The content of a JSON file, None where there is none.
+
+  Raises:
+    EagrlError: names a file that is broken, and never shows its content.
+  """
+  if not path.exists():
+    return None
+  try:
+    return json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise EagrlError(f'{path.parent.name}/{path.name} is not valid JSON; run its stage again') from error
+
+
+def read_lines(path: Path) -> list[dict]:
+  """Rows of a log, none without one; a last line cut short by a killed run is left out."""
+  if not path.exists():
+    return []
+  lines = path.read_text(encoding='utf-8').splitlines()
+  rows = []
+  for i, line in enumerate(lines):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as error:
+      if i < len(lines) - 1:
+        where = f'{path.parent.name}/{path.name} line {i + 1}'
+        raise EagrlError(f'{where} is not valid JSON; run the stage again') from error
+  return rows
+
+
+def flat(value: Any, share: bool, prefix: str = '') -> list[tuple[str, str]]:
+  """Nested settings as (dotted key, text); long lists are counted, not printed."""
+  if isinstance(value, Mapping):
+    return [row for k, v in value.items() for row in flat(v, share, f'{prefix}.{k}' if prefix else str(k))]
+  if value is None or value == '' or value == []:
+    return [(prefix, 'not set')] if prefix else []
+  if isinstance(value, list):
+    return [(prefix, ', '.join(map(str, value)) if len(value) <= 12 and not isinstance(value[0], (list, dict))
+             else f'{len(value):,} entries')]
+  text = str(value)
+  return [(prefix, re.split(r'[/\\]', text.rstrip('/\\'))[-1] if share and re.match(r'[/~\\]|\w:\\', text) else text)]

@@ -1,0 +1,121 @@
+"""Parts of the report that a run has only where it went further: robustness, faithfulness, transfer, costs.
+
+Each takes what a stage wrote and gives what the template shows, or something empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from eagrl_jax.evaluation import figures
+from eagrl_jax.evaluation.formats import finite, interval
+
+KINDS = {'sampling': 'Same prompts, other random draws', 'order': 'Features in another order',
+         'noise': 'Noise on the values', 'drop': 'Features left out', 'units': 'Other units, undeclared',
+         'wording': 'Prompt in other words'}
+SETS = {'own': 'the features it named', 'random': 'as many random features',
+        'expert': "as many of the expert's"}
+MEASURES = ('comprehensiveness', 'sufficiency')
+
+
+def robustness(result: Mapping | None) -> dict[str, Any] | None:
+  """Figures, and a row a condition with every arm's change; None without the stage."""
+  if not result:
+    return None
+  arms = list(result['unchanged'])
+  words = result.get('levels') or {}
+  rows = []
+  for row in result['conditions']:
+    level = row['level']
+    detail = '' if row['kind'] not in words else f'{level:g} SD' if row['kind'] == 'noise' else f'{100 * level:g} %'
+    rows.append({'name': KINDS.get(row['kind'], row['kind']), 'level': detail, 'cells': {
+        m: [_change(row['arms'][arm], m) for arm in arms] for m in ('auroc', 'auprc')}})
+  return {
+      'n': result['n'], 'samples': result['samples'], 'rows': rows,
+      'arms': [{'name': arm, 'token': figures.token(arm)} for arm in arms],
+      'unchanged': {m: [interval(result['unchanged'][arm][m]) for arm in arms] for m in ('auroc', 'auprc')},
+      'notes': [_units(row) for row in result['conditions'] if row['kind'] == 'units'],
+      'figures': [Markup(svg) for kind in words if (svg := _curve(result, kind, words[kind]))]}
+
+
+def _change(arm: Mapping, metric: str) -> dict | None:
+  return interval((arm.get('change') or {}).get(metric))
+
+
+def _units(row: Mapping) -> str:
+  return (f'{100 * row["level"]:g} %: {row["features_by_spec"]} features by a unit that their spec knows, '
+          f'{row["features_times_ten"]} times ten, {row["values_out_of_range"]:,} values out of range and so missing')
+
+
+def _curve(result: Mapping, kind: str, words: str) -> str:
+  found = sorted((r for r in result['conditions'] if r['kind'] == kind), key=lambda r: r['level'])
+  if not found:
+    return ''
+  levels = [0.0, *(row['level'] for row in found)]
+  arms = {arm: [interval(at[arm]['auroc']) or {} for at in (result['unchanged'], *(row['arms'] for row in found))]
+          for arm in result['unchanged']}
+  return figures.robustness(kind, KINDS[kind], words, levels, arms)
+
+
+def faithfulness(result: Mapping | None) -> list[dict]:
+  """A row an arm and set of features."""
+  rows = []
+  for arm, sets in ((result or {}).get('faithfulness') or {}).items():
+    for i, (kind, found) in enumerate(sets.items()):
+      over = found.get('over_random') or {}
+      rows.append({'arm': arm, 'token': figures.token(arm), 'first': i == 0, 'span': len(sets),
+                   'set': 'its own most salient' if (arm, kind) == ('expert', 'own') else SETS[kind],
+                   'size': interval(found['size']), **{m: interval(found[m]) for m in MEASURES},
+                   **{f'{m}_over': interval(over.get(m)) for m in MEASURES}})
+  return rows
+
+
+def members(result: Mapping | None) -> dict | None:
+  """Agreement between the expert's members, beside chance."""
+  found = (result or {}).get('member_agreement')
+  if not found:
+    return None
+  return {**found, 'jaccard': interval(found['jaccard']), 'random': interval(found['random']),
+          'salience': (result or {}).get('salience', '')}
+
+
+def transfer(found: Mapping[str, Mapping], glosses: Mapping[str, str]) -> list[dict]:
+  """A table a cohort that the run's models were taken to."""
+  tables = []
+  for name, result in found.items():
+    rows = [{'name': arm, 'gloss': glosses.get(arm, ''), 'token': figures.token(arm),
+             **{m: interval(values.get(m)) for m in ('auroc', 'auprc', 'brier')},
+             'home': interval(values.get('auroc_at_home'))}
+            for arm, values in (result.get('arms') or {}).items()]
+    if rows:
+      found_of = result.get('features') or {}
+      known = len(found_of.get('mapped') or ()), len(found_of.get('mapped') or ()) + len(found_of.get('lacking') or ())
+      tables.append({'name': result.get('cohort') or name, 'n': result.get('n_test'), 'rows': rows, 'known': known,
+                     'trained_on': result.get('trained_on') or ''})
+  return tables
+
+
+def costs(result: Mapping) -> list[dict]:
+  """The arms that say what an answer cost, cheapest first."""
+  rows = []
+  for name, arm in (result.get('arms') or {}).items():
+    cost = arm.get('cost')
+    if isinstance(cost, Mapping) and cost:
+      rows.append({'name': name, 'token': figures.token(name), 'auroc': interval(arm.get('auroc')),
+                   'parse_rate': arm.get('parse_rate'), 'seconds': cost.get('seconds'),
+                   'new_tokens': cost.get('new_tokens'), 'compiled': bool(cost.get('with_compilation'))})
+  return sorted(rows, key=lambda row: (not finite(row['seconds']), row['seconds'] if finite(row['seconds']) else 0))
+
+
+def layers(case: Mapping, top: int = 10) -> dict | None:
+  """The policy's attention by layer: features with most of it in any layer, in percent of each layer's sum."""
+  rows = [(f['name'], f['layers']) for f in case['features'] if f.get('layers')]
+  if not any(any(shares) for _, shares in rows):
+    return None
+  rows.sort(key=lambda row: -max(row[1]))
+  most = max(rows[0][1])
+  cells = lambda shares: [{'percent': 100 * x, 'weight': x / most} for x in shares]
+  return {'count': len(rows[0][1]), 'rows': [{'name': name, 'cells': cells(shares)} for name, shares in rows[:top]]}

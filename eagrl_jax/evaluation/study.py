@@ -1,0 +1,144 @@
+"""Arms over seeds: means with intervals by patient, the seeds' own spread beside them, and what the paper claims.
+
+All seeds judge the same test patients. A resample of patients is scored seed by seed and averaged, so the intervals
+hold for these trained policies; how much another training would differ is the spread between seeds, shown apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from eagrl_jax.evaluation import bootstrap, metrics
+from eagrl_jax.types import ArrayLike
+
+METRICS = ('auroc', 'auprc')
+COLUMNS = ('arm', 'AUROC', 'between seeds', 'AUPRC', 'between seeds', 'parsed', 'Jaccard with the expert',
+           'EAG-RL - arm, AUROC', 'p', 'seeds')
+# Claims of arXiv 2508.13579: what is said, the arm that should be ahead, those that should be behind.
+CLAIMS = (
+    ('EAG-RL is ahead of SFT', 'eag', ('sft',)),
+    ('EAG-RL is ahead of GRPO', 'eag', ('grpo',)),
+    ('EAG-RL is ahead of DAPO', 'eag', ('dapo',)),
+    ('without stage 1 it is worse', 'eag', ('no_stage1',)),
+    ('without stage 2 it is worse', 'eag', ('sft',)),
+    ('without the attention reward it is worse', 'eag', ('no_attention_reward',)),
+    ('without the adaptive clip it is worse', 'eag', ('no_adaptive_clip',)),
+    ('without the alignment loss it is worse', 'eag', ('no_alignment',)),
+    ('the expert\'s features matter: random ones are worse', 'eag', ('random_features',)),
+    ('the patient matters: features in order of prevalence are worse', 'eag', ('prevalent_features',)),
+    ('EAG-RL is ahead of the expert', 'eag', ('expert',)),
+)
+
+
+def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], reference: str, n: int = 1000) -> dict:
+  """Every arm's scores and its difference from the reference.
+
+  Args:
+    label: `[N]` 0 or 1.
+    probs: arm -> seed -> `[N]` in [0, 1].
+    reference: the arm that the others are compared with, over the seeds that both have.
+    n: resamples of patients, the same for every arm and seed.
+
+  Returns:
+    arm -> {'seeds', metric: {'mean', 'ci95', 'by_seed', 'sd'}, and for all but the reference 'against': metric ->
+    {'diff' (reference minus arm), 'ci95', 'by_seed', 'p', 'p_holm', 'seeds'}}. 'sd' is that between seeds, NaN of one.
+    'p' is two-sided by resamples; 'p_holm' is Holm's (1979) over all arms of the metric.
+  """
+  y = np.asarray(label).astype(int)
+  counts = bootstrap.resample_counts(len(y), n)
+  points = {a: {s: {m: metrics.METRICS[m](y, np.asarray(p)) for m in METRICS} for s, p in by.items()}
+            for a, by in probs.items()}
+  scores = {a: {s: bootstrap.weighted_scores(y, p, counts) for s, p in by.items()} for a, by in probs.items()}
+  out: dict[str, dict] = {}
+  for arm, by in probs.items():
+    seeds = sorted(by)
+    out[arm] = {'seeds': seeds, **{m: _row([points[arm][s][m] for s in seeds], [scores[arm][s][m] for s in seeds])
+                                   for m in METRICS}}
+    common = sorted(set(by) & set(probs.get(reference, ())))
+    if arm != reference and common:
+      out[arm]['against'] = {m: _difference(
+          [points[reference][s][m] - points[arm][s][m] for s in common],
+          [scores[reference][s][m] - scores[arm][s][m] for s in common]) | {'seeds': common} for m in METRICS}
+  for m in METRICS:
+    rows = [row['against'][m] for row in out.values() if 'against' in row]
+    for row, p in zip(rows, holm([row['p'] for row in rows])):
+      row['p_holm'] = p
+  return out
+
+
+def _row(points: Sequence[float], scores: Sequence[np.ndarray]) -> dict:
+  mean = np.mean(scores, 0)
+  mean = mean[np.isfinite(mean)]
+  return {'mean': float(np.mean(points)), 'ci95': _interval(mean), 'by_seed': [float(p) for p in points],
+          'sd': float(np.std(points, ddof=1)) if len(points) > 1 else float('nan')}
+
+
+def _difference(points: Sequence[float], scores: Sequence[np.ndarray]) -> dict:
+  gap = np.mean(scores, 0)
+  gap = gap[np.isfinite(gap)]
+  tail = min((gap <= 0).sum(), (gap >= 0).sum()) + 1
+  return {'diff': float(np.mean(points)), 'ci95': _interval(gap), 'by_seed': [float(p) for p in points],
+          'p': min(1.0, float(2 * tail / (len(gap) + 1))) if len(gap) else float('nan')}
+
+
+def _interval(values: np.ndarray) -> list[float]:
+  return [float(v) for v in np.percentile(values, [2.5, 97.5])] if len(values) > 1 else [float('nan')] * 2
+
+
+def holm(p: Sequence[float]) -> list[float]:
+  """Holm's step-down adjustment (Scand J Stat 6, 1979); NaN stays NaN and is not counted."""
+  values = np.asarray(p, float)
+  real = np.flatnonzero(np.isfinite(values))
+  order = real[np.argsort(values[real], kind='stable')]
+  scaled = values[order] * np.arange(len(order), 0, -1)
+  adjusted = values.copy()
+  adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if len(order) else scaled
+  return adjusted.tolist()
+
+
+def claims(rows: Mapping[str, dict]) -> list[dict]:
+  """Which claims hold in a `table` whose reference is the arm ahead: {'claim', 'verdict', 'why'}.
+
+  'reproduced': both metrics' intervals lie above 0; 'reversed': both below; 'untested': an arm is missing; else
+  'not reproduced'.
+  """
+  out = []
+  for text, ahead, behind in CLAIMS:
+    if ahead not in rows or any(b not in rows or 'against' not in rows[b] for b in behind):
+      out.append({'claim': text, 'verdict': 'untested', 'why': 'an arm was not run'})
+      continue
+    gaps = [(f'{m.upper()} {ahead} - {b}', rows[b]['against'][m]) for b in behind for m in METRICS]
+    above, below = (all(side(g['ci95']) for _, g in gaps) for side in (lambda c: c[0] > 0, lambda c: c[1] < 0))
+    verdict = 'reproduced' if above else 'reversed' if below else 'not reproduced'
+    why = '; '.join(f'{name} {g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})' for name, g in gaps)
+    out.append({'claim': text, 'verdict': verdict, 'why': why})
+  return out
+
+
+def markdown(study: Mapping) -> str:
+  """study.json as Markdown: the table, then the claims."""
+  lines = [
+      f'# {study["cohort"]}, {study["task"]}', '',
+      f'{study["n_test"]} test patients, {100 * study["prevalence"]:.1f} % positive; seeds '
+      f'{", ".join(map(str, study["seeds"]))}. In brackets 95 % intervals by patient of the mean over seeds; '
+      '"between seeds" is the standard deviation of the seeds\' own values. Differences are EAG-RL minus the arm, p by '
+      'Holm.', '', '| ' + ' | '.join(COLUMNS) + ' |', '|---' * len(COLUMNS) + '|']
+  for arm, row in study['arms'].items():
+    cells = [arm]
+    for m in METRICS:
+      low, high = row[m]['ci95']
+      cells += [f'{row[m]["mean"]:.3f} ({low:.3f}-{high:.3f})', _or_dash(row[m]['sd'], '.3f')]
+    cells += [_or_dash(row.get('parse_rate'), '.1%'), _or_dash(row.get('jaccard'), '.3f')]
+    gap = row.get('against', {}).get('auroc')
+    cells += [f'{gap["diff"]:+.3f} ({gap["ci95"][0]:+.3f} to {gap["ci95"][1]:+.3f})', f'{gap["p_holm"]:.3f}'] if gap \
+        else ['', '']
+    lines.append('| ' + ' | '.join([*cells, str(len(row['seeds']))]) + ' |')
+  lines += ['', '| claim | verdict | why |', '|---|---|---|']
+  lines += [f'| {c["claim"]} | {c["verdict"]} | {c["why"]} |' for c in study['claims']]
+  return '\n'.join(lines) + '\n'
+
+
+def _or_dash(value: float | None, form: str) -> str:
+  return '–' if value is None or not np.isfinite(value) else format(value, form)

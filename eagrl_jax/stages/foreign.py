@@ -1,0 +1,219 @@
+"""Patients that a run has never seen, in the terms of its own features and units.
+
+They come from a CSV without outcomes (`read_unlabelled`) or as a cohort of any source (`remap`); both end with the
+run's feature table, so that the renderer, the train statistics and the expert take them for its own.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import pathlib
+import re
+import tempfile
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pacsv
+
+from eagrl_jax.ehr import validation
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.ehr.sources import long_csv, wide_csv
+from eagrl_jax.types import EagrlError
+
+CSV = ('csv', 'wide_csv')
+
+
+@dataclasses.dataclass(frozen=True)
+class Match:
+  """How a source's features met the run's; the names are the run's own."""
+
+  mapped: tuple[str, ...]
+  lacking: tuple[str, ...]  # of the run: missing data
+  unknown: int  # of the source, ignored
+  units: tuple[str, ...] = ()  # in both, but in units that nothing converts: missing data as well
+
+  def line(self) -> str:
+    """Counts alone."""
+    return (f'{len(self.mapped)} of {len(self.mapped) + len(self.lacking)} features of the run are in the data, '
+            f'{len(self.lacking)} are missing' + (f' ({len(self.units)} for their units)' if self.units else '')
+            + f'; {self.unknown} of the data are unknown to the run and ignored')
+
+
+def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
+  """A cohort on another feature table: by name or alias, in its units and within its hard ranges.
+
+  A unit is converted where either table lists how. A value without a unit is taken to be in the run's, as by every
+  source. Of two features that mean the same one, that of the same name is used, else the first.
+
+  Raises:
+    EagrlError: nothing is mapped.
+  """
+  chosen: dict[int, int] = {}  # run's feature -> the cohort's
+  by_name = [table.find(spec.name) for spec in cohort.features]
+  by_alias = [next((i for a in spec.aliases if (i := table.find(a)) is not None), None) for spec in cohort.features]
+  for found in (by_name, by_alias):
+    for f, i in enumerate(found):
+      if i is not None and f not in chosen.values():
+        chosen.setdefault(i, f)
+  change = {i: conversion(cohort.features[f], table[i]) for i, f in chosen.items()}
+  units = tuple(table[i].name for i in sorted(chosen) if change[i] is None)
+  mapped = [i for i in sorted(chosen) if change[i] is not None]
+  match = Match(tuple(table[i].name for i in mapped),
+                tuple(s.name for i, s in enumerate(table) if i not in mapped),
+                len(cohort.features) - len(chosen), units)
+  if not mapped:
+    raise EagrlError(f'data.path: none of its {len(cohort.features)} features is one of the {len(table)} of the run'
+                     + (f', {len(units)} for their units' if units else '') + '; check names and units')
+  to = np.full(len(cohort.features), -1, np.int16)
+  scale, offset = np.ones((2, len(cohort.features)))
+  for i in mapped:
+    to[chosen[i]] = i
+    scale[chosen[i]], offset[chosen[i]] = change[i] or (1.0, 0.0)
+  keep = to[cohort.feature] >= 0
+  source = cohort.feature[keep]
+  cohort = dataclasses.replace(
+      cohort, features=table, truth=None, patient=cohort.patient[keep], hour=cohort.hour[keep], feature=to[source],
+      value=(scale[source] * cohort.value[keep] + offset[source]).astype(np.float32))
+  return validation.validate(cohort), match
+
+
+def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
+  """(scale, offset) from one spec's unit to another's; None where nothing says how."""
+  plain = long_csv._plain_unit
+  if spec.kind != to.kind:
+    return None
+  if not spec.unit or plain(spec.unit) == plain(to.unit):
+    return 1.0, 0.0
+  for unit, scale, offset in to.accepted_units:
+    if plain(unit) == plain(spec.unit):
+      return scale, offset
+  for unit, scale, offset in spec.accepted_units:
+    if plain(unit) == plain(to.unit) and scale:
+      return 1 / scale, -offset / scale
+  return None
+
+
+def blinded(cohort: Cohort) -> Cohort:
+  """Without what only the past knows: outcomes become 0 for all, the truth of a simulation goes."""
+  return dataclasses.replace(cohort, label=np.zeros(len(cohort), np.int8), truth=None)
+
+
+def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: long_csv.Columns,
+                    sex_codes: dict[str, int] | None, encoding: str, delimiter: str, task: str,
+                    setting: str) -> tuple[Cohort, Match]:
+  """Reads a long or wide CSV without outcomes, as `long_csv.load` reads one with them.
+
+  Args:
+    kind: 'csv' or 'wide_csv'.
+    statics: a CSV of patient, age and sex; '' = neither is known. Any other column of it, an outcome too, is not read.
+    table: the run's features.
+
+  Returns:
+    A validated cohort whose labels are 0, in an order of the ids' hashes.
+
+  Raises:
+    EagrlError: what `long_csv.load` refuses, or no known feature. It names fields of `config.data`.
+  """
+  count: collections.Counter[str] = collections.Counter()
+  with _as_long(kind, pathlib.Path(path), columns, encoding, delimiter) as (file, columns):
+    events = long_csv._read_events(file, columns, (encoding, delimiter), count)
+  long_csv._refuse_two_spellings(list(events.patients), columns.patient)
+  found = {code: table.find(name) for name, code in events.features.items()}
+  feature_of = np.array([-1 if found[code] is None else found[code] for code in range(len(found))], np.int32)
+  if (feature_of < 0).all():
+    raise EagrlError(f'data.path: none of the {len(found)} names in the column {columns.feature!r} is one of the '
+                     f'{len(table)} features of the run; check the file and --config.data.columns.feature')
+  start = np.full(len(events.patients), np.inf)
+  np.minimum.at(start, events.patient, events.hour)
+  known = feature_of[events.feature] >= 0
+  events = dataclasses.replace(events, **{f: getattr(events, f)[known] for f in (
+      'patient', 'feature', 'unit', 'hour', 'value')})
+  value = long_csv._convert(events, table, feature_of)
+  keep = ~np.isnan(value)
+  ids = np.array(list(events.patients), str)
+  age, sex = read_statics(statics, ids, columns, sex_codes, (encoding, delimiter))
+  steps = (('read', len(ids), 'patients'), ('read', count['rows'], 'rows'),
+           ('without patient, time or feature', count['incomplete'], 'rows'),
+           ('of a feature that the run does not know', int((~known).sum()), 'values'),
+           ('without value', count['empty'], 'values'), ('text', count['text'], 'values'),
+           ('assay limit written as < or >', count['censored'], 'values'))
+  cohort = Cohort(
+      name='new', task=task, setting=setting, features=table, subject_id=ids, age=age, sex=sex,
+      label=np.zeros(len(ids), np.int8), patient=events.patient[keep],
+      hour=(events.hour - start[events.patient])[keep].astype(np.float32),
+      feature=feature_of[events.feature][keep].astype(np.int16), value=value[keep].astype(np.float32), attrition=steps)
+  cohort = validation.validate(cohort.take(hashed_order(ids, cohort.name)))
+  present = {int(f) for f in feature_of if f >= 0}
+  return cohort, Match(tuple(s.name for i, s in enumerate(table) if i in present),
+                       tuple(s.name for i, s in enumerate(table) if i not in present), int((feature_of < 0).sum()))
+
+
+@contextlib.contextmanager
+def _as_long(kind: str, path: pathlib.Path, columns: long_csv.Columns, encoding: str,
+             delimiter: str) -> Iterator[tuple[pathlib.Path, long_csv.Columns]]:
+  """The file itself, or a wide one melted."""
+  if kind == 'csv':
+    yield path, columns
+    return
+  columns = dataclasses.replace(columns, feature='feature', value='value', unit='unit')
+  with tempfile.TemporaryDirectory(prefix='cohort-') as folder:
+    melted = pathlib.Path(folder) / path.name.removesuffix('.gz')
+    with melted.open('wb') as target:
+      for part in wide_csv._long(path, columns, encoding, delimiter):
+        text = pa.BufferOutputStream()
+        pacsv.write_csv(part, text, pacsv.WriteOptions(include_header=not target.tell(), delimiter=delimiter))
+        target.write(text.getvalue().to_pybytes().decode().encode(encoding))
+    yield melted, columns
+
+
+def read_statics(path: str, ids: np.ndarray, columns: long_csv.Columns, sex_codes: dict[str, int] | None,
+                 reading: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+  """Age `[N]` in years, NaN unknown, and sex `[N]`, -1 unknown, of these patients.
+
+  Raises:
+    EagrlError: no such columns, an id twice, an age that is no number or impossible, an unknown sex code.
+  """
+  age, sex = np.full(len(ids), np.nan, np.float32), np.full(len(ids), -1, np.int8)
+  if not path:
+    return age, sex
+  wanted = {columns.outcome_patient: True, columns.age: False, columns.sex: False}
+  rows: dict[str, list] = collections.defaultdict(list)
+  for block in long_csv._blocks(pathlib.Path(path), 'data.statics', wanted, reading):
+    for field, column in block.items():
+      rows[field] += column.to_pylist()
+  who = rows[columns.outcome_patient]
+  if len(set(who)) != len(who):
+    raise EagrlError(f'data.statics: {len(who) - len(set(who))} patients are listed twice; keep one row each')
+  years = validation.parse_numbers(rows.get(columns.age) or [None] * len(who))
+  wrong = years.text + years.censored + int(np.sum((years.value < 0) | (years.value > 120)))
+  if wrong:
+    raise EagrlError(f'data.statics: {wrong} entries of {columns.age!r} are not years from 0 to 120; correct them')
+  codes = {str(k).lower(): v for k, v in (sex_codes or long_csv._SEX).items()}
+  said = [None if x is None else codes.get(x.lower()) for x in rows.get(columns.sex) or []]
+  unread = sum(c is None and x is not None for c, x in zip(said, rows.get(columns.sex) or []))
+  if unread:
+    raise EagrlError(f'data.statics: {unread} entries of {columns.sex!r} have an unknown code; give '
+                     '--config.data.sex_codes=, such as 1=m,2=f')
+  row = {patient: i for i, patient in enumerate(who)}
+  for i, patient in enumerate(ids):
+    at = row.get(str(patient))
+    if at is not None:
+      age[i] = years.value[at]
+      if said and (code := said[at]) is not None:
+        sex[i] = code
+  return age, sex
+
+
+@contextlib.contextmanager
+def speaking_of(section: str) -> Iterator[None]:
+  """The readers name fields of `config.data`; here the same fields are those of another section."""
+  try:
+    yield
+  except EagrlError as e:
+    text = str(e).replace('data.outcomes', 'data.statics')
+    files = 'csv|tsv|txt|gz|tar|xlsx|parquet'  # a file may be called data.csv
+    raise EagrlError(re.sub(rf'(?<![\w.])(config\.)?data\.(?!{files})(?=[a-z])', rf'\1{section}.', text)) from e

@@ -1,0 +1,114 @@
+"""A finished run's policy on new patients, without outcomes. No stage of the pipeline: a run has many of these.
+
+1. Open the run; its own config decides everything but the data.
+2. Read the patients, match their features with the run's, put them on its grid and train statistics.
+3. Ask the policy as the evaluation does, and the expert.
+4. `<workdir>/predictions/<name>/`: predictions.parquet, reasoning.jsonl, manifest.json. Patient-level: never logged.
+
+A CSV is read without outcomes. The other sources need theirs to tell stays apart, as in training; these are removed
+before anything else sees the patients. A patient's answers depend on its id and record, not on who else is in the file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.stages import checks, evaluate, finished, foreign, inference, pipeline, prepare
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages.context import Context
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> None:
+  """Entry of `configs/predict.py`. A dry run reads the patients, says what it found and stops."""
+  checks.check_predict(config)
+  c = config.predict
+  with finished.opened(workdir, config.mesh, (c.policy, 'expert')) as context:
+    trained = data_lib.load(context)
+    with foreign.speaking_of('predict'):
+      cohort, match = read(c, context.config, trained.cohort)
+    data = finished.dressed(context, cohort)
+    logging.info('new patients\n%s', prepare.attrition_table(data.cohort))
+    if match.lacking:
+      logging.info('missing features of the run: %s', ', '.join(match.lacking))
+    plain = context.config.evaluate.plain_ids if config.evaluate.plain_ids is None else config.evaluate.plain_ids
+    print(f'{len(data.cohort)} patients; {match.line()}')
+    if dry_run:
+      return
+    made_from = {
+        'policy': c.policy, 'policy_sha256': finished.fingerprint(workdir / c.policy / 'policy'),
+        'expert_sha256': finished.fingerprint(workdir / 'expert' / 'members'),
+        'input_sha256': finished.fingerprint(c.path), 'reading': c.to_dict() | {'path': '', 'statics': '', 'name': ''},
+        'statics_sha256': finished.fingerprint(c.statics) if c.statics else None,
+        'run': finished.stage_hash(workdir, c.policy),
+        'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new')},
+        'plain_ids': plain, 'seed': context.config.seed}
+    name = c.name or pathlib.Path(c.path).name.partition('.')[0] or 'new'
+
+    def write(folder: pathlib.Path) -> dict:
+      predict(context, folder, data, c.policy, data_lib.prevalence(trained), plain)
+      return {'patients': len(data.cohort), 'features': dataclasses.asdict(match),
+              'attrition': data.cohort.attrition, 'unparsed_score': data_lib.prevalence(trained),
+              'environment': pipeline.environment()}
+
+    folder = finished.publish(workdir, 'predictions', name, made_from, write)
+    logging.info('predictions: %s', folder)
+
+
+def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, foreign.Match]:
+  """The new patients on the run's features. `c`: config.predict, `own`: the run's config."""
+  kind = source(c, own)
+  d = own.data
+  if kind in foreign.CSV:
+    named = {k: v or d.columns[k] for k, v in c.columns.to_dict().items()}
+    return foreign.read_unlabelled(
+        kind, c.path, c.statics, trained.features, columns=long_csv.Columns(**named),
+        sex_codes=long_csv.parse_sex_codes(c.sex_codes or d.sex_codes), encoding=c.encoding or d.encoding,
+        delimiter=c.delimiter or d.delimiter, task=trained.task, setting=trained.setting)
+  layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics})
+  cohort = foreign.blinded(prepare.read_source(layout, own.seed))
+  return foreign.remap(dataclasses.replace(cohort, setting=trained.setting), trained.features)
+
+
+def source(c: ConfigDict, own: ConfigDict) -> str:
+  """Kind of the new data; a run on synthetic patients takes a CSV."""
+  return c.source or ('csv' if own.data.source == 'synthetic' else own.data.source)
+
+
+def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_name: str, unparsed: float,
+            plain_ids: bool) -> None:
+  """Asks policy and expert and writes what they say."""
+  policy = policy_lib.load(context.folder(policy_name), context.mesh)
+  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  rows, cohort = data.splits.test, data.cohort
+  arm = inference.answer(context, policy_name, encoder, policy, rows, unparsed, example=draws(cohort.subject_id))
+  logging.info('%s: %.1f %% of the answers parsed', policy_name, 100 * arm.parsed.mean())
+  ids = [str(i) if plain_ids else evaluate.hashed_id(str(i), context.config.seed) for i in cohort.subject_id]
+  last, window = data.visits.hours.max(1), context.config.data.window_hours
+  pq.write_table(pa.table({
+      'subject_id': ids,
+      'prediction_time': np.minimum(last, window) if window else last,  # hours since the patient's first record
+      'predicted_boolean_probability': arm.prob.astype(np.float64), 'parsed': arm.parsed.astype(np.float64),
+      'refused': arm.refused.astype(np.float64),
+      'expert_probability': finished.expert_prob(context, data).astype(np.float64)}), folder / 'predictions.parquet')
+  names = cohort.features.names
+  with (folder / 'reasoning.jsonl').open('w', encoding='utf-8') as file:
+    for i, text, named in zip(ids, arm.text, arm.named):
+      said = {'subject_id': i, 'features': [names[f] for f in named], 'text': text}
+      file.write(json.dumps(said, ensure_ascii=False) + '\n')
+
+
+def draws(subject_id: np.ndarray) -> np.ndarray:
+  """A number for each patient that its random draws come from, whatever its row. `[N] int32`"""
+  return np.array([int(hashlib.sha256(str(i).encode()).hexdigest()[:8], 16) >> 1 for i in subject_id], np.int32)

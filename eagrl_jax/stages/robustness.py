@@ -1,0 +1,219 @@
+"""Judges base, sft, rl and the expert on test patients whose records, or prompts, are changed.
+
+1. Every policy answers each perturbed record (`evaluation.perturb`) with the same random draws, in batches of one
+   shape; the expert predicts the same records. Its channels have no names: moved features meet the wrong ones.
+2. The records without the features that a policy named, and with them alone, beside random ones and the expert's.
+3. robustness/metrics.json: AUROC and AUPRC of every condition, the paired change from the unchanged records,
+   faithfulness, and the agreement of the expert's members; the report anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
+from eagrl_jax.ehr import normalise
+from eagrl_jax.ehr.records import Visits
+from eagrl_jax.evaluation import bootstrap, faithfulness, perturb, report
+from eagrl_jax.evaluation.perturb import Condition
+from eagrl_jax.expert import salience as salience_lib
+from eagrl_jax.expert import train as expert_train
+from eagrl_jax.mesh import local_mesh
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import expert as expert_stage
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.encode import Encoder, parse_rollout
+from eagrl_jax.stages.pipeline import write_json
+from eagrl_jax.stages.rl import sample
+from eagrl_jax.train import checkpoint, processes
+from eagrl_jax.train.progress import Progress
+from eagrl_jax.types import EagrlError, ExpertBatch, PromptBatch
+
+METRICS = ('auroc', 'auprc')
+Prompt = tuple[list[int], np.ndarray]  # token ids, the feature of each
+
+
+@dataclasses.dataclass(frozen=True)
+class Said:
+  """What one arm said under one condition; an expert always parses."""
+
+  prob: np.ndarray  # [n]
+  parsed: np.ndarray  # [n] share of the answers
+  named: list[list[int]]  # by the first answer
+
+
+def check(config: ConfigDict) -> None:
+  """Refuses settings that cannot work.
+
+  Raises:
+    EagrlError: names the field.
+  """
+  c = config.robustness
+  perturb.check(tuple(c.kinds), c.levels.to_dict())
+  if c.patients < 0 or c.samples < 1:
+    raise EagrlError(f'robustness.patients={c.patients} must not be negative (0 = every test patient) and '
+                     f'robustness.samples={c.samples} at least 1')
+
+
+def run(context: Context) -> None:
+  check(context.config)
+  c, seed = context.config.robustness, context.config.seed
+  data = data_lib.load(context)
+  rows = chosen_rows(data.splits.test, c.patients, seed)
+  statistics = normalise.load(context.folder('prepare') / 'statistics.json')
+  conditions = perturb.conditions(tuple(c.kinds), c.levels.to_dict(), data.visits.values[rows], rows,
+                                  data.cohort.features, statistics, seed)
+  said, sets = {}, {}
+  for name in policy_lib.POLICIES:
+    policy = policy_lib.load(context.folder(name), context.mesh)
+    said[name], sets[name] = policy_answers(context, name, policy, data, rows, conditions)
+  processes.first(lambda: write(context, data, statistics, rows, conditions, said, sets))
+
+
+def chosen_rows(test: np.ndarray, patients: int, seed: int) -> np.ndarray:
+  """Test patients of the stage: all of them, or so many at random. Ascending."""
+  shuffled = perturb.generator(seed, 'patients').permutation(test)
+  return np.sort(shuffled[:patients or None])
+
+
+def policy_answers(context: Context, name: str, policy: policy_lib.Policy, data: data_lib.Data, rows: np.ndarray,
+                   conditions: list[Condition]) -> tuple[list[Said], dict]:
+  """One policy's answers to every condition, and p(without), p(alone) of the sets of faithfulness."""
+  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  prompts = [encode(encoder, rows, condition) for condition in conditions]
+  longest = max(len(ids) for prompt in prompts for ids, _ in prompt)
+  width = -(-longest // encoder.bucket) * encoder.bucket
+  unparsed = data_lib.prevalence(data)
+  with Progress(f'robustness {name}', (len(conditions) + 6) * len(rows)) as progress:
+    ask = lambda prompt, draw: answer(context, policy, encoder, prompt, rows, width, draw, unparsed, progress)
+    said = [ask(prompt, condition.draw) for prompt, condition in zip(prompts, conditions)]
+    values = conditions[0].values
+    present = np.isfinite(values).any(1)
+    own = faithfulness.named_sets(said[0].named, present, context.config.reward.top_k)
+    salience = expert_stage.load_salience(context)[rows]
+    sets = {}
+    for kind, chosen in (('own', own), ('random', random_like(context, own, present, rows)),
+                         ('expert', faithfulness.highest(salience * present, own.sum(1)))):
+      tried = [encode(encoder, rows, Condition(kind, 0, perturb.only(values, kept))) for kept in (~chosen, chosen)]
+      sets[kind] = (chosen, *(ask(prompt, 0).prob for prompt in tried))
+  return said, sets
+
+
+def random_like(context: Context, chosen: np.ndarray, present: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  return faithfulness.random_sets(chosen.sum(1), present, rows, context.config.seed)
+
+
+def encode(encoder: Encoder, rows: np.ndarray, condition: Condition) -> list[Prompt]:
+  """The prompts of a condition."""
+  worded = dataclasses.replace(encoder, config=dataclasses.replace(encoder.config, wording=condition.wording))
+  out = []
+  for i, row in enumerate(rows):
+    real = encoder.visits.valid[row]
+    out.append(worded.tokens(int(row), None if condition.order is None else condition.order[i],
+                             condition.values[i][real]))
+  return out
+
+
+def padded(prompts: list[Prompt], rows: np.ndarray, width: int, pad_id: int) -> PromptBatch:
+  """A left-padded batch of one width, whatever its prompts hold: one shape, one compilation."""
+  tokens = np.full((len(rows), width), pad_id, np.int32)
+  feature = np.full((len(rows), width), -1, np.int32)
+  valid = np.zeros((len(rows), width), bool)
+  for i, (ids, spans) in enumerate(prompts):
+    tokens[i, width - len(ids):], feature[i, width - len(ids):] = ids, spans
+    valid[i, width - len(ids):] = True
+  return PromptBatch(tokens, valid, feature, np.asarray(rows, np.int32))
+
+
+def answer(context: Context, policy: policy_lib.Policy, encoder: Encoder, prompts: list[Prompt], rows: np.ndarray,
+           width: int, draw: int, unparsed: float, progress: Progress) -> Said:
+  """Mean probability of `robustness.samples` answers a patient; greedy answers are all the same, so one is enough."""
+  c = context.config.evaluate
+  samples = context.config.robustness.samples if c.temperature > 0 else 1
+  width = max(width, -(-max(len(ids) for ids, _ in prompts) // encoder.bucket) * encoder.bucket)
+  key = jax.random.fold_in(rng.stage_key(context.config.seed, 'robustness'), draw)
+  size = min(c.batch, len(rows))
+  prob, parsed, named = [], [], []
+  for start in range(0, len(rows), size):
+    at = np.arange(start, min(start + size, len(rows)))
+    full = np.resize(at, size)  # a last, short batch repeats its rows
+    batch = padded([prompts[i] for i in full], rows[full], width, encoder.tokenizer.pad_id)
+    rollout = sample(policy.params, policy, mesh_lib.shard_batch(context.mesh, batch), key, samples, c.max_new,
+                     c.temperature)
+    said = parse_rollout(processes.local(rollout), policy.tokenizer, encoder.cohort,
+                         max_named=4 * context.config.reward.top_k).said
+    prob.append(np.where(said.parsed, said.prob, unparsed)[:len(at)].mean(1))
+    parsed.append(said.parsed[:len(at)].mean(1))
+    named += [[int(f) for f in ids if f >= 0] for ids in np.asarray(said.named)[:len(at), 0]]
+    progress.update(len(at))
+  return Said(np.concatenate(prob), np.concatenate(parsed), named)
+
+
+def expert_input(data: data_lib.Data, statistics: normalise.Statistics, rows: np.ndarray, values: np.ndarray,
+                 order: np.ndarray | None = None) -> ExpertBatch:
+  """What the expert sees of a condition: normalised as ever, then its channels moved as the prompt's lines are."""
+  visits = Visits(values, data.visits.hours[rows], data.visits.valid[rows])
+  batch = normalise.apply(statistics, visits, data.cohort.take(rows))
+  if order is None:
+    return batch
+  move = lambda x: np.take_along_axis(x, order[:, None], 2)
+  return dataclasses.replace(batch, values=move(batch.values), observed=move(batch.observed))
+
+
+def write(context: Context, data: data_lib.Data, statistics: normalise.Statistics, rows: np.ndarray,
+          conditions: list[Condition], said: dict[str, list[Said]], sets: dict[str, dict]) -> None:
+  """The expert's part, the stage's file and the report."""
+  config, k = settings.expert(context.config), context.config.reward.top_k
+  values = conditions[0].values
+  present = np.isfinite(values).any(1)
+  shape = jax.tree.map(lambda x: x[:1], data.expert)
+  with jax.set_mesh(local_mesh(1)):
+    like = expert_train.abstract(rng.stage_key(context.config.seed, 'expert'), config, shape).best_params
+    params = checkpoint.load_params(context.folder('expert') / 'members', like)
+    predict = lambda shown, order=None: expert_train.predict(
+        params, config.model, expert_input(data, statistics, rows, shown, order)).mean(0)
+    said = said | {'expert': [Said(predict(c.values, c.order), np.ones(len(rows)), []) for c in conditions]}
+    own = faithfulness.highest(expert_stage.load_salience(context)[rows] * present, np.full(len(rows), k))
+    tried = {'own': own, 'random': random_like(context, own, present, rows)}
+    sets = sets | {'expert': {
+        kind: (chosen, predict(perturb.only(values, ~chosen)), predict(perturb.only(values, chosen)))
+        for kind, chosen in tried.items()}}
+    members = salience_lib.member_salience(params, config.model, expert_input(data, statistics, rows, values),
+                                           context.config.expert.salience)
+  write_json(context.folder('robustness') / 'metrics.json',
+             summarise(context, data, rows, conditions, said, sets, members))
+  logging.info('report: %s', report.write_report(context.workdir))
+
+
+def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, conditions: list[Condition],
+              said: dict[str, list[Said]], sets: dict[str, dict], members: np.ndarray) -> dict:
+  """The content of metrics.json."""
+  n, k, prior = context.config.evaluate.bootstrap, context.config.reward.top_k, data_lib.prevalence(data)
+  label = data.cohort.label[rows].astype(int)
+  table = []
+  for i, condition in enumerate(conditions):
+    arms = {}
+    for name, answers in said.items():
+      scores = bootstrap.bootstrap(label, answers[i].prob, n)
+      arms[name] = {m: scores[m] for m in METRICS} | {'parse_rate': float(answers[i].parsed.mean())}
+      if i:
+        change = bootstrap.paired_difference(label, answers[i].prob, answers[0].prob, n)
+        arms[name]['change'] = {m: change[m] for m in METRICS}
+    table.append({'kind': condition.kind, 'level': condition.level, **condition.detail, 'arms': arms})
+  present = np.isfinite(conditions[0].values).any(1)
+  return {
+      'n': len(rows), 'prevalence': float(label.mean()), 'unparsed_score': prior, 'top_k': k,
+      'samples': context.config.robustness.samples if context.config.evaluate.temperature > 0 else 1,
+      'seed': context.config.seed, 'levels': {kind: perturb.WORDS[kind] for kind in perturb.WORDS},
+      'unchanged': table[0]['arms'], 'conditions': table[1:],
+      'faithfulness': {name: faithfulness.table(said[name][0].prob, found, prior, n) for name, found in sets.items()},
+      'member_agreement': faithfulness.member_agreement(members, present, k, n),
+      'salience': context.config.expert.salience}

@@ -1,0 +1,145 @@
+"""A finished run on another cohort, with outcomes to judge by: what holds outside the hospital that it was made in.
+
+1. Open the run; read the other cohort and put it on the run's features, units, grid and train statistics. Nothing is
+   fitted on it.
+2. Its patients are judged by the policies base, sft and rl, by the expert, and by logistic regression and boosting
+   that are fitted on the run's train patients.
+3. `<workdir>/transfer/<name>/metrics.json`: AUROC, AUPRC and calibration with intervals by patient, paired differences,
+   how many features met, and the AUROC of the same arms at home.
+
+The expert and the baselines are the controls of the policies: they meet the same missing features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.evaluation import baselines, bootstrap, metrics, report
+from eagrl_jax.stages import beside, checks, finished, foreign, inference, pipeline, prepare
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages.context import Context
+from eagrl_jax.types import EagrlError
+
+BASELINES = ('logistic', 'boosting')
+FILES = ('path', 'outcomes', 'features')
+PAIRS = (('rl', 'expert'), ('rl', 'base'), ('rl', 'sft'), ('rl', 'logistic'), ('rl', 'boosting'))
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> None:
+  """Entry of `configs/transfer.py`. A dry run reads the other cohort, says what it found and stops."""
+  checks.check_transfer(config)
+  c = config.transfer
+  with finished.opened(workdir, config.mesh, ('rl', 'expert')) as context:
+    home = data_lib.load(context)
+    if config.data.source == context.config.data.source == 'synthetic' and config.seed == prepare.data_seed(
+        context.config):
+      raise EagrlError(f'seed={config.seed} is that of the run: the other cohort would be the same synthetic patients, '
+                       'measured elsewhere; set another --config.seed=')
+    cohort, match = other(config, context, home)
+    data = finished.dressed(context, chosen(cohort, c.patients, config.seed))
+    label = data.cohort.label
+    if reason := metrics.undefined(label.astype(int)):
+      raise EagrlError(f'data.path: the {len(label)} patients of the other cohort cannot be judged: {reason}')
+    logging.info('%s\n%s', data.cohort.name, prepare.attrition_table(data.cohort))
+    print(f'{len(label)} patients of {data.cohort.name}, {100 * label.mean():.1f} % positive; {match.line()}')
+    if dry_run:
+      return
+    made_from = {
+        'run': {name: finished.stage_hash(workdir, name) for name in (*policy_lib.POLICIES, 'expert')},
+        'data': config.data.to_dict() | dict.fromkeys(FILES, ''),
+        'files': [finished.fingerprint(config.data[k]) for k in FILES
+                  if config.data[k] and config.data.source != 'synthetic'],
+        'patients': c.patients, 'seed': config.seed,
+        'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new', 'bootstrap')}}
+
+    def write(folder: pathlib.Path) -> dict:
+      summary = judge(context, home, data, match)
+      pipeline.write_json(folder / 'metrics.json', summary)
+      print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
+      return {'attrition': data.cohort.attrition, 'environment': pipeline.environment()}
+
+    folder = finished.publish(workdir, 'transfer', c.name or data.cohort.name, made_from, write)
+    logging.info('transfer: %s', folder / 'metrics.json')
+
+
+def other(config: ConfigDict, context: Context, home: data_lib.Data) -> tuple[Cohort, foreign.Match]:
+  """The other cohort on the run's features; patients of one source that the run has learnt from are left out.
+
+  Raises:
+    EagrlError: another task, no feature in common.
+  """
+  # Hours, visits and windows are the run's: some sources apply them while they read.
+  reading = ConfigDict(config.data.to_dict() | {
+      k: context.config.data[k] for k in ('bin_hours', 'max_visits', 'window_hours', 'aggregate')})
+  cohort = prepare.read_source(reading, config.seed)
+  if cohort.task != home.cohort.task:
+    raise EagrlError(f'data.task={cohort.task!r}: the run was trained for {home.cohort.task!r}; judge it on that')
+  if cohort.name == home.cohort.name and config.data.source != 'synthetic':
+    used = set(home.cohort.subject_id[np.r_[home.splits.train, home.splits.valid]].tolist())
+    rows = np.flatnonzero([str(i) not in used for i in cohort.subject_id])
+    if not len(rows):
+      raise EagrlError('data.path: the run was trained on every patient of this cohort; give another one')
+    steps = (*cohort.attrition, ('train and validation patients of the run', len(cohort) - len(rows), 'patients'))
+    cohort = dataclasses.replace(cohort.take(rows), attrition=steps)
+  return foreign.remap(cohort, home.cohort.features)
+
+
+def chosen(cohort: Cohort, patients: int, seed: int) -> Cohort:
+  """All patients, or so many in an order of their ids' hashes."""
+  if not patients or patients >= len(cohort):
+    return cohort
+  kept = cohort.take(hashed_order(cohort.subject_id, f'transfer/{seed}')[:patients])
+  return dataclasses.replace(kept, attrition=(*kept.attrition, ('not drawn', len(cohort) - patients, 'patients')))
+
+
+def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: foreign.Match) -> dict:
+  """The content of metrics.json."""
+  rows, n = data.splits.test, context.config.evaluate.bootstrap
+  unparsed = data_lib.prevalence(home)
+  arms: dict[str, inference.Arm] = {}
+  blind = dataclasses.replace(data, cohort=foreign.blinded(data.cohort))
+  for name in policy_lib.POLICIES:
+    policy = policy_lib.load(context.folder(name), context.mesh)
+    encoder = data_lib.encoder(context, blind, policy.tokenizer)
+    arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)
+    logging.info('%s: %.1f %% of the answers parsed', name, 100 * arms[name].parsed.mean())
+  probs = {name: arm.prob for name, arm in arms.items()} | {'expert': finished.expert_prob(context, blind)}
+  probs |= {kind: fitted_at_home(kind, home, data, context.config.seed) for kind in BASELINES}
+  label, known = data.cohort.label.astype(int), at_home(context)
+  table: dict[str, dict] = {}
+  for name, prob in probs.items():
+    table[name] = bootstrap.bootstrap(label, prob, n) | {
+        'calibration_error': metrics.expected_calibration_error(label, prob), 'auroc_at_home': known.get(name)}
+    if name in arms:
+      table[name] |= {'parse_rate': float(arms[name].parsed.mean()), 'refusal_rate': float(arms[name].refused.mean())}
+  return {
+      'task': data.cohort.task, 'cohort': data.cohort.name, 'trained_on': home.cohort.name, 'n_test': len(rows),
+      'n_train': len(home.splits.train), 'prevalence': float(label.mean()), 'unparsed_score': unparsed,
+      'mapped_features': len(match.mapped), 'features': dataclasses.asdict(match), 'arms': table,
+      'paired': bootstrap.paired_rows(label, probs, PAIRS, n=n)}
+
+
+def fitted_at_home(kind: str, home: data_lib.Data, data: data_lib.Data, seed: int) -> np.ndarray:
+  """A baseline fitted on the run's train patients alone, for every patient of the other cohort. `[N]`"""
+  one, two = beside.table(home), beside.table(data)
+  both = baselines.Table(np.concatenate([one.x, two.x]), one.n_features)
+  rows = len(one.x) + np.arange(len(two.x))
+  unseen = np.zeros(len(two.x), home.cohort.label.dtype)  # in place of the other cohort's outcomes
+  return baselines.predict(kind, both, np.concatenate([home.cohort.label, unseen]), home.splits.train, rows, seed)
+
+
+def at_home(context: Context) -> dict[str, dict]:
+  """AUROC of the run's own evaluation by arm; empty where there is none."""
+  path = context.workdir / 'evaluate' / 'metrics.json'
+  if not path.exists():
+    return {}
+  arms = json.loads(path.read_text())['arms']
+  return {name: {k: arm['auroc'][k] for k in ('point', 'ci95')} for name, arm in arms.items()}

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from eagrl_jax.evaluation import study
+
+
+def cohort(n=300):
+  r = np.random.default_rng(0)
+  label = (r.random(n) < 0.4).astype(int)
+  noisy = lambda strength: 1 / (1 + np.exp(-(strength * (label - 0.5) + r.normal(size=n))))
+  return label, noisy
+
+
+def test_means_over_seeds_are_sklearns_and_the_seeds_spread_stands_apart():
+  label, noisy = cohort()
+  probs = {'eag': {0: noisy(3), 1: noisy(3)}, 'sft': {0: noisy(1), 1: noisy(1)}, 'once': {1: noisy(2)}}
+  rows = study.table(label, probs, 'eag', 200)
+  scores = [sk.roc_auc_score(label, p) for p in probs['sft'].values()]
+  np.testing.assert_allclose(rows['sft']['auroc']['mean'], np.mean(scores))
+  np.testing.assert_allclose(rows['sft']['auroc']['sd'], np.std(scores, ddof=1))
+  np.testing.assert_allclose(rows['sft']['auprc']['by_seed'],
+                             [sk.average_precision_score(label, p) for p in probs['sft'].values()])
+  assert 'against' not in rows['eag'] and np.isnan(rows['once']['auroc']['sd'])
+  gap = rows['once']['against']['auroc']  # over the one seed that both have
+  assert gap['seeds'] == [1]
+  np.testing.assert_allclose(gap['diff'], np.subtract(*(sk.roc_auc_score(label, probs[a][1]) for a in ('eag', 'once'))))
+
+
+def test_resamples_are_paired():
+  """An arm beside itself with a tiny change has a far narrower interval than its own score."""
+  label, noisy = cohort()
+  prob = noisy(1)
+  rows = study.table(label, {'eag': {0: prob}, 'same': {0: np.clip(prob + 1e-3 * (label - 0.5), 0, 1)}}, 'eag', 200)
+  width = lambda row: row['ci95'][1] - row['ci95'][0]
+  assert width(rows['same']['against']['auroc']) < 0.1 * width(rows['same']['auroc'])
+
+
+def test_holm_by_hand():
+  np.testing.assert_allclose(study.holm([0.01, 0.04, float('nan'), 0.03]), [0.03, 0.06, np.nan, 0.06])
+  assert study.holm([]) == [] and study.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(('ahead', 'behind', 'verdict'), [(3.0, 0.5, 'reproduced'), (0.5, 3.0, 'reversed'),
+                                                          (1.0, 1.0, 'not reproduced')])
+def test_a_claim_is_what_the_intervals_say(ahead, behind, verdict):
+  label, noisy = cohort()
+  rows = study.table(label, {'eag': {0: noisy(ahead)}, 'sft': {0: noisy(behind)}}, 'eag', 200)
+  found = {c['claim']: c['verdict'] for c in study.claims(rows)}
+  assert found['EAG-RL is ahead of SFT'] == verdict
+  assert found['EAG-RL is ahead of DAPO'] == 'untested'
+
+
+def test_markdown_holds_every_arm_and_claim():
+  label, noisy = cohort()
+  rows = study.table(label, {'eag': {0: noisy(3)}, 'sft': {0: noisy(1)}}, 'eag', 50)
+  text = study.markdown({'cohort': 'c', 'task': 't', 'n_test': 300, 'prevalence': 0.4, 'seeds': [0], 'arms': rows,
+                         'claims': study.claims(rows)})
+  table = [line for line in text.splitlines() if line.startswith('|')]
+  assert len({line.count('|') for line in table[:4]}) == 1 and 'nan' not in text
+  assert all(c in text for c, *_ in study.CLAIMS)

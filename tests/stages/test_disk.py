@@ -1,0 +1,124 @@
+"""A disk that is full and a file in the way: one line that names --workdir, and what was finished is used again."""
+
+from __future__ import annotations
+
+import errno
+import os
+import pathlib
+import resource
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from eagrl_jax.stages import pipeline
+from eagrl_jax.train.metrics import MetricWriter
+from eagrl_jax.types import EagrlError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def get_config():
+  sys.path.insert(0, str(ROOT))
+  try:
+    from tests.stages.conftest import micro
+  finally:
+    sys.path.remove(str(ROOT))
+  return micro(target='base')
+
+
+@pytest.fixture
+def prepared(finished, tmp_path):
+  """A run whose next stage is base."""
+  for stage in ('prepare', 'expert'):
+    shutil.copytree(finished / stage, tmp_path / stage)
+  return tmp_path
+
+
+@pytest.fixture
+def same(finished, monkeypatch):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks.kills import differences
+  return lambda workdir: differences(finished, workdir, ('prepare', 'expert', 'base')) == []
+
+
+# Bytes that a file may have: the tokenizer has more than the one, a checkpoint's weights more than the other.
+@pytest.mark.parametrize('limit', [2_000, 100_000])
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(limit, prepared, same):
+  """Every file of the process is kept short by the system; compiled programs come from no cache and go to none."""
+  env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false',
+                      'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  ended = subprocess.run([sys.executable, __file__, str(limit), f'--config={__file__}', f'--workdir={prepared}'],
+                         cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
+  said = [line for line in ended.stderr.splitlines() if line.startswith('eagrl_jax:')]
+  assert ended.returncode == 1 and len(said) == 1 and 'Traceback' not in ended.stderr, ended.stderr
+  assert f'--workdir={prepared} cannot be written: File too large' in said[0]
+  assert 'run the same command again' in said[0]
+  assert (limit == 100_000) == (prepared / 'base' / 'metrics.jsonl').exists()
+  pipeline.run(get_config(), prepared)
+  assert same(prepared)
+
+
+@pytest.mark.parametrize('name', ['base', 'base/checkpoints', 'base/metrics.jsonl'])
+def test_something_in_the_way_is_one_line(name, prepared, same):
+  """A file where a folder belongs, or the other way round, which stops even an administrator."""
+  config, place = get_config(), prepared / name
+  if name != 'base':
+    place.parent.mkdir()
+    pipeline.write_json(prepared / 'base' / 'started.json', {'hash': pipeline.stage_hashes(config)['base']})
+  place.mkdir() if place.suffix else place.write_text('mine')
+  with pytest.raises(EagrlError) as error:
+    pipeline.run(config, prepared)
+  text = str(error.value)
+  assert text.startswith(f'--workdir={prepared} cannot be written: ') and f'({name}' in text and '\n' not in text
+  place.rmdir() if place.suffix else place.unlink()  # it is still there
+  pipeline.run(config, prepared)
+  assert same(prepared)
+
+
+def test_a_workdir_that_is_a_file(tmp_path):
+  (tmp_path / 'w').write_text('mine')
+  with pytest.raises(EagrlError, match=r'--workdir=.*w cannot be written: File exists; make room'):
+    pipeline.run(get_config(), tmp_path / 'w')
+  assert (tmp_path / 'w').read_text() == 'mine'
+
+
+@pytest.mark.parametrize('writer', ['metrics', 'json', 'parquet'])
+def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch):
+  """Each of them raises what the system says, which becomes the line."""
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  def refuse(*_, **__):
+    raise full
+
+  import pyarrow.parquet as pq
+  monkeypatch.setattr(*{'metrics': (MetricWriter, 'write'), 'json': (pipeline, 'write_json'),
+                        'parquet': (pq, 'write_table')}[writer], refuse)
+  config = get_config()
+  config.target = 'expert' if writer == 'metrics' else 'prepare'
+  with pytest.raises(EagrlError, match=r'--workdir=.* cannot be written: No space left on device'):
+    pipeline.run(config, tmp_path / 'w')
+
+
+def test_a_users_own_file_is_not_blamed_on_the_folder(tmp_path):
+  with pytest.raises(FileNotFoundError), pipeline.disk_faults(tmp_path / 'w'):
+    (tmp_path / 'absent.csv').read_text()
+
+
+def main() -> None:
+  from eagrl_jax import main as program
+  limit = int(sys.argv.pop(1))
+  real = pipeline._do_stage
+
+  def limited(stage, *args):
+    if stage.name == 'base':
+      resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+    real(stage, *args)
+
+  pipeline._do_stage = limited
+  program.run()
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,279 @@
+"""A finished run on new patients: what it reads, what it refuses, what it leaves."""
+
+import csv
+import dataclasses
+import json
+import logging
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from absl import logging as absl_logging
+
+from eagrl_jax.ehr import splits, store
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.stages import evaluate, finished, foreign, pipeline, predict
+from eagrl_jax.types import EagrlError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def config(**fields):
+  sys.path.insert(0, str(ROOT))
+  try:
+    from configs import predict as file
+  finally:
+    sys.path.remove(str(ROOT))
+  c = file.get_config()
+  c.predict.update(fields)
+  return c
+
+
+def write(path, header, rows):
+  with path.open('w', newline='') as f:
+    csv.writer(f).writerows([header, *rows])
+  return str(path)
+
+
+@pytest.fixture(scope='module')
+def run(finished, tmp_path_factory):
+  """A finished run of this file's own: others must not see what it adds."""
+  workdir = tmp_path_factory.mktemp('predict') / 'w'
+  shutil.copytree(finished, workdir)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def cohort(run):
+  """The run's test patients."""
+  whole = store.load(run / 'prepare')
+  return whole.take(splits.load(run / 'prepare' / 'splits.parquet', whole.subject_id).test)
+
+
+def events(cohort, name=lambda spec: spec.name, value=lambda spec, v: v, rows=None):
+  """A cohort's events as rows of a long CSV with units."""
+  rows = range(len(cohort)) if rows is None else rows
+  out = []
+  for p, hour, f, v in zip(cohort.patient, cohort.hour, cohort.feature, cohort.value):
+    if p in rows:
+      spec = cohort.features[int(f)]
+      out.append((cohort.subject_id[p], float(hour), name(spec), repr(float(value(spec, v))), spec.unit))
+  return out
+
+
+HEADER = ('patient', 'time', 'feature', 'value', 'unit')
+
+
+@pytest.fixture(scope='module')
+def long(cohort, tmp_path_factory):
+  """The test patients as somebody else writes them: aliases, lactate in another unit, a feature of their own."""
+  folder = tmp_path_factory.mktemp('data')
+  scale, offset = cohort.features[cohort.features.find('lactate')].accepted_units[0][1:]
+  rows = []
+  for patient, hour, name, value, unit in events(cohort, lambda s: f' {(s.aliases or (s.name,))[0]}_'):
+    if cohort.features.find(name) == cohort.features.find('lactate'):
+      value, unit = repr((float(value) - offset) / scale), 'mg/dL'
+    rows.append((patient, hour, name, value, unit))
+  rows += [(patient, 0, 'moon phase', 3, '') for patient in cohort.subject_id]
+  rows.append(('not in statics', 1, 'lactate', 2, 'mmol/L'))
+  return write(folder / 'new.csv', HEADER, rows)
+
+
+@pytest.fixture(scope='module')
+def statics(cohort, tmp_path_factory):
+  """Age and sex, beside an outcome that no reader could take."""
+  return write(tmp_path_factory.mktemp('statics') / 's.csv', ('patient', 'age', 'sex', 'label'),
+               [(i, repr(float(a)), 'fm'[s], 'secret') for i, a, s in zip(cohort.subject_id, cohort.age, cohort.sex)])
+
+
+def read(workdir, name):
+  folder = workdir / 'predictions' / name
+  lines = [json.loads(line) for line in (folder / 'reasoning.jsonl').read_text().splitlines()]
+  return pq.read_table(folder / 'predictions.parquet').to_pydict(), lines, json.loads(
+      (folder / 'manifest.json').read_text())
+
+
+def test_new_patients_meet_the_expert_that_the_run_trained(run, cohort, long, statics, capsys):
+  """The same people under aliases and in another unit get the probabilities that the run itself gave them."""
+  said = []
+  handler = logging.Handler()
+  handler.emit = lambda record: said.append(record.getMessage())
+  absl_logging.get_absl_logger().addHandler(handler)
+  level = absl_logging.get_verbosity()
+  absl_logging.set_verbosity(absl_logging.INFO)
+  try:
+    predict.run(config(path=long, statics=statics), run)
+  finally:
+    absl_logging.set_verbosity(level)
+    absl_logging.get_absl_logger().removeHandler(handler)
+  table, lines, manifest = read(run, 'new')
+  ids = table['subject_id']
+  assert len(ids) == 25 == manifest['patients'] and not set(ids) & set(cohort.subject_id)
+  whole = store.load(run / 'prepare')
+  known = dict(zip((evaluate.hashed_id(i, 0) for i in whole.subject_id), np.load(run / 'expert/prob.npy').mean(0)))
+  got = dict(zip(ids, table['expert_probability']))
+  mine = [evaluate.hashed_id(i, 0) for i in cohort.subject_id]
+  np.testing.assert_allclose([got[i] for i in mine], [known[i] for i in mine], atol=2e-5)
+  assert [line['subject_id'] for line in lines] == ids and all(line['text'] for line in lines)
+  names = set(whole.features.names)
+  assert all(set(line['features']) <= names for line in lines)
+  assert all(0 <= p <= 1 for k in ('predicted_boolean_probability', 'parsed', 'refused') for p in table[k])
+  assert manifest['features']['unknown'] == 1 and set(manifest['features']['mapped']) <= names
+  shown = capsys.readouterr()
+  text = ' '.join(said) + shown.out + shown.err
+  assert '1 of the data are unknown' in text and not any(i in text for i in cohort.subject_id)
+
+
+def test_the_same_again_is_kept_and_other_content_moves_it_aside(run, cohort, long, statics, tmp_path):
+  predict.run(config(path=long, statics=statics), run)
+  place = run / 'predictions' / 'new' / 'predictions.parquet'
+  before = place.read_bytes(), place.stat().st_mtime_ns
+  predict.run(config(path=long, statics=statics), run)
+  assert (place.read_bytes(), place.stat().st_mtime_ns) == before
+  few = write(tmp_path / 'new.csv', HEADER, events(cohort, rows=range(5)))
+  predict.run(config(path=few, statics=statics), run)
+  aside = [p for p in (run / 'superseded').iterdir() if p.name.startswith('predictions-new-')]
+  assert [(p / 'predictions.parquet').read_bytes() for p in aside] == [before[0]]
+  # A patient's answers do not depend on who else is asked.
+  all_of_them, some = pq.read_table(aside[0] / 'predictions.parquet').to_pydict(), read(run, 'new')[0]
+  by_id = dict(zip(all_of_them['subject_id'], all_of_them['predicted_boolean_probability']))
+  assert len(some['subject_id']) == 5
+  np.testing.assert_allclose(some['predicted_boolean_probability'], [by_id[i] for i in some['subject_id']], atol=1e-6)
+  assert not [p for p in (run / 'predictions').iterdir() if p.name.startswith('.')]
+
+
+def test_a_wide_file_with_plain_ids_and_one_feature(run, cohort, tmp_path):
+  lactate = [row for row in events(cohort) if row[2] == 'lactate']
+  people = sorted({row[0] for row in lactate})
+  wide = write(tmp_path / 'wide.csv', ('patient', 'time', 'lactate', 'shoe size'),
+               [('unit', '', 'mmol/L', ''), *[(p, h, v, 41) for p, h, _, v, _ in lactate]])
+  c = config(path=wide, source='wide_csv', name='one', policy='base')
+  c.evaluate.plain_ids = True
+  predict.run(c, run)
+  table, _, manifest = read(run, 'one')
+  assert sorted(table['subject_id']) == people
+  assert manifest['features']['mapped'] == ['lactate'] and manifest['features']['unknown'] == 1
+  assert len(manifest['features']['lacking']) == len(cohort.features) - 1
+  assert manifest['made_from']['policy'] == 'base'
+
+
+def test_a_dry_run_only_looks(run, long, capsys):
+  predict.run(config(path=long, name='dry'), run, dry_run=True)
+  assert 'features of the run' in capsys.readouterr().out and not (run / 'predictions' / 'dry').exists()
+
+
+def stranger(folder):
+  return {'path': write(folder / 'x.csv', HEADER, [('p1', 0, 'moon phase', 1, '')])}
+
+
+def other_unit(folder):
+  return {'path': write(folder / 'x.csv', HEADER, [('p1', 0, 'lactate', 1, 'furlong')])}
+
+
+def no_column(folder):
+  return {'path': write(folder / 'x.csv', ('id', *HEADER[1:]), [('p1', 0, 'lactate', 1, 'mmol/L')])}
+
+
+def ages_in_words(folder):
+  return {'path': write(folder / 'x.csv', HEADER, [('p1', 0, 'lactate', 1, 'mmol/L')]),
+          'statics': write(folder / 's.csv', ('patient', 'age'), [('p1', 'old')])}
+
+
+@pytest.mark.parametrize(('fields', 'words'), [
+    (stranger, ('predict.path', 'none of the 1 names')),
+    (other_unit, ('predict.path', 'lactate', 'accepted_units')),
+    (no_column, ("no column 'patient'",)),
+    (ages_in_words, ('predict.statics', "1 entries of 'age'")),
+    (lambda folder: {'path': str(folder / 'none.csv')}, ('predict.path',)),
+    (lambda folder: {'path': str(folder), 'policy': 'rll'}, ('predict.policy', 'sft')),
+    (lambda folder: {'path': str(folder), 'source': 'synthetic'}, ('predict.source',)),
+    (lambda folder: {'path': str(folder), 'name': '../up'}, ('predict.name',)),
+])
+def test_what_cannot_work_is_refused(run, tmp_path, fields, words):
+  with pytest.raises(EagrlError) as e:
+    predict.run(config(**fields(tmp_path)), run)
+  assert all(word in str(e.value) for word in words) and 'config.data' not in str(e.value)
+
+
+def test_a_folder_that_is_no_finished_run_is_refused(run, long, tmp_path):
+  with pytest.raises(EagrlError, match='holds no run'):
+    predict.run(config(path=long), tmp_path)
+  copy = tmp_path / 'w'
+  shutil.copytree(run, copy)
+  saved = (copy / 'config.json').read_text()
+  changed = json.loads(saved)
+  changed['prompt']['max_values'] += 1
+  (copy / 'config.json').write_text(json.dumps(changed))
+  with pytest.raises(EagrlError, match='config.json is not the config that base'):
+    predict.run(config(path=long), copy)
+  (copy / 'config.json').write_text(saved)
+  done = json.loads((copy / 'sft/done.json').read_text())
+  (copy / 'sft/done.json').write_text(json.dumps(done | {'hash': '0' * 16}))
+  with pytest.raises(EagrlError, match='made from other stages'):
+    predict.run(config(path=long), copy)
+  (copy / 'rl/done.json').unlink()
+  with pytest.raises(EagrlError, match='rl is not finished'):
+    predict.run(config(path=long), copy)
+
+
+RUN = FeatureTable((FeatureSpec('lactate', 'mmol/L', accepted_units=(('mg/dL', 0.111, 0.0),), hard_high=30),
+                    FeatureSpec('temperature', 'degC', aliases=('temp',)), FeatureSpec('coma', kind='ordinal'),
+                    FeatureSpec('weight', 'kg')))
+OTHER = FeatureTable((
+    FeatureSpec('Temp', 'degF', accepted_units=(('degC', 1.8, 32.0),)), FeatureSpec('LACTATE', 'mg/dL'),
+    FeatureSpec('coma'), FeatureSpec('moon', aliases=('phase',)), FeatureSpec('body temperature', 'degC',
+                                                                              aliases=('temperature core', 'temp b'))))
+
+
+def test_a_cohort_is_mapped_by_name_and_unit(cohort):
+  one = dataclasses.replace(
+      cohort.take(np.array([0])), features=OTHER, patient=np.zeros(5, np.int32), hour=np.arange(5, dtype=np.float32),
+      feature=np.array([0, 1, 1, 2, 3], np.int16), value=np.array([98.6, 20, 5000, 15, 1], np.float32))
+  mapped, match = foreign.remap(one, RUN)
+  assert match.mapped == ('lactate', 'temperature') and match.lacking == ('coma', 'weight')
+  assert match.units == ('coma',) and match.unknown == 2
+  assert mapped.features is RUN and mapped.truth is None
+  np.testing.assert_allclose(mapped.value, [37.0, 2.22], rtol=1e-5)  # 5000 mg/dL lies outside the run's hard range
+  assert mapped.feature.tolist() == [1, 0]
+  with pytest.raises(EagrlError, match='none of its'):
+    foreign.remap(one, RUN.subset([3]))
+  assert not foreign.blinded(dataclasses.replace(one, label=np.ones(1, np.int8))).label.any()
+
+
+def test_fields_are_named_as_the_user_knows_them():
+  with pytest.raises(EagrlError) as e, foreign.speaking_of('predict'):
+    raise EagrlError("data.path: data.csv has no column 'x'; set --config.data.columns.patient, see my-data.gz")
+  assert str(e.value) == (
+      "predict.path: data.csv has no column 'x'; set --config.predict.columns.patient, see my-data.gz")
+
+
+def test_a_fingerprint_sees_content_and_places(tmp_path):
+  (tmp_path / 'a').write_text('1')
+  one = finished.fingerprint(tmp_path)
+  (tmp_path / 'a').rename(tmp_path / 'b')
+  two = finished.fingerprint(tmp_path)
+  (tmp_path / 'b').write_text('2')
+  assert len({one, two, finished.fingerprint(tmp_path)}) == 3
+
+
+def test_the_files_that_a_run_was_made_from_are_not_needed(run, micro_config, tmp_path):
+  """A run of files that have moved is used as it stands; one whose config was changed is not."""
+  copy = tmp_path / 'w'
+  shutil.copytree(run, copy)
+  c = micro_config()
+  c.data.update(source='csv', path=str(tmp_path / 'gone.csv'))
+  inputs = {}
+  for stage in pipeline.STAGES[:6]:  # as if they had been made from that file
+    done = {'hash': pipeline.stage_hash(stage, c, {n: inputs[n] for n in stage.needs}),
+            'inputs': {n: inputs[n] for n in stage.needs}}
+    if stage.name == 'prepare':
+      done['hash'] = '0' * 16
+    inputs[stage.name] = done['hash']
+    (copy / stage.name / 'done.json').write_text(json.dumps(done))
+  finished.check_run(copy, c, ('rl', 'expert'))
+  c.seed += 1
+  with pytest.raises(EagrlError, match='config.json'):
+    finished.check_run(copy, c, ('rl', 'expert'))

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+
+from eagrl_jax.stages import study
+from eagrl_jax.types import EagrlError
+
+
+def small(micro_config):
+  c = micro_config(target='study')
+  c.study.update(seeds=(0,), arms=('direct', 'grpo', 'prevalent_features'))
+  return c
+
+
+def test_every_cell_is_run_once_and_lands_in_one_table(micro_config, finished, tmp_path, caplog):
+  c = small(micro_config)
+  shutil.copytree(finished, tmp_path / 'seed_0')  # an evaluated run is the study's first seed as it stands
+  before = (tmp_path / 'seed_0/rl/done.json').stat().st_mtime_ns
+  study.run(c, tmp_path)
+  assert (tmp_path / 'seed_0/rl/done.json').stat().st_mtime_ns == before
+  out = json.loads((tmp_path / 'study.json').read_text())
+  assert list(out['arms'])[:6] == ['base', 'direct', 'sft', 'eag', 'grpo', 'prevalent_features']
+  assert {'expert', 'logistic', 'boosting', 'last_value', 'oracle'} <= set(out['arms'])
+  config = {a: json.loads((tmp_path / f'seed_0/arms/{a}/config.json').read_text())['rl']
+            for a in ('grpo', 'prevalent_features')}
+  assert config['grpo']['c_align'] == 0 and config['grpo']['loss'] == 'sequence_mean'
+  assert config['prevalent_features']['align_control'] == 'prevalence'
+  cells = {a: pq.read_table(tmp_path / f'seed_0/arms/{a}/answers/{a}/predictions.parquet') for a in c.study.arms}
+  assert all(t.num_rows == out['n_test'] for t in cells.values())
+  assert 0 < out['arms']['direct']['auroc']['mean'] < 1
+  marks = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('done.json')}
+  study.run(c, tmp_path)  # nothing is left to do
+  assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('done.json')} == marks
+
+
+def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):
+  c = small(micro_config)
+  c.study.seeds = (3, 4)
+  first, second = study.own(c, 3), study.own(c, 4)
+  assert (first.seed, first.data.seed, second.seed, second.data.seed) == (3, None, 4, 3)
+  assert study.own(c, 4, 'dapo').rl.overlong_buffer == c.rl.max_new // 5 and c.rl.overlong_buffer == 0
+
+
+@pytest.mark.parametrize(('field', 'value', 'says'), [
+    ('arms', ('gropo',), 'study.arms'), ('seeds', (), 'study.seeds'), ('seeds', (1, 1), 'study.seeds')])
+def test_what_cannot_work_is_refused(micro_config, tmp_path, field, value, says):
+  c = small(micro_config)
+  c.study[field] = value
+  with pytest.raises(EagrlError, match=says):
+    study.run(c, tmp_path)
+  assert not list(tmp_path.iterdir())

@@ -1,0 +1,157 @@
+"""A finished run judged on the other synthetic site."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from eagrl_jax.ehr.sources import synthetic
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import finished as finished_lib
+from eagrl_jax.stages import transfer
+from eagrl_jax.types import EagrlError
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def config(variant='', **fields):
+  sys.path.insert(0, str(ROOT))
+  try:
+    from configs import transfer as file
+  finally:
+    sys.path.remove(str(ROOT))
+  c = file.get_config(variant)
+  c.data.update({'site': 'eicu', 'n': 40, 'prevalence': 0.5} | fields)
+  return c
+
+
+@pytest.fixture(scope='module')
+def run(finished, tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('transfer') / 'w'
+  shutil.copytree(finished, workdir)
+  return workdir
+
+
+@pytest.fixture
+def home(run):
+  """The run's context and data."""
+  with finished_lib.opened(run, config().mesh, ('rl', 'expert')) as context:
+    yield context, data_lib.load(context)
+
+
+def test_from_one_synthetic_site_to_the_other(run, capsys):
+  transfer.run(config(), run)
+  folder = run / 'transfer' / 'synthetic-eicu'
+  result = json.loads((folder / 'metrics.json').read_text())
+  assert set(result['arms']) == {'base', 'sft', 'rl', 'expert', 'logistic', 'boosting'}
+  for arm in result['arms'].values():
+    for metric in ('auroc', 'auprc'):
+      low, high = arm[metric]['ci95']
+      assert low <= high and arm[metric]['n_resamples'] > 0
+    assert set(arm['auroc_at_home']) == {'point', 'ci95'}
+  assert {(row['a'], row['b'], row['metric']) for row in result['paired']} >= {('rl', 'expert', 'auroc'),
+                                                                             ('rl', 'expert', 'auprc')}
+  assert (result['trained_on'], result['n_test'], result['mapped_features']) == ('synthetic-mimic', 40, 20)
+  assert '20 of 20 features of the run' in capsys.readouterr().out
+  before = (folder / 'metrics.json').stat().st_mtime_ns
+  transfer.run(config(), run)
+  assert (folder / 'metrics.json').stat().st_mtime_ns == before
+  transfer.run(config(), run, dry_run=True)
+
+
+def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
+  """With every outcome turned round each arm's AUROC is turned round, to the last bit of its probabilities."""
+  context, own = home
+  cohort, match = transfer.other(config(), context, own)
+  data = finished_lib.dressed(context, transfer.chosen(cohort, 16, 0))
+  seen = []
+  score = transfer.bootstrap.bootstrap
+  monkeypatch.setattr(transfer.bootstrap, 'bootstrap', lambda y, p, n: (seen.append(p), score(y, p, n))[1])
+  one = transfer.judge(context, own, data, match)
+  turned = dataclasses.replace(data.cohort, label=1 - data.cohort.label)
+  expert = dataclasses.replace(data.expert, label=1 - data.expert.label)
+  two = transfer.judge(context, own, dataclasses.replace(data, cohort=turned, expert=expert), match)
+  assert len(seen) == 12 and all(np.array_equal(a, b) for a, b in zip(seen[:6], seen[6:]))
+  for name, arm in one['arms'].items():
+    assert arm['auroc']['point'] == pytest.approx(1 - two['arms'][name]['auroc']['point'])
+
+
+def test_baselines_learn_from_the_runs_train_patients_alone(home):
+  """Other values of patients that it may not learn from change nothing; of those it may, they do."""
+  context, own = home
+  cohort = transfer.other(config(), context, own)[0]
+  data = finished_lib.dressed(context, cohort)
+  fit = lambda d, judged=data: transfer.fitted_at_home('logistic', d, judged, 0)
+
+  def spoilt(rows):
+    label = own.cohort.label.copy()
+    label[rows] = 1 - label[rows]
+    return dataclasses.replace(own, cohort=dataclasses.replace(own.cohort, label=label))
+
+  held = np.r_[own.splits.valid, own.splits.test]
+  assert np.array_equal(fit(own), fit(spoilt(held)))
+  assert not np.allclose(fit(own), fit(spoilt(own.splits.train[:20])))
+  few = finished_lib.dressed(context, cohort.take(np.arange(20, 40)))  # whoever else is judged
+  np.testing.assert_allclose(fit(own, few), fit(own)[20:], rtol=1e-6)
+
+
+def test_the_runs_own_synthetic_patients_are_refused(run):
+  c = config()
+  c.seed = 0
+  with pytest.raises(EagrlError, match='seed=0'):
+    transfer.run(c, run)
+
+
+def test_another_task_or_one_outcome_is_refused(run, tmp_path):
+  with pytest.raises(EagrlError, match='data.path'):
+    transfer.run(config(source='csv'), run)
+  with pytest.raises(EagrlError, match=r'transfer\.patients'):
+    c = config()
+    c.transfer.patients = -1
+    transfer.run(c, run)
+  with pytest.raises(EagrlError, match='cannot be judged'):
+    c = config()
+    c.transfer.patients = 1
+    transfer.run(c, run)
+  c = csv_cohort(tmp_path)
+  c.data.task = 'readmission'
+  with pytest.raises(EagrlError, match="data.task='readmission'"):
+    transfer.run(c, run)
+
+
+def csv_cohort(folder):
+  """Thirty patients of the other site as CSV files, glucose under an alias and in another unit."""
+  cohort = synthetic.generate(synthetic.SyntheticConfig(n=30, site='eicu', features=('lactate', 'glucose')), 5)
+  glucose = cohort.features.find('glucose')
+  unit, scale, offset = cohort.features[glucose].accepted_units[0]
+  rows = [('patient', 'time', 'feature', 'value', 'unit')]
+  for p, hour, f, v in zip(cohort.patient, cohort.hour, cohort.feature, cohort.value):
+    known = (cohort.features[glucose].aliases[0], repr((float(v) - offset) / scale), unit) if f == glucose else (
+        cohort.features[int(f)].name, repr(float(v)), cohort.features[int(f)].unit)
+    rows.append((cohort.subject_id[p], float(hour), *known))
+  people = [('patient', 'label', 'age', 'sex')] + [
+      (i, y, float(a), 'fm'[s]) for i, y, a, s in zip(cohort.subject_id, cohort.label, cohort.age, cohort.sex)]
+  for name, content in (('events', rows), ('outcomes', people)):
+    with (folder / f'{name}.csv').open('w', newline='') as f:
+      csv.writer(f).writerows(content)
+  return config('csv', path=str(folder / 'events.csv'), outcomes=str(folder / 'outcomes.csv'))
+
+
+def test_a_users_cohort_is_mapped_and_patients_that_were_learnt_from_are_left_out(home, tmp_path):
+  context, own = home
+  c = csv_cohort(tmp_path)
+  cohort, match = transfer.other(c, context, own)
+  assert set(match.mapped) == {'lactate', 'glucose'} and len(match.lacking) == 18 and match.unknown == 0
+  truth = synthetic.generate(synthetic.SyntheticConfig(n=30, site='eicu', features=('lactate', 'glucose')), 5)
+  of = lambda x, name: np.sort(x.value[x.feature == x.features.find(name)])
+  for name in match.mapped:
+    np.testing.assert_allclose(of(cohort, name), of(truth, name), rtol=1e-5)
+  again = dataclasses.replace(own, cohort=dataclasses.replace(own.cohort, name='csv'))  # as if the run were on it
+  learnt = set(own.cohort.subject_id[np.r_[own.splits.train, own.splits.valid]])
+  rest, _ = transfer.other(c, context, again)
+  assert set(rest.subject_id) == set(cohort.subject_id) - learnt and len(rest) < len(cohort)

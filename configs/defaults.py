@@ -39,7 +39,10 @@ def get_config(variant: str = '') -> ConfigDict:
       columns=ConfigDict(dict(patient='patient', time='time', feature='feature', value='value', unit='unit',
                               outcome_patient='patient', label='label', age='age', sex='sex')),
   ))
-  config.prompt = ConfigDict(dict(style='compact', max_values=3, max_characters=0, bucket=208, shuffle_features=True))
+  config.prompt = ConfigDict(dict(
+      style='compact',  # compact | full, with instructions
+      reasoning='questions',  # what full asks for: questions | free
+      max_values=3, max_characters=0, bucket=208, shuffle_features=True))
   config.expert = ConfigDict(dict(
       members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',
       use_mask_channel=False, prefixes=False, batch=32, learning_rate=1e-3, weight_decay=1e-2, epochs=32, patience=16,

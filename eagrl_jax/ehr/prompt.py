@@ -37,6 +37,12 @@ FORMAT = (
     '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n'
     'If the record does not allow an estimate, write "I do not know" as the final answer.\n')
 
+THINK_FORMAT = (
+    'Think step by step about what the record shows. Then name what matters most (at most {k} features, spelt as '
+    'above) and give a probability between 0 and 1. End with exactly these two lines:\n'
+    '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n'
+    'If the record does not allow an estimate, write "I do not know" as the final answer.\n')
+
 FULL_HEAD = (
     'You are an experienced physician reading the record of {setting}.\nEstimate {quantity}.\n'
     'The record has {visits} visits, {times} days after the first measurement. Each line is one feature with one value '
@@ -76,6 +82,8 @@ class PromptConfig:
     max_characters: budget of the feature lines; the oldest values go first, then the lines of the
       features with the fewest values. 0 means no limit.
     wording: 'standard' or 'rephrased'; feature lines and answer tags are the same in both.
+    reasoning: what 'full' asks for: 'questions', the steps of the method, or 'free', thinking in any form before the
+      same two last lines. 'compact' gives no instructions: its policies are trained to answer in steps.
   """
 
   style: str = 'full'
@@ -84,10 +92,15 @@ class PromptConfig:
   max_values: int = 8
   max_characters: int = 0
   wording: str = 'standard'
+  reasoning: str = 'questions'
 
   def __post_init__(self):
     if self.style not in ('full', 'compact'):
       raise EagrlError(f"prompt.style={self.style!r}: choose 'full' or 'compact'")
+    if self.reasoning not in ('questions', 'free'):
+      raise EagrlError(f"prompt.reasoning={self.reasoning!r}: choose 'questions' or 'free'")
+    if self.reasoning == 'free' and self.style != 'full':
+      raise EagrlError("prompt.reasoning='free' is an instruction: it needs prompt.style='full'")
     if self.wording not in ('standard', 'rephrased'):
       raise EagrlError(f"prompt.wording={self.wording!r}: choose 'standard' or 'rephrased'")
 
@@ -209,7 +222,8 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
               'who': who, 'years': years, 'absent': ', '.join(absent), 'depth': config.max_depth, 'k': config.top_k}
     head = (FULL_HEAD if standard else REPHRASED_HEAD).format(**fields)
     tail = ('Never measured: {absent}.\n' if standard else 'Without any measurement: {absent}.\n') if absent else ''
-    tail = (tail + (FORMAT if standard else REPHRASED_FORMAT)).format(**fields)
+    layout = THINK_FORMAT if config.reasoning == 'free' else FORMAT if standard else REPHRASED_FORMAT
+    tail = (tail + layout).format(**fields)
 
   text, spans = head, []
   for f, line in lines.items():

@@ -22,8 +22,9 @@ from eagrl_jax.train.optimizer import OptimizerConfig
 
 
 def prompt(c: ConfigDict) -> prompt_lib.PromptConfig:
-  return prompt_lib.PromptConfig(style=c.prompt.style, max_depth=c.search.max_depth, top_k=c.reward.top_k,
-                                 max_values=c.prompt.max_values, max_characters=c.prompt.max_characters)
+  p = c.prompt
+  return prompt_lib.PromptConfig(style=p.style, reasoning=p.reasoning, max_depth=c.search.max_depth,
+                                 top_k=c.reward.top_k, max_values=p.max_values, max_characters=p.max_characters)
 
 
 def expert(c: ConfigDict) -> ExpertTrainConfig:

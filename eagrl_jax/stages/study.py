@@ -10,7 +10,8 @@ finished is skipped, so a study goes on where it was stopped, and seeds or arms 
 Arms of reinforcement learning start from the same policy, with the same budget, and differ in what they name:
 GRPO (arXiv 2402.03300) and DAPO (arXiv 2503.14476) as published, but for the optimiser and the sampling, which are the
 config's; each ablation leaves one thing out; the controls follow salience that knows nothing of the patient. `direct`
-is the base policy without reasoning: the number it would write at once.
+is the base policy without reasoning: the number it would write at once. `think` is the base policy asked to think in
+any form (`prompt.style=full`: policies from a checkpoint; the tiny one reads no instructions).
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
 
 SHARED = ('prepare', 'expert', 'base', 'search', 'sft')  # stages that every arm of a seed starts from
+ASKED = ('direct', 'think')  # arms without training: the base policy
 NAMES = {'rl': 'eag'}  # arms of a run's evaluation that have another name here
 PLAIN = {'rl.lam': 1.0, 'rl.c_align': 0.0, 'rl.attention_reward': 0.0, 'rl.advantage': 'grpo'}
 CHANGES: dict[str, dict[str, object]] = {
     'direct': {},
+    'think': {'prompt.reasoning': 'free'},
     'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False},
     'dapo': PLAIN | {'rl.loss': 'token_mean', 'rl.clip_min': 0.28, 'rl.clip_max': 0.28, 'rl.dynamic_sampling': True,
                      'rl.kl': 0.0},
@@ -104,11 +107,11 @@ def cell(config: ConfigDict, workdir: pathlib.Path, seed: int, arm: str) -> None
     if not (folder / stage).exists():
       (folder / stage).symlink_to(pathlib.Path('../..') / stage)
   mine = own(config, seed, arm)
-  if arm != 'direct':
+  if arm not in ASKED:
     logging.info('study: seed %d, %s', seed, arm)
     pipeline.run(mine, folder)
   hashes = pipeline.stage_hashes(mine)
-  stage = 'base' if arm == 'direct' else 'rl'
+  stage = 'base' if arm in ASKED else 'rl'
   made_from = {'policy': hashes[stage], 'expert': hashes['expert'], 'evaluate': hashes['evaluate']}
   mesh = make_mesh(**mine.mesh.to_dict())
   with jax.set_mesh(mesh):
@@ -166,7 +169,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> str:
         found = pq.read_table(answers / 'predictions.parquet')['predicted_boolean_probability'].to_numpy()
         _add(probs, extra, arm, seed, found, json.loads((answers / 'manifest.json').read_text()))
   rows = study_lib.table(label, probs, 'eag', config.evaluate.bootstrap)
-  order = ('base', 'direct', 'sft', 'eag', *(a for a in config.study.arms if a != 'direct'))
+  order = ('base', *ASKED, 'sft', 'eag', *(a for a in config.study.arms if a not in ASKED))
   shown = (*(a for a in order if a in rows), *(a for a in rows if a not in order))
   arms = {a: rows[a] | _means(extra[a]) for a in shown}
   study = {**cohort, 'seeds': list(config.study.seeds), 'arms': arms, 'claims': study_lib.claims(rows)}

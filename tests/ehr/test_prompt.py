@@ -51,6 +51,15 @@ def test_spans_cut_out_exactly_the_feature_lines(style):
     assert '\n' not in prompt.text[start:stop] and prompt.text[stop] == '\n'
 
 
+def test_free_reasoning_asks_for_no_sub_questions_and_shows_the_same_record():
+  steps, free = show(), show(reasoning='free')
+  assert 'Subquestion' in steps.text and 'Subquestion' not in free.text and 'at most 5 features' in free.text
+  assert all(tag in free.text for tag in ('<Important Features>', '<Final answer>'))
+  assert [free.text[a:b] for _, a, b in free.spans] == [steps.text[a:b] for _, a, b in steps.spans]
+  with pytest.raises(EagrlError, match='prompt.reasoning'):
+    PromptConfig(style='compact', reasoning='free')
+
+
 def test_never_measured_features_are_named_once():
   values = VALUES.copy()
   values[:, 1] = NAN

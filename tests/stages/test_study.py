@@ -37,6 +37,15 @@ def test_every_cell_is_run_once_and_lands_in_one_table(micro_config, finished, t
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('done.json')} == marks
 
 
+def test_thinking_freely_is_another_prompt_for_the_same_policy(micro_config, finished, tmp_path):
+  c = small(micro_config)
+  c.study.arms = ('think',)
+  with pytest.raises(EagrlError, match='prompt.reasoning'):  # the compact prompt has no instructions
+    study.run(c, tmp_path)
+  c.prompt.style = 'full'
+  assert study.own(c, 0, 'think').prompt.reasoning == 'free' and study.own(c, 0).prompt.reasoning == 'questions'
+
+
 def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):
   c = small(micro_config)
   c.study.seeds = (3, 4)

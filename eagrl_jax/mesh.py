@@ -1,24 +1,29 @@
 """The device mesh and the one table that maps logical axes onto it.
 
-A weight declares logical axes (`lm.model.declare`); this table says which mesh axis
-carries each. Activations need only their batch axis placed, GSPMD derives the rest.
+A weight declares logical axes (`lm.model.declare`); this table says which mesh axes
+carry each. Activations are placed where they meet the vocabulary matrix (`constrain`);
+GSPMD derives the rest.
 """
 
 from __future__ import annotations
 
+import math
+
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
-from eagrl_jax.types import EagrlError, Params
+from eagrl_jax.types import Array, EagrlError, Params
 
 AXES = ('data', 'fsdp', 'tensor')
 
+# Of two dimensions of an array that ask for the same mesh axis, the one named first here has it.
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
+    'vocab': ('tensor', 'fsdp'),
     'batch': ('data', 'fsdp'),
+    'drawn': ('tensor', 'fsdp'),  # the vocabulary where a token is drawn: of what its rows leave free
     'ensemble': ('data', 'fsdp'),
     'layers': None,
-    'vocab': 'tensor',
     'embed': 'fsdp',
     'heads': 'tensor',
     'kv_heads': 'tensor',
@@ -53,6 +58,49 @@ def local_mesh(most: int | None = None) -> Mesh:
 def sharding(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
   """Sharding of an array whose dimensions carry these logical axes."""
   return NamedSharding(mesh, PartitionSpec(*(RULES[a] for a in axes)))
+
+
+def fitting(mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+  """Where these dimensions go: of its mesh axes each has as many, from the first on, as are free and divide it."""
+  order = list(RULES)
+  places: list[tuple[str, ...] | None] = [None] * len(axes)
+  taken: set[str] = set()
+  for i in sorted(range(len(axes)), key=lambda i: order.index(axes[i])):
+    rule = RULES[axes[i]] or ()
+    names: tuple[str, ...] = ()
+    for name in (rule,) if isinstance(rule, str) else rule:
+      if name in taken or shape[i] % math.prod(mesh.shape[n] for n in (*names, name)):
+        break
+      names += (name,)
+    taken.update(names)
+    places[i] = names or None
+  return PartitionSpec(*places)
+
+
+def constrain(x: Array, axes: tuple[str | None, ...], beside: tuple[str, int] | None = None) -> Array:
+  """`x`, placed by its logical axes on the mesh of `jax.set_mesh`, and so is its gradient.
+
+  Without a mesh, or with one device, `x` itself: the program is the same as without the call.
+
+  Args:
+    beside: name and size of an axis of what `x` is multiplied with or looked up in: the mesh axes that it takes are
+      kept from `x`, which is whole along them.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1:
+    return x
+  if beside is None:
+    return jax.lax.with_sharding_constraint(x, fitting(mesh, axes, x.shape))
+  where = fitting(mesh, (*axes, beside[0]), (*x.shape, beside[1]))
+  return jax.lax.with_sharding_constraint(x, PartitionSpec(*where[:-1]))
+
+
+def shards(axes: tuple[str | None, ...], shape: tuple[int, ...]) -> int:
+  """Into how many pieces the mesh of `jax.set_mesh` cuts such an array; 1 without one."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.size <= 1:
+    return 1
+  return math.prod(shape) // math.prod(NamedSharding(mesh, fitting(mesh, axes, shape)).shard_shape(shape))
 
 
 def shard_batch(mesh: Mesh, tree: Params) -> Params:

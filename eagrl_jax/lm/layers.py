@@ -9,6 +9,7 @@ from eagrl_jax.lm import lora, rope
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.matmul import matmul
 from eagrl_jax.lm.precision import widen
+from eagrl_jax.mesh import constrain
 from eagrl_jax.types import Array, Params
 
 
@@ -21,7 +22,13 @@ def rms_norm(x: Array, gain: Array, eps: float) -> Array:
 
 def embed(params: Params, cfg: LMConfig, tokens: Array) -> Array:
   """Token ids `[...]` -> activations `[..., D]` in the compute dtype."""
-  return params['embed'][tokens].astype(cfg.compute_dtype)
+  vocab = ('vocab', cfg.vocab_size)
+  axes = ('batch',) + (None,) * (tokens.ndim - 1)
+  # On several devices each looks up, for all tokens that meet its slice of the table, those that lie in it; the sums of
+  # these are sent ([tokens, D]), never the table.
+  table = constrain(params['embed'], ('vocab', 'embed'))
+  x = constrain(table[constrain(tokens, axes, vocab)].astype(cfg.compute_dtype), (*axes, None), vocab)
+  return constrain(x, (*axes, None))
 
 
 def qkv(layer: Params, cfg: LMConfig, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:

@@ -1,4 +1,11 @@
-"""Next-token log-probabilities and entropies without ever holding `[rows, V]`."""
+"""Next-token log-probabilities and entropies without ever holding `[rows, V]`.
+
+On several devices the vocabulary is cut over tensor x fsdp, and rows go to it. Of r rows of a `data` group a device
+receives the states, receives them again to recompute the logits, and scatters the states' gradient: 3 r D numbers. The
+head gathered over fsdp would cost 3 V D / tensor, once for each pass and once for its gradient: less only from
+r = V / tensor rows of a micro-batch on, and a whole head in the memory of every tensor group. So that is left to a
+vocabulary that fsdp does not divide (`mesh.fitting`); with data alone the head is whole, and neither is sent.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +14,7 @@ import jax.numpy as jnp
 
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.matmul import matmul
+from eagrl_jax.mesh import constrain, shards
 from eagrl_jax.types import Array, ArrayLike, Params
 
 CHUNK_LOGITS = 2**23  # logits held at once: 32 MiB
@@ -16,9 +24,11 @@ WIDE_HEAD = 2**13
 
 def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
   """Unnormalised log-probabilities `[..., V]`, float32 at least, of normed states `hidden [..., D]`."""
-  hidden = hidden.astype(cfg.compute_dtype)
-  head = params['embed'].T if cfg.tie_embeddings else params['lm_head']
-  return matmul(hidden, head.astype(hidden.dtype))
+  axes = ('batch',) + (None,) * (hidden.ndim - 2)
+  hidden = constrain(hidden.astype(cfg.compute_dtype), (*axes, None), ('vocab', cfg.vocab_size))
+  head = params['embed'].swapaxes(-1, -2) if cfg.tie_embeddings else params['lm_head']
+  head = constrain(head.astype(hidden.dtype), ('batch',) * (head.ndim - 2) + ('embed', 'vocab'))
+  return constrain(matmul(hidden, head), (*axes, 'vocab'))
 
 
 def decode_logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
@@ -28,15 +38,18 @@ def decode_logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
   the product takes 10 ms instead of 17 (8 rows, width 576, 49,152 tokens, one core). The barriers keep the compiler
   from folding the transposes back.
   """
+  drawn = ('batch', 'drawn')  # several devices exchange their slices for rows, so that fewer share the draw of a token
   if not cfg.tie_embeddings or hidden.shape[0] > FEW_ROWS or cfg.vocab_size < WIDE_HEAD:
-    return logits(params, cfg, hidden)
+    return constrain(logits(params, cfg, hidden), drawn)
 
   def from_the_head(hidden):
-    hidden = hidden.astype(cfg.compute_dtype)
+    hidden = constrain(hidden.astype(cfg.compute_dtype), ('batch', None), ('vocab', cfg.vocab_size))
     columns = matmul(params['embed'].astype(hidden.dtype), hidden.T)  # [V, R]
+    columns = constrain(columns, ('vocab', 'batch'))
     return jax.lax.optimization_barrier(jax.lax.optimization_barrier(columns).T)
 
-  return jax.lax.platform_dependent(hidden, cpu=from_the_head, default=lambda h: logits(params, cfg, h))
+  x = jax.lax.platform_dependent(hidden, cpu=from_the_head, default=lambda h: logits(params, cfg, h))
+  return constrain(x, drawn)
 
 
 def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayLike) -> tuple[Array, Array]:
@@ -52,21 +65,50 @@ def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayL
     `(logp [...], entropy [...])`, float32, at temperature 1.
   """
   rows = targets.size
-  chunk = min(rows, max(64, CHUNK_LOGITS // cfg.vocab_size))
+  ways = shards(('batch', 'vocab'), (rows, cfg.vocab_size))
+  chunk = min(rows, ways * max(64, CHUNK_LOGITS // cfg.vocab_size))
   n = -(-rows // chunk)
   flat = jnp.pad(hidden.reshape(rows, -1), ((0, n * chunk - rows), (0, 0)))
-  wanted = jnp.pad(targets.reshape(rows), (0, n * chunk - rows))
+  wanted = jnp.pad(jnp.asarray(targets).reshape(rows), (0, n * chunk - rows))
+
+  groups = ways // shards(('vocab',), (cfg.vocab_size,))
+  own = params if groups == 1 else _a_head_each(params, cfg, groups)
 
   @jax.checkpoint
   def score(h, target):
-    x = logits(params, cfg, h)
-    return log_prob_and_entropy(x, target)
+    if groups == 1:
+      x = logits(params, cfg, h)
+    else:
+      x = logits(own, cfg, h.reshape(groups, chunk // groups, -1)).reshape(chunk, -1)
+    logp, entropy = log_prob_and_entropy(x, target)
+    return constrain(logp, ('batch',)), constrain(entropy, ('batch',))
 
   def step(_, xs):
     return None, score(*xs)
 
-  _, (logp, entropy) = jax.lax.scan(step, None, (flat.reshape(n, chunk, -1), wanted.reshape(n, chunk)))
-  return logp.reshape(-1)[:rows].reshape(targets.shape), entropy.reshape(-1)[:rows].reshape(targets.shape)
+  def split(x):
+    """`[n, chunk, ...]`; with several devices a chunk takes every n-th row: so each device has its share of all."""
+    if ways == 1:
+      return x.reshape(n, chunk, *x.shape[1:])
+    return constrain(x.reshape(chunk, n, *x.shape[1:]).swapaxes(0, 1), (None, 'batch') + (None,) * (x.ndim - 1))
+
+  def join(x):
+    x = x if ways == 1 else x.swapaxes(0, 1)
+    return x.reshape(-1)[:rows].reshape(targets.shape)
+
+  _, (logp, entropy) = jax.lax.scan(step, None, (split(flat), split(wanted)))
+  return join(logp), join(entropy)
+
+
+def _a_head_each(params: Params, cfg: LMConfig, groups: int) -> Params:
+  """The head, once for each group of devices that has rows of its own: `[groups, V, D]`, or `[groups, D, V]` untied.
+
+  It takes no more memory, but its gradient is then added up over the groups once, where the gradient of one head
+  would be at every chunk of rows.
+  """
+  name, axes = ('embed', ('vocab', 'embed')) if cfg.tie_embeddings else ('lm_head', ('embed', 'vocab'))
+  head = constrain(params[name], axes)
+  return {name: constrain(jnp.broadcast_to(head, (groups, *head.shape)), ('batch', *axes))}
 
 
 def log_prob_and_entropy(x: Array, target: Array) -> tuple[Array, Array]:

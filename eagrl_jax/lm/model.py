@@ -8,7 +8,7 @@ import zlib
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax.lm import lora
@@ -100,10 +100,4 @@ def as_used(params: Params, cfg: LMConfig) -> Params:
 
 def param_shardings(cfg: LMConfig, mesh: Mesh) -> Params:
   """Tree of `NamedSharding`; an axis that the mesh does not divide (few kv heads) is replicated."""
-
-  def place(spec):
-    names = [mesh_lib.RULES[axis] for axis in spec.axes]
-    fits = [name if name and size % mesh.shape[name] == 0 else None for name, size in zip(names, spec.shape)]
-    return NamedSharding(mesh, PartitionSpec(*fits))
-
-  return jax.tree.map(place, declare(cfg))
+  return jax.tree.map(lambda spec: NamedSharding(mesh, mesh_lib.fitting(mesh, spec.axes, spec.shape)), declare(cfg))

@@ -8,7 +8,8 @@ import lm_reference as ref
 import numpy as np
 import pytest
 
-from eagrl_jax.lm import logprobs
+from eagrl_jax.lm import layers, logprobs
+from eagrl_jax.mesh import local_mesh
 
 
 def plain(p, cfg, hidden, targets):
@@ -61,3 +62,17 @@ def test_the_whole_logit_matrix_is_never_built(monkeypatch):
       jnp.ones((rows, ref.CFG.d_model))))
   assert f'64,{ref.CFG.vocab_size}]' in text
   assert f'{rows},{ref.CFG.vocab_size}]' not in text and f'10,64,{ref.CFG.vocab_size}]' not in text
+
+
+def test_one_device_places_nothing():
+  p, tokens = ref.params(), jnp.zeros((8, 3), int)
+
+  def loss(p):
+    hidden = layers.embed(p, ref.CFG, tokens)
+    return logprobs.token_logprobs(p, ref.CFG, hidden, tokens)[0].sum() + logprobs.decode_logits(
+        p, ref.CFG, hidden[:, 0]).sum()
+
+  bare = str(jax.make_jaxpr(jax.grad(loss))(p))
+  with jax.set_mesh(local_mesh(1)):
+    assert 'sharding_constraint' not in str(jax.make_jaxpr(jax.grad(loss))(p))
+  assert 'sharding_constraint' not in bare

@@ -75,8 +75,9 @@ def check() -> None:
     update = make_update(cfg, optimizer, UpdateConfig(micro_batch=4, c_align=0.5), shardings)
     _, frozen = lora.split(params, cfg)
     part = mesh_lib.shard_batch(on, batch)
-    for _ in range(2):
-      state, metrics = update(state, part, frozen)
+    with jax.set_mesh(on):
+      for _ in range(2):
+        state, metrics = update(state, part, frozen)
     assert update._cache_size() == 1
     return jax.device_get((state.params, metrics))
 

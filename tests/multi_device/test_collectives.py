@@ -1,4 +1,4 @@
-"""What eight devices send each other: whether the vocabulary matrix stays where it lies. Reads compiled programs.
+"""What eight devices send each other: the vocabulary matrix stays where it lies. Reads compiled programs.
 
 Runs itself in a process with eight fake CPU devices. Sizes are all different, so that a shape tells what an array is.
 """
@@ -11,13 +11,15 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import jax
 import pytest
 
 B, G, S, T, F = 16, 2, 12, 6, 5  # 96 answer tokens a micro-batch of 8
 VOCAB, WIDTH = 1016, 80
-MESHES = {'fsdp=8': (1, 8, 1), 'data=4 tensor=2': (4, 1, 2)}
+CHUNK = 512  # rows, of eight devices
+MESHES = {'data=8': (8, 1, 1), 'fsdp=8': (1, 8, 1), 'data=4 tensor=2': (4, 1, 2), 'fsdp=4 tensor=2': (1, 4, 2)}
 COLLECTIVE = re.compile(r'= (\(?[a-z0-9]+\[.*?) (all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)'
                         r'(?:-start)?\(')
 
@@ -33,28 +35,51 @@ def programs():
   return json.loads(done.stdout)
 
 
-def gathered(program):
-  """All-gathers whose result has the size of the vocabulary matrix: [V, D], [D, V] or flat."""
-  return [shape for kind, shape in program if kind == 'all-gather' and math.prod(shape) == VOCAB * WIDTH]
+def large(program, ways):
+  """All-gathers of a device's share of the vocabulary matrix or more; `ways` devices share it."""
+  return [shape for kind, shape in program if kind == 'all-gather' and math.prod(shape) * ways >= VOCAB * WIDTH]
+
+
+@pytest.mark.parametrize('program', ['update', 'sample'])
+@pytest.mark.parametrize('mesh', MESHES)
+def test_the_vocabulary_matrix_stays_where_it_lies(programs, mesh, program):
+  """Neither it nor the logits are gathered: rows [R, D] meet it where it lies, its gradient stays there.
+
+  Other weights are gathered over fsdp where they are used; all of them are smaller here than the share in question.
+  """
+  ways = math.prod(MESHES[mesh][1:])
+  assert programs[mesh][program] and large(programs[mesh][program], ways) == []
 
 
 @pytest.mark.parametrize('mesh', MESHES)
-def test_the_sampler_gathers_no_vocabulary_matrix(programs, mesh):
-  assert programs[mesh]['sample'] and gathered(programs[mesh]['sample']) == []
+def test_a_devices_logits_are_of_its_own_slice(programs, mesh):
+  """No exchange leaves a row's V logits on a device in the update, nor adds up shares of them."""
+  assert [shape for _, shape in programs[mesh]['update'] if VOCAB in shape and WIDTH not in shape] == []
 
 
-def test_the_update_gathers_none_over_tensor(programs):
-  program = programs['data=4 tensor=2']['update']
-  assert program and gathered(program) == []
+@pytest.mark.parametrize('mesh', MESHES)
+def test_the_loop_over_row_chunks_sends_rows_alone(programs, mesh):
+  """The gradient of the head is added up over `data` once, after the loop: not at every chunk."""
+  data, *rest = MESHES[mesh]
+  share = VOCAB * WIDTH // math.prod(rest)
+  assert [shape for _, shape in programs[mesh]['head_loop'] if math.prod(shape) > CHUNK * WIDTH or VOCAB in shape] == []
+  whole = [kind for kind, shape in programs[mesh]['head'] if sorted(shape)[-2:] == sorted((share // WIDTH, WIDTH))]
+  assert whole == ['all-reduce'] * (data > 1)
 
 
-def test_the_update_gathers_it_once_over_fsdp(programs):
-  """In the backward pass of `lm.logprobs.token_logprobs`, in the loop: anew for every chunk of rows.
+@pytest.mark.parametrize('mesh', ['fsdp=8', 'data=8'])
+def test_a_layer_keeps_its_rows(programs, mesh):
+  """Weights come to the rows of a device: of all rows only the states beside the vocabulary, [.., D], are sent."""
+  rows = ([B // 2, S], [B // 2, G, T])
+  sent = [shape for _, shape in programs[mesh]['update'] for r in rows if shape[:len(r)] == r and shape[len(r):]]
+  assert [shape for shape in sent if shape[-1] != WIDTH] == []
 
-  Forward the devices add up their shares of a chunk's logits; backward, of `d logits @ head.T`, each wants its own rows
-  and so the whole head. Elsewhere weights are gathered where they are used by design; a second one here would be new.
-  """
-  assert [sorted(shape) for shape in gathered(programs['fsdp=8']['update'])] == [[WIDTH, VOCAB]]
+
+def loops(text: str) -> str:
+  """The bodies of a compiled program's loops."""
+  bodies = re.findall(r'body=%?([\w.-]+)', text)
+  assert bodies
+  return '\n'.join(part for part in re.split(r'\n(?=\S)', text) if part.split(' ', 1)[0].lstrip('%') in bodies)
 
 
 def collectives(text: str) -> list[tuple[str, list[int]]]:
@@ -79,7 +104,7 @@ def texts(shape: tuple[int, int, int]) -> dict[str, str]:
   import numpy as np
 
   from eagrl_jax import mesh as mesh_lib
-  from eagrl_jax.lm import sampler
+  from eagrl_jax.lm import logprobs, sampler
   from eagrl_jax.lm.config import LMConfig
   from eagrl_jax.rl.update import RLBatch, UpdateConfig, make_update
   from eagrl_jax.train import state as state_lib
@@ -101,7 +126,12 @@ def texts(shape: tuple[int, int, int]) -> dict[str, str]:
   sample = lambda params, prompt, key: sampler.generate(
       params, lm, prompt, key, group=G, max_new=T, temperature=1.0, stop_ids=(1,), pad_id=0)
   key = jax.eval_shape(lambda: jax.random.key(jnp.int32(0)))
-  return {'update': update.lower(state, batch).compile().as_text(),
+  hidden, targets = mesh_lib.shard_batch(mesh, (zeros(8, CHUNK // 4, WIDTH), np.zeros((8, CHUNK // 4), int)))
+  head = jax.grad(lambda p, h: logprobs.token_logprobs(p, lm, h, targets)[0].sum(), (0, 1))
+  # As small as chunks get: two of them.
+  with mock.patch.object(logprobs, 'CHUNK_LOGITS', 1):
+    text = jax.jit(head).lower(state.params, hidden).compile().as_text()
+  return {'head': text, 'head_loop': loops(text), 'update': update.lower(state, batch).compile().as_text(),
           'sample': jax.jit(sample).lower(state.params, batch.prompt, key).compile().as_text()}
 
 

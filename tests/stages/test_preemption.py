@@ -53,8 +53,7 @@ def undisturbed(finished, tmp_path_factory):
 # Stage; the signal comes in the so manieth call of a function; the checkpoint that it must leave, which no
 # checkpoint_every asks for; training ends with it where it is the last step.
 @pytest.mark.parametrize(('stage', 'call', 'number', 'left'), [
-    ('expert', 'write', 2, 2), ('base', 'write', 2, 3), ('sft', 'write', 5, 6), ('rl', 'write', 2, 2),
-    ('search', 'write', 1, None), ('evaluate', 'update', 1, None)])
+    ('expert', 'write', 2, 2), ('sft', 'write', 5, 6), ('rl', 'write', 2, 2), ('evaluate', 'update', 1, None)])
 def test_a_stage_that_is_told_to_end_goes_on_as_if_it_never_had(stage, call, number, left, undisturbed,
                                                                tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))

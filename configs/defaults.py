@@ -31,13 +31,18 @@ def get_config(variant: str = '') -> ConfigDict:
       aggregate='mean',  # mean | last, within a visit
       test=400.0,  # patients, or a share of them below 1
       valid_fraction=0.125,  # of the rest
+      protocol='',  # a published split instead: tjh_140_21_200 | mimic4_8750_1250_200 | 10fold:<0 to 9>
       splits='',  # a splits.parquet to use instead
       # a user's own files
       features='',  # feature specs, JSON or YAML, needed by meds; '' = of csv names alone, of yaib its own
       sex_codes='',  # such as '1=m,2=f' or '0=f,1=m,9=unknown'; '' = m, f, male, female
       encoding='utf8', delimiter=',', setting='patients in hospital',
-      columns=ConfigDict(dict(patient='patient', time='time', feature='feature', value='value', unit='unit',
-                              outcome_patient='patient', label='label', age='age', sex='sex')),
+      decimal='.',  # of csv, wide_csv: the decimal mark, '.' or ','
+      columns=ConfigDict(dict(  # unit, available, age, sex, until may be absent from the files
+          patient='patient', time='time', feature='feature', value='value', unit='unit',
+          available='available',  # when a value could be known
+          outcome_patient='patient', label='label', age='age', sex='sex',
+          until='until')),  # nothing later is used of a patient: death, discharge or prediction
   ))
   config.prompt = ConfigDict(dict(
       style='compact',  # compact | full, with instructions
@@ -89,6 +94,10 @@ def get_config(variant: str = '') -> ConfigDict:
       align_control='expert',  # whose salience reward and alignment follow: expert, or a control: random | prevalence
       lam=placeholder(float),  # reward.lam of this stage alone; unset: reward.lam
       start='sft',  # the policy to go on from: base | sft
+      rollouts='own',  # who writes the answers: own | the http://host:port/v1 of a vLLM server
+      rollouts_model='',  # the name it serves; '' = its only one
+      rollouts_refresh=1,  # steps after which it reads the policy's weights again
+      rollouts_timeout=600.0,  # seconds of one of its requests
       checkpoint_every=10, schedule='constant'))
   config.evaluate = ConfigDict(dict(
       batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3,

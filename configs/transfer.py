@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from configs import defaults
 
 # Of the run, not of the cohort.
-OWN = ('bin_hours', 'max_visits', 'window_hours', 'aggregate', 'test', 'valid_fraction', 'splits')
+OWN = ('bin_hours', 'max_visits', 'window_hours', 'aggregate', 'test', 'valid_fraction', 'splits', 'protocol', 'seed')
 
 
 def get_config(variant: str = ''):

@@ -31,6 +31,10 @@ class FeatureSpec:
     group: organ system or panel; orders the prompt.
     accepted_units: (unit, scale, offset): value_in_unit = scale * value + offset.
     sentinels: values that mean missing in this source.
+    rescale: (from, to, scale, offset): an undeclared value in this closed range is in another unit beyond doubt and is
+      converted, as a fraction of oxygen where percent are meant.
+    specimen: what is measured, as 'blood'. Without it a feature with many impossible values is not used: its column
+      may hold two specimens.
   """
 
   name: str
@@ -47,12 +51,19 @@ class FeatureSpec:
   group: str = ''
   accepted_units: tuple[tuple[str, float, float], ...] = ()
   sentinels: tuple[float, ...] = ()
+  rescale: tuple[tuple[float, float, float, float], ...] = ()
+  specimen: str = ''
 
 
 def canonical(name: str) -> str:
   """Spelling-insensitive form of a feature name: case, spaces and punctuation do not count."""
   name = name.replace('α', 'a').replace('β', 'b').replace('γ', 'g')
   return re.sub(r'[^\w%#+]+|_', '', name.lower())  # letters of every script: hospital exports carry Chinese headers
+
+
+def plain_unit(unit: str) -> str:
+  """Spelling-insensitive form of a unit."""
+  return unit.replace('µ', 'u').replace('μ', 'u').replace('°', 'deg').replace(' ', '').lower()
 
 
 class FeatureTable:
@@ -99,7 +110,9 @@ class FeatureTable:
     return FeatureTable(tuple(self.specs[i] for i in ids))
 
   def to_json(self) -> list[dict]:
-    return [dataclasses.asdict(s) for s in self.specs]
+    # A cohort of before these fields keeps its fingerprint.
+    return [{k: v for k, v in dataclasses.asdict(s).items() if v or k not in ('rescale', 'specimen')}
+            for s in self.specs]
 
   @classmethod
   def from_json(cls, rows: list[dict]) -> FeatureTable:

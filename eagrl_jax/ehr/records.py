@@ -23,6 +23,25 @@ class Truth:
 
 
 @dataclasses.dataclass(frozen=True)
+class Rejects:
+  """R values that were read and are not used. Patients and features go by name, since row numbers change."""
+
+  subject_id: np.ndarray  # [R] str; private
+  hour: np.ndarray  # [R] float32, on the cohort's clock
+  feature: np.ndarray  # [R] str
+  value: np.ndarray  # [R] float32, in the feature's unit; NaN of a text
+  reason: np.ndarray  # [R] str
+
+  def __len__(self) -> int:
+    return len(self.value)
+
+  def join(self, other: Rejects | None) -> Rejects:
+    """Both, in this order."""
+    pairs = [(getattr(self, f.name), getattr(other, f.name)) for f in dataclasses.fields(self)] if other else []
+    return Rejects(*(np.concatenate(pair) for pair in pairs)) if pairs else self
+
+
+@dataclasses.dataclass(frozen=True)
 class Cohort:
   """N patients. Events are sorted by (patient, hour); `patient` holds row numbers, not ids."""
 
@@ -40,6 +59,7 @@ class Cohort:
   value: np.ndarray  # [events] float32, finite
   attrition: tuple[tuple[str, int, str], ...]  # (step, count, 'patients' | 'rows' | 'values')
   truth: Truth | None = None
+  rejects: Rejects | None = None  # of what was read; for people, nothing reads them
 
   def __len__(self) -> int:
     return len(self.label)

@@ -12,6 +12,9 @@ import pyarrow.parquet as pq
 from eagrl_jax.ehr.records import hashed_order
 from eagrl_jax.types import EagrlError
 
+# name -> train, valid and test patients
+PROTOCOLS = {'tjh_140_21_200': (140, 21, 200), 'mimic4_8750_1250_200': (8750, 1250, 200)}
+FOLDS = 10
 _MEDS_NAMES = {'train': 'train', 'valid': 'tuning', 'test': 'held_out'}
 
 
@@ -58,6 +61,65 @@ def make_splits(label: np.ndarray, subject_id: np.ndarray, *, test: int | float,
   return splits
 
 
+def parse_protocol(name: str) -> tuple[int, ...] | None:
+  """Sizes of train, valid and test, or the number of one fold; None of ''.
+
+  Raises:
+    EagrlError: no such protocol.
+  """
+  kind, _, fold = name.partition(':')
+  if not name:
+    return None
+  if name in PROTOCOLS:
+    return PROTOCOLS[name]
+  if kind == f'{FOLDS}fold' and fold.isascii() and fold.isdigit() and int(fold) < FOLDS:
+    return (int(fold),)
+  raise EagrlError(f'data.protocol={name!r} is unknown; choose one of {", ".join(PROTOCOLS)}, or {FOLDS}fold:<k> with '
+                   f'k from 0 to {FOLDS - 1}')
+
+
+def by_protocol(name: str, label: np.ndarray, subject_id: np.ndarray, seed: int) -> Splits:
+  """The sizes of published work, split by patient; who is in which part follows from ids and seed, as above.
+
+    tjh_140_21_200          200 test patients at random and not stratified, the rest in 140 and 21 stratified.
+    mimic4_8750_1250_200    all parts stratified, of the patients that `protocol_rows` draws.
+    10fold:<k>              10 stratified folds, fold k tests; a ninth of the rest validates.
+
+  Published work splits MIMIC-IV by admission, so that a patient can be in two parts; here each has one row.
+
+  Raises:
+    EagrlError: unknown name, repeated ids, a cohort of another size, or a part without both outcomes.
+  """
+  sizes, n = parse_protocol(name), len(label)
+  if sizes is None or len(np.unique(subject_id)) != n:
+    raise EagrlError('splits: an id is repeated or data.protocol is empty; give each patient one row and a protocol')
+  order = hashed_order(subject_id, str(seed))
+  if len(sizes) == 1:
+    # Every class is dealt out in turn, and the second goes on where the first stopped: folds differ by one patient.
+    dealt = np.concatenate([order[label[order] == y] for y in (1, 0)])
+    held = dealt[np.arange(n) % FOLDS == sizes[0]]
+    rest = order[~np.isin(order, held)]
+    tuning = _stratified(rest, label, round(len(rest) / (FOLDS - 1)))
+  else:
+    if n != sum(sizes):
+      raise EagrlError(f'data.protocol={name!r} is of {sum(sizes)} patients and the cohort has {n}; use another '
+                       'protocol, or data.test and data.valid_fraction')
+    held = order[:sizes[2]] if name.startswith('tjh') else _stratified(order, label, sizes[2])
+    rest = order[~np.isin(order, held)]
+    tuning = _stratified(rest, label, sizes[1])
+  splits = Splits(np.sort(rest[~np.isin(rest, tuning)]), np.sort(tuning), np.sort(held))
+  check(splits, label, 'data.protocol')
+  return splits
+
+
+def protocol_rows(name: str, label: np.ndarray, subject_id: np.ndarray, seed: int) -> np.ndarray:
+  """Rows that a protocol uses, ascending: of MIMIC-IV a stratified draw of its size, of the others all."""
+  sizes, n = parse_protocol(name), len(label)
+  if sizes is None or not name.startswith('mimic4') or n <= sum(sizes):
+    return np.arange(n)
+  return np.sort(_stratified(hashed_order(subject_id, f'protocol/{seed}'), label, sum(sizes)))
+
+
 def check(splits: Splits, label: np.ndarray, field: str) -> None:
   """Refuses a part without patients of both outcomes; `field` is what to change."""
   for name in _MEDS_NAMES:
@@ -84,29 +146,41 @@ def save(path: str | Path, splits: Splits, subject_id: np.ndarray) -> None:
   pq.write_table(pa.table({'subject_id': subject_id.astype(str).tolist(), 'split': name.tolist()}), path)
 
 
-def load(path: str | Path, subject_id: np.ndarray) -> Splits:
+def load(path: str | Path, subject_id: np.ndarray, *, others: bool = False) -> Splits:
   """Reads a split file for the cohort with these ids.
+
+  Args:
+    others: the file may list patients that the cohort does not have, as that of a whole MEDS data set does.
 
   Raises:
     EagrlError: not such a file, a patient in two splits, unknown, or in none.
   """
-  try:
-    table = pq.read_table(path, columns=['subject_id', 'split'])
-    ids = table['subject_id'].cast(pa.string()).to_numpy(zero_copy_only=False).astype(str)
-    name = table['split'].to_numpy(zero_copy_only=False).astype(str)
-  except (OSError, ValueError, pa.ArrowException):
-    raise EagrlError(f'splits: {Path(path).name} is not a parquet file with subject_id and split; '
-                     'make it again') from None
+  ids, name = _read(path)
   row = {subject: i for i, subject in enumerate(subject_id.astype(str))}
-  unknown = sum(i not in row for i in ids)
+  known = np.array([i in row for i in ids], bool)
   problems = (
       (len(ids) - len(np.unique(ids)), 'patients stand twice in the file; keep each in one split'),
-      (unknown, 'patients of the file are not in the cohort; make the splits again'),
-      (len(row) - (len(ids) - unknown), 'patients of the cohort are in no split; make the splits again'),
+      (0 if others else int((~known).sum()), 'patients of the file are not in the cohort; make the splits again'),
+      (len(row) - int(known.sum()), 'patients of the cohort are in no split; make the splits again'),
       (int(np.sum(~np.isin(name, list(_MEDS_NAMES.values())))), "split names are not train, tuning or held_out"),
   )
   for count, problem in problems:
     if count:
       raise EagrlError(f'splits: {count} {problem}')
-  rows = np.array([row[i] for i in ids], np.int64)
+  rows, name = np.array([row[i] for i in ids[known]], np.int64), name[known]
   return Splits(*(np.sort(rows[name == _MEDS_NAMES[part]]) for part in ('train', 'valid', 'test')))
+
+
+def outside(path: str | Path, subject_id: np.ndarray) -> int:
+  """How many patients of a split file are not among these."""
+  return int((~np.isin(_read(path)[0], subject_id.astype(str))).sum())
+
+
+def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+  try:
+    table = pq.read_table(path, columns=['subject_id', 'split'])
+    return (table['subject_id'].cast(pa.string()).to_numpy(zero_copy_only=False).astype(str),
+            table['split'].to_numpy(zero_copy_only=False).astype(str))
+  except (OSError, ValueError, pa.ArrowException):
+    raise EagrlError(f'splits: {Path(path).name} is not a parquet file with subject_id and split; '
+                     'make it again') from None

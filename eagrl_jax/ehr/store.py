@@ -4,8 +4,9 @@
     labels.parquet    subject_id, boolean_value, age, sex; the order of rows is the order of patients
     features.json     the feature table
     truth.parquet     risk and salience, only of a synthetic cohort
-    manifest.json     name, task, counts, attrition, the oracle's AUROC of a synthetic cohort, SHA-256 of the content;
-                      written last
+    rejects.parquet   what was read and is not used: as events.parquet, with the reason; nothing reads it
+    manifest.json     name, task, counts, attrition, whether times are hours or whole days, the oracle's AUROC of a
+                      synthetic cohort, SHA-256 of the content; written last
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from eagrl_jax.ehr.records import Cohort, Truth
 from eagrl_jax.types import EagrlError
 
 _FORMAT = 1
+_NUMBER = (int, float)
+_SHAPES = {'accepted_units': (str, _NUMBER, _NUMBER), 'rescale': (_NUMBER,) * 4, 'levels': (_NUMBER, str)}
+_SHOWN = {'accepted_units': '[unit, scale, offset]', 'rescale': '[from, to, scale, offset]', 'levels': '[value, word]'}
 
 
 def fingerprint(cohort: Cohort) -> str:
@@ -49,6 +53,7 @@ def save(cohort: Cohort, folder: str | Path) -> None:
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'manifest.json').unlink(missing_ok=True)
   (folder / 'truth.parquet').unlink(missing_ok=True)
+  (folder / 'rejects.parquet').unlink(missing_ok=True)
   ids = pa.array(cohort.subject_id.astype(str).tolist(), pa.string())
   code, unit = (pa.array([getattr(s, k) for s in cohort.features], pa.string()) for k in ('name', 'unit'))
   feature = pa.array(cohort.feature)
@@ -66,12 +71,28 @@ def save(cohort: Cohort, folder: str | Path) -> None:
     pq.write_table(pa.table({
         'risk': pa.array(cohort.truth.risk),
         'salience': pa.FixedSizeListArray.from_arrays(flat, len(cohort.features))}), folder / 'truth.parquet')
+  if cohort.rejects is not None:
+    _save_rejects(folder / 'rejects.parquet', cohort)
   _write_json(folder / 'manifest.json', {
       'format': _FORMAT, 'name': cohort.name, 'task': cohort.task, 'setting': cohort.setting,
       'patients': len(cohort), 'positives': int(cohort.label.sum()), 'events': len(cohort.value),
       'features': len(cohort.features), 'synthetic': cohort.truth is not None,
-      'oracle_auroc': _oracle_auroc(cohort),
+      'time_resolution': 'day' if np.all(cohort.hour % 24 == 0) else 'hour',
+      'rejects': 0 if cohort.rejects is None else len(cohort.rejects), 'oracle_auroc': _oracle_auroc(cohort),
       'attrition': [list(step) for step in cohort.attrition], 'sha256': fingerprint(cohort)})
+
+
+def _save_rejects(path: Path, cohort: Cohort) -> None:
+  rejects = cohort.rejects
+  assert rejects is not None
+  unit = {s.name: s.unit for s in cohort.features}
+  code = rejects.feature.astype(object).tolist()
+  pq.write_table(pa.table({
+      'subject_id': pa.array(rejects.subject_id.astype(object).tolist(), pa.string()),
+      'time': pa.array(rejects.hour, pa.float32()), 'code': pa.array(code, pa.string()),
+      'numeric_value': pa.array(rejects.value, pa.float32()),
+      'unit': pa.array([unit.get(name, '') for name in code], pa.string()),
+      'reason': pa.array(rejects.reason.astype(object).tolist(), pa.string())}), path)
 
 
 def _oracle_auroc(cohort: Cohort) -> float | None:
@@ -156,6 +177,10 @@ def read_features(path: str | Path) -> FeatureTable:
     for low, high in (('ref_low', 'ref_high'), ('hard_low', 'hard_high')):
       if row.get(low) is not None and row.get(high) is not None and row[low] > row[high]:
         raise EagrlError(f'features: {name!r}: {low} is above {high}; swap them')
+    for field, shape in _SHAPES.items():
+      for entry in row.get(field, ()):
+        if not isinstance(entry, list) or len(entry) != len(shape) or not all(map(isinstance, entry, shape)):
+          raise EagrlError(f'features: {name!r}: an entry of {field} must be {_SHOWN[field]}')
     if any(c in name for c in ',;<>\n'):
       raise EagrlError(f'features: {name!r} holds one of , ; < >, which answers use as marks; rename it')
     if row.get('kind', 'numeric') not in ('numeric', 'ordinal'):

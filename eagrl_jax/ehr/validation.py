@@ -1,18 +1,19 @@
 """What every source shares: numbers out of text, impossible values out of the cohort, and the last check.
 
-Nothing is clipped or guessed: a value is kept, becomes missing and is counted in the
-attrition table, or the load stops with one line that holds no value and no id.
+Nothing is clipped or guessed: a value is kept, becomes missing, is counted in the attrition table and is kept among
+the rejects with the reason, or the load stops with one line that holds no value and no id.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from eagrl_jax.ehr import crossfield
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.types import EagrlError
@@ -21,6 +22,7 @@ Attrition = tuple[tuple[str, int, str], ...]
 
 _NUMBER = r'^\s*([<>≤≥]=?)?\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$'
 _MISSING_CODES = (-9999.0, -999.0, -99.0, -9.0, -1.0, 99.0, 999.0, 9999.0, 99999.0)
+_TWO_SPECIMENS = 0.05  # share of impossible values above which a column may mix specimens
 _ENOUGH = 20  # values of a feature below which its distribution says nothing
 
 
@@ -33,9 +35,12 @@ class Numbers:
   text: int  # entries that are no number
 
 
-def parse_numbers(texts: pa.Array | Sequence[str | None]) -> Numbers:
-  """Reads numbers and assay limits; a decimal comma, a word or a trailing mark is text, hence missing."""
+def parse_numbers(texts: pa.Array | Sequence[str | None], decimal: str = '.') -> Numbers:
+  """Reads numbers and assay limits; another decimal mark, a word or a trailing mark is text, hence missing."""
   column = texts if isinstance(texts, pa.Array) else pa.array(texts, pa.string())
+  if decimal == ',':  # and a point is text: '1.500' may be one thousand five hundred
+    column = pc.if_else(pc.match_substring(column, '.'), pa.scalar('text', pa.string()), column)
+    column = pc.replace_substring(column, ',', '.')
   number = pc.fill_null(pc.match_substring_regex(column, _NUMBER), False)
   matched = pc.if_else(number, column, pa.scalar(None, pa.string()))
   censored = pc.sum(pc.match_substring_regex(matched, '[<>≤≥]')).as_py() or 0
@@ -51,24 +56,31 @@ def hard_limits(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
   return np.array(low, np.float32), np.array(high, np.float32)
 
 
-def validate(cohort: Cohort) -> Cohort:
+def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
   """Drops impossible values, merges duplicates, drops patients left without any observation; counts each step.
 
-  Values that a spec lists as sentinels, that lie outside a hard range or are not finite become
-  missing. Of several values of one feature at one time, equal ones count once and different ones
-  are averaged.
+  Values that a spec lists as sentinels or that look like one, that lie outside a hard range, contradict another value
+  of the same time or are not finite become missing. Of several values of one feature at one time, equal ones count
+  once and different ones are averaged. A feature of which many values are impossible is used only with a specimen.
+
+  Args:
+    at_one_time: False where values are averages over a time already, which need not agree with each other.
 
   Raises:
     EagrlError: a feature's values fit another unit's range better than their own.
   """
   steps: list[tuple[str, int, str]] = []
+  cohort = dataclasses.replace(cohort, value=_rescale(cohort, steps))
   value, feature = cohort.value, cohort.feature
+  reason = np.full(len(value), '', object)
   drop = ~np.isfinite(value)
+  reason[drop] = 'not finite'
   _count(steps, 'not finite', drop, 'values')
   for f, spec in enumerate(cohort.features):
     if spec.sentinels:
       missing = (feature == f) & np.isin(value, np.array(spec.sentinels, np.float32)) & ~drop
       _count(steps, f'code for missing: {spec.name}', missing, 'values')
+      reason[missing] = 'code for missing'
       drop |= missing
 
   low, high = hard_limits(cohort.features)
@@ -78,15 +90,30 @@ def validate(cohort: Cohort) -> Cohort:
     spec, mine = cohort.features[f], outside & (feature == f)
     _refuse_wrong_unit(spec, value[mine], int(total[f]))
     _count(steps, f'outside hard range: {spec.name}', mine, 'values')
-  keep = ~(drop | outside)
+    reason[mine] = 'outside hard range'
+    for unit, fits in _other_units(spec, value[mine]):
+      steps.append((f'of these possible in {unit}: {spec.name}', int(fits.sum()), 'values'))
+      reason[np.flatnonzero(mine)[fits]] = f'outside hard range, possible in {unit}'
+    if total[f] >= _ENOUGH and mine.sum() > _TWO_SPECIMENS * total[f] and not spec.specimen:
+      rest = (feature == f) & (reason == '')
+      _count(steps, f'not used until features give its specimen: {spec.name}', rest, 'values')
+      reason[rest] = f'more than {_TWO_SPECIMENS:.0%} of the feature is impossible, its specimen is not given'
+  keep = reason == ''
   for f in np.flatnonzero(np.bincount(feature[keep], minlength=len(low)) >= _ENOUGH).tolist():
-    count = _suspected_code(value[keep & (feature == f)])
-    if count:
-      steps.append((f'kept, looks like a code for missing: {cohort.features[f].name}', count, 'values'))
+    code = _suspected_code(value[keep & (feature == f)])
+    if code is not None:
+      coded = keep & (feature == f) & (value == np.float32(code))
+      _count(steps, f'looks like a code for missing: {cohort.features[f].name}', coded, 'values')
+      reason[coded] = 'looks like a code for missing'
+  keep = reason == ''
 
+  cohort = crossfield.put_aside(cohort, reason)
   cohort = dataclasses.replace(cohort, patient=cohort.patient[keep], hour=cohort.hour[keep],
                                feature=feature[keep], value=value[keep])
   cohort = _merge_duplicates(cohort, steps)
+  if at_one_time:
+    cohort, contradictions = crossfield.apply(cohort)
+    steps += contradictions
   seen = np.bincount(cohort.patient, minlength=len(cohort)) > 0
   _count(steps, 'without any observation', ~seen, 'patients')
   if not seen.all():
@@ -98,6 +125,25 @@ def validate(cohort: Cohort) -> Cohort:
 def _count(steps: list[tuple[str, int, str]], step: str, mask: np.ndarray, unit: str) -> None:
   if mask.any():
     steps.append((step, int(mask.sum()), unit))
+
+
+def _rescale(cohort: Cohort, steps: list[tuple[str, int, str]]) -> np.ndarray:
+  value = cohort.value.copy()
+  for f, spec in enumerate(cohort.features):
+    for low, high, scale, offset in spec.rescale:
+      mine = (cohort.feature == f) & (cohort.value >= np.float32(low)) & (cohort.value <= np.float32(high))
+      _count(steps, f'converted from {low:g} to {high:g}: {spec.name}', mine, 'values')
+      value[mine] = scale * value[mine] + offset
+  return value
+
+
+def _other_units(spec: FeatureSpec, outside: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+  """Accepted units in which some of these impossible values would be possible, and which."""
+  low, high = (limit[0] for limit in hard_limits(FeatureTable((spec,))))
+  for unit, scale, offset in spec.accepted_units:
+    fits = (scale * outside + offset >= low) & (scale * outside + offset <= high)
+    if unit != spec.unit and fits.any():
+      yield unit, fits
 
 
 def _refuse_wrong_unit(spec: FeatureSpec, outside: np.ndarray, total: int) -> None:
@@ -114,16 +160,16 @@ def _refuse_wrong_unit(spec: FeatureSpec, outside: np.ndarray, total: int) -> No
                      'check its unit and specimen')
 
 
-def _suspected_code(value: np.ndarray) -> int:
-  """How many values look like an unlisted missing code: frequent, extreme and far from the rest."""
+def _suspected_code(value: np.ndarray) -> float | None:
+  """A value that looks like an unlisted missing code: frequent, extreme and far from the rest."""
   for code in _MISSING_CODES:
     same = value == np.float32(code)
     rest = value[~same]
     if same.mean() >= 0.05 and len(rest) and (code < rest.min() or code > rest.max()):
       gap = max(rest.min() - code, code - rest.max())
       if gap > rest.max() - rest.min() > 0:
-        return int(same.sum())
-  return 0
+        return code
+  return None
 
 
 def _merge_duplicates(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Cohort:

@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from eagrl_jax.evaluation import metrics
 from eagrl_jax.types import EagrlError
@@ -95,10 +96,11 @@ def fitted(kind: str, x: np.ndarray, label: np.ndarray, train: np.ndarray, rows:
                           LogisticRegression(C=penalties[0], max_iter=2000))
     model = steps if len(penalties) == 1 else GridSearchCV(
         steps, {'logisticregression__C': penalties}, cv=folds, scoring='neg_log_loss')
-  with warnings.catch_warnings():
+  # One thread: the tables are small, and OpenMP's idle threads spin. On cores that others use, seconds became minutes.
+  with warnings.catch_warnings(), threadpool_limits(1):
     warnings.simplefilter('ignore', ConvergenceWarning)
     model.fit(x[train], label[train])
-  return model.predict_proba(x[rows])[:, 1]
+    return model.predict_proba(x[rows])[:, 1]
 
 
 def _last_value(last: np.ndarray, label: np.ndarray, train: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -91,7 +91,9 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
       '12a': _join(f'test {_size(at("data", "test"))}' if at('data', 'test') else '',
                    f'{100 * at("data", "valid_fraction"):g} % of the rest for validation'
                    if at('data', 'valid_fraction') else '',
-                   'split by patient, stratified by outcome' if not at('data', 'splits') else 'split given by a file',
+                   'split given by a file' if at('data', 'splits') else
+                   f'split by patient, protocol {at("data", "protocol")}' if at('data', 'protocol') else
+                   'split by patient, stratified by outcome',
                    f'seed {c["seed"]}' if 'seed' in c else ''),
       '12b': 'Policy: raw values with units or flags, in text. Expert: z-scores by train statistics.',
       '12c': _join(f'language model ({_policy(at)}), distilled from a tree search, then policy optimisation',

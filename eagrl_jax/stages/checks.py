@@ -10,6 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from eagrl_jax.ehr import splits
 from eagrl_jax.ehr.prompt import TASKS
 from eagrl_jax.ehr.sources import long_csv, mimic4_stays
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
@@ -47,7 +48,10 @@ def check(config: ConfigDict) -> None:
                      'not negative (0 = the whole record)')
   if c.data.test >= 1 and c.data.test != int(c.data.test):
     raise EagrlError(f'data.test={c.data.test}: give a whole number of patients, or a share below 1')
-  long_csv.parse_sex_codes(c.data.sex_codes)
+  splits.parse_protocol(c.data.protocol)
+  if c.data.protocol and c.data.splits:
+    raise EagrlError('data.protocol and data.splits both say who is tested; leave one empty')
+  _check_csv(c.data)
   one_of('expert.salience', c.expert.salience, SALIENCE_SOURCES)
   one_of('rl.advantage', c.rl.advantage, advantages.KINDS)
   one_of('rl.align', c.rl.align, alignment.KINDS)
@@ -92,6 +96,12 @@ def check(config: ConfigDict) -> None:
                      "samples; keep 'samples' in it")
   for name in c.evaluate.inference_policies:
     one_of('evaluate.inference_policies', name, POLICIES)
+  if c.rl.rollouts != 'own' and not re.fullmatch(r'https?://[\w.:\[\]-]+(/[\w.-]+)*/v1/?', c.rl.rollouts):
+    raise EagrlError(f"rl.rollouts={c.rl.rollouts!r} is neither 'own' nor the address of a vLLM server, such as "
+                     'http://localhost:8000/v1')
+  if c.rl.rollouts_refresh < 1 or c.rl.rollouts_timeout <= 0:
+    raise EagrlError(f'rl.rollouts_refresh={c.rl.rollouts_refresh} must be at least 1 and rl.rollouts_timeout='
+                     f'{c.rl.rollouts_timeout} positive')
   if c.rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={c.rl.temperature}: greedy answers of a group are all equal; use 1.0')
   if c.rl.lam is not None and not 0 <= c.rl.lam <= 1:
@@ -131,6 +141,13 @@ def check(config: ConfigDict) -> None:
   check_shards(c, make_mesh(**c.mesh.to_dict()), shape)
 
 
+def _check_csv(data: ConfigDict) -> None:
+  long_csv.parse_sex_codes(data.sex_codes)
+  one_of('data.decimal', data.decimal, ('.', ','))
+  if data.decimal == data.delimiter:
+    raise EagrlError(f'data.decimal={data.decimal!r} also separates the columns; set --config.data.delimiter=')
+
+
 def _check_files(data: ConfigDict) -> None:
   if data.source != 'synthetic':
     _file('data.path', data.path)
@@ -150,7 +167,7 @@ def check_transfer(config: ConfigDict) -> None:
   one_of('data.source', config.data.source, SOURCES)
   one_of('data.task', config.data.task, tuple(TASKS))
   one_of('data.index', config.data.index, mimic4_stays.INDICES)
-  long_csv.parse_sex_codes(config.data.sex_codes)
+  _check_csv(config.data)
   _check_files(config.data)
   if config.transfer.patients < 0:
     raise EagrlError(f'transfer.patients={config.transfer.patients} must not be negative; 0 = all')

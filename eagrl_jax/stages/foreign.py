@@ -15,11 +15,9 @@ import tempfile
 from collections.abc import Iterator
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.csv as pacsv
 
 from eagrl_jax.ehr import validation
-from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, plain_unit
 from eagrl_jax.ehr.records import Cohort, hashed_order
 from eagrl_jax.ehr.sources import long_csv, wide_csv
 from eagrl_jax.types import EagrlError
@@ -78,21 +76,20 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
   cohort = dataclasses.replace(
       cohort, features=table, truth=None, patient=cohort.patient[keep], hour=cohort.hour[keep], feature=to[source],
       value=(scale[source] * cohort.value[keep] + offset[source]).astype(np.float32))
-  return validation.validate(cohort), match
+  return validation.validate(cohort, at_one_time=False), match  # its source has looked for contradictions
 
 
 def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
   """(scale, offset) from one spec's unit to another's; None where nothing says how."""
-  plain = long_csv._plain_unit
   if spec.kind != to.kind:
     return None
-  if not spec.unit or plain(spec.unit) == plain(to.unit):
+  if not spec.unit or plain_unit(spec.unit) == plain_unit(to.unit):
     return 1.0, 0.0
   for unit, scale, offset in to.accepted_units:
-    if plain(unit) == plain(spec.unit):
+    if plain_unit(unit) == plain_unit(spec.unit):
       return scale, offset
   for unit, scale, offset in spec.accepted_units:
-    if plain(unit) == plain(to.unit) and scale:
+    if plain_unit(unit) == plain_unit(to.unit) and scale:
       return 1 / scale, -offset / scale
   return None
 
@@ -104,7 +101,7 @@ def blinded(cohort: Cohort) -> Cohort:
 
 def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: long_csv.Columns,
                     sex_codes: dict[str, int] | None, encoding: str, delimiter: str, task: str,
-                    setting: str) -> tuple[Cohort, Match]:
+                    setting: str, decimal: str = '.') -> tuple[Cohort, Match]:
   """Reads a long or wide CSV without outcomes, as `long_csv.load` reads one with them.
 
   Args:
@@ -119,9 +116,10 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
     EagrlError: what `long_csv.load` refuses, or no known feature. It names fields of `config.data`.
   """
   count: collections.Counter[str] = collections.Counter()
-  with _as_long(kind, pathlib.Path(path), columns, encoding, delimiter) as (file, columns):
-    events = long_csv._read_events(file, columns, (encoding, delimiter), count)
-  long_csv._refuse_two_spellings(list(events.patients), columns.patient)
+  reading = long_csv.Reading(encoding, delimiter, decimal)
+  with _as_long(kind, pathlib.Path(path), columns, reading) as (file, columns):
+    events = long_csv.read_events(file, columns, reading, count)
+  long_csv.refuse_two_spellings(list(events.patients), columns.patient)
   found = {code: table.find(name) for name, code in events.features.items()}
   feature_of = np.array([-1 if found[code] is None else found[code] for code in range(len(found))], np.int32)
   if (feature_of < 0).all():
@@ -131,11 +129,11 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
   np.minimum.at(start, events.patient, events.hour)
   known = feature_of[events.feature] >= 0
   events = dataclasses.replace(events, **{f: getattr(events, f)[known] for f in (
-      'patient', 'feature', 'unit', 'hour', 'value')})
-  value = long_csv._convert(events, table, feature_of)
+      'patient', 'feature', 'unit', 'word', 'hour', 'value')})
+  value = long_csv.convert(events, table, feature_of, count)
   keep = ~np.isnan(value)
   ids = np.array(list(events.patients), str)
-  age, sex = read_statics(statics, ids, columns, sex_codes, (encoding, delimiter))
+  age, sex = read_statics(statics, ids, columns, sex_codes, reading)
   steps = (('read', len(ids), 'patients'), ('read', count['rows'], 'rows'),
            ('without patient, time or feature', count['incomplete'], 'rows'),
            ('of a feature that the run does not know', int((~known).sum()), 'values'),
@@ -153,8 +151,8 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
 
 
 @contextlib.contextmanager
-def _as_long(kind: str, path: pathlib.Path, columns: long_csv.Columns, encoding: str,
-             delimiter: str) -> Iterator[tuple[pathlib.Path, long_csv.Columns]]:
+def _as_long(kind: str, path: pathlib.Path, columns: long_csv.Columns,
+             reading: long_csv.Reading) -> Iterator[tuple[pathlib.Path, long_csv.Columns]]:
   """The file itself, or a wide one melted."""
   if kind == 'csv':
     yield path, columns
@@ -162,16 +160,12 @@ def _as_long(kind: str, path: pathlib.Path, columns: long_csv.Columns, encoding:
   columns = dataclasses.replace(columns, feature='feature', value='value', unit='unit')
   with tempfile.TemporaryDirectory(prefix='cohort-') as folder:
     melted = pathlib.Path(folder) / path.name.removesuffix('.gz')
-    with melted.open('wb') as target:
-      for part in wide_csv._long(path, columns, encoding, delimiter):
-        text = pa.BufferOutputStream()
-        pacsv.write_csv(part, text, pacsv.WriteOptions(include_header=not target.tell(), delimiter=delimiter))
-        target.write(text.getvalue().to_pybytes().decode().encode(encoding))
+    wide_csv.melt(path, melted, columns, reading)
     yield melted, columns
 
 
 def read_statics(path: str, ids: np.ndarray, columns: long_csv.Columns, sex_codes: dict[str, int] | None,
-                 reading: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+                 reading: long_csv.Reading) -> tuple[np.ndarray, np.ndarray]:
   """Age `[N]` in years, NaN unknown, and sex `[N]`, -1 unknown, of these patients.
 
   Raises:
@@ -182,17 +176,17 @@ def read_statics(path: str, ids: np.ndarray, columns: long_csv.Columns, sex_code
     return age, sex
   wanted = {columns.outcome_patient: True, columns.age: False, columns.sex: False}
   rows: dict[str, list] = collections.defaultdict(list)
-  for block in long_csv._blocks(pathlib.Path(path), 'data.statics', wanted, reading):
+  for block in long_csv.blocks(pathlib.Path(path), 'data.statics', wanted, reading):
     for field, column in block.items():
       rows[field] += column.to_pylist()
   who = rows[columns.outcome_patient]
   if len(set(who)) != len(who):
     raise EagrlError(f'data.statics: {len(who) - len(set(who))} patients are listed twice; keep one row each')
-  years = validation.parse_numbers(rows.get(columns.age) or [None] * len(who))
+  years = validation.parse_numbers(rows.get(columns.age) or [None] * len(who), reading.decimal)
   wrong = years.text + years.censored + int(np.sum((years.value < 0) | (years.value > 120)))
   if wrong:
     raise EagrlError(f'data.statics: {wrong} entries of {columns.age!r} are not years from 0 to 120; correct them')
-  codes = {str(k).lower(): v for k, v in (sex_codes or long_csv._SEX).items()}
+  codes = {str(k).lower(): v for k, v in (sex_codes or long_csv.SEX).items()}
   said = [None if x is None else codes.get(x.lower()) for x in rows.get(columns.sex) or []]
   unread = sum(c is None and x is not None for c, x in zip(said, rows.get(columns.sex) or []))
   if unread:

@@ -75,7 +75,7 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
     return foreign.read_unlabelled(
         kind, c.path, c.statics, trained.features, columns=long_csv.Columns(**named),
         sex_codes=long_csv.parse_sex_codes(c.sex_codes or d.sex_codes), encoding=c.encoding or d.encoding,
-        delimiter=c.delimiter or d.delimiter, task=trained.task, setting=trained.setting)
+        delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'), task=trained.task, setting=trained.setting)
   layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics})
   cohort = foreign.blinded(prepare.read_source(layout, own.seed))
   return foreign.remap(dataclasses.replace(cohort, setting=trained.setting), trained.features)

@@ -2,9 +2,9 @@
 
 1. Read the source; count what is dropped and why.
 2. Leave out patients with no record in the window.
-3. Split by patient, or take the given split file.
+3. Split by patient, in shares, by a published protocol or as the given split file says.
 4. Fit the expert's statistics on train patients alone.
-5. Save cohort, splits and statistics.
+5. Save cohort, splits, statistics, and beside them what was read and not used.
 """
 
 from __future__ import annotations
@@ -31,12 +31,7 @@ def run(context: Context) -> None:
   folder = context.folder('prepare')
   cohort = with_records(read_source(c, seed), c.window_hours)
   validation.check(cohort)
-  if c.splits:
-    parts = splits.load(pathlib.Path(c.splits), cohort.subject_id)
-    splits.check(parts, cohort.label, 'data.splits')
-  else:
-    test = c.test if c.test < 1 else int(c.test)
-    parts = splits.make_splits(cohort.label, cohort.subject_id, test=test, valid_fraction=c.valid_fraction, seed=seed)
+  cohort, parts = split(cohort, c, seed)
   visits = grid(cohort, c)
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   store.save(cohort, folder)
@@ -46,6 +41,28 @@ def run(context: Context) -> None:
   for name in ('train', 'valid', 'test'):
     label = cohort.label[getattr(parts, name)]
     logging.info('%-5s %5d patients, %.1f %% positive', name, len(label), 100 * label.mean())
+
+
+def split(cohort: Cohort, c: ConfigDict, seed: int) -> tuple[Cohort, splits.Splits]:
+  """Who trains, validates and tests, and the cohort of just those patients."""
+  if c.splits:
+    path = pathlib.Path(c.splits)
+    parts = splits.load(path, cohort.subject_id, others=c.source == 'meds')
+    splits.check(parts, cohort.label, 'data.splits')
+    return _counted(cohort, 'of the split file, not in the cohort', splits.outside(path, cohort.subject_id)), parts
+  if c.protocol:
+    rows = splits.protocol_rows(c.protocol, cohort.label, cohort.subject_id, seed)
+    if len(rows) < len(cohort):
+      cohort = _counted(cohort.take(rows), 'not drawn by the protocol', len(cohort) - len(rows))
+    return cohort, splits.by_protocol(c.protocol, cohort.label, cohort.subject_id, seed)
+  test = c.test if c.test < 1 else int(c.test)
+  return cohort, splits.make_splits(cohort.label, cohort.subject_id, test=test, valid_fraction=c.valid_fraction,
+                                    seed=seed)
+
+
+def _counted(cohort: Cohort, step: str, patients: int) -> Cohort:
+  more = ((step, patients, 'patients'),) if patients else ()
+  return dataclasses.replace(cohort, attrition=(*cohort.attrition, *more))
 
 
 def data_seed(config: ConfigDict) -> int:
@@ -62,7 +79,8 @@ def read_source(c: ConfigDict, seed: int) -> Cohort:
   if not pathlib.Path(c.path).exists():
     raise EagrlError(f'data.path={c.path!r} does not exist; give the {c.source} file with --config.data.path=')
   if c.source == 'tjh':
-    return tjh.load(c.path)
+    # The published split counts two patients that have nothing but results dated after discharge.
+    return tjh.load(c.path, keep_after_discharge=c.get('protocol', '') == 'tjh_140_21_200')
   if c.source == 'physionet2012':
     return physionet2012.load(c.path, c.outcomes or None)
   visits = Grid(c.bin_hours, c.aggregate, c.window_hours)
@@ -75,19 +93,17 @@ def read_source(c: ConfigDict, seed: int) -> Cohort:
                      sex_codes=long_csv.parse_sex_codes(c.sex_codes))
   read = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[c.source]
   return read(c.path, c.outcomes, columns=long_csv.Columns(**c.columns.to_dict()), features=c.features or None,
-              task=c.task, setting=c.setting, sex_codes=long_csv.parse_sex_codes(c.sex_codes), encoding=c.encoding,
-              delimiter=c.delimiter)
+              task=c.task, setting=c.setting, sex_codes=long_csv.parse_sex_codes(c.sex_codes),
+              reading=long_csv.Reading(c.encoding, c.delimiter, c.decimal))
 
 
 def with_records(cohort: Cohort, window_hours: float) -> Cohort:
   """Drops patients without any event before `window_hours` (0 = no limit) and counts them."""
   inside = cohort.patient if not window_hours else cohort.patient[cohort.hour < window_hours]
   rows = np.unique(inside)
-  dropped = len(cohort) - len(rows)
-  if not dropped:
+  if len(rows) == len(cohort):
     return cohort
-  kept = cohort.take(rows)
-  return dataclasses.replace(kept, attrition=(*kept.attrition, ('no record in the window', dropped, 'patients')))
+  return _counted(cohort.take(rows), 'no record in the window', len(cohort) - len(rows))
 
 
 def attrition_table(cohort: Cohort) -> str:

@@ -104,7 +104,8 @@ def test_other_headers_delimiter_encoding_and_gzip(tmp_path):
   (tmp_path / 'o.csv').write_bytes('Fall;tot;Geschlecht\n1;true;w\n2;false;m\n'.encode('latin-1'))
   columns = long_csv.Columns(patient='Fall', time='Zeit', feature='Größe', value='Wert', outcome_patient='Fall',
                              label='tot', sex='Geschlecht')
-  cohort = long_csv.load(tmp_path / 'e.csv.gz', tmp_path / 'o.csv', columns=columns, encoding='latin-1', delimiter=';',
+  cohort = long_csv.load(tmp_path / 'e.csv.gz', tmp_path / 'o.csv', columns=columns,
+                         reading=long_csv.Reading('latin-1', ';'),
                          sex_codes={'W': 0, 'm': 1})
   assert rows_of(cohort) == [('1', 0.0, 'Größe', 180.0), ('2', 0.0, 'Größe', 170.0)]
   found = sorted(zip(cohort.subject_id.tolist(), cohort.label.tolist(), cohort.sex.tolist()))
@@ -180,3 +181,32 @@ def test_blocks_join(tmp_path):
   mine = cohort.patient == cohort.subject_id.tolist().index('p7')
   np.testing.assert_array_equal(cohort.value[mine], value[who == 7])
   np.testing.assert_allclose(cohort.hour[mine], hour[who == 7] - hour[who == 7][0], atol=1e-4)
+
+
+def test_sodium_is_a_feature_and_a_missing_value(tmp_path):
+  events = 'patient,time,feature,value\na,0,NA,140\nb,0, NA ,141\nb,1,K,NA\nNA,1,K,4\nb,2,nan,4\nb,2,K,4\n'
+  cohort = long_csv.load(*make(tmp_path, events, 'patient,label,age\na,0,NA\nb,1,60\n'))
+  assert rows_of(cohort) == [('a', 0.0, 'NA', 140.0), ('b', 0.0, 'NA', 141.0), ('b', 2.0, 'K', 4.0)]
+  counts = {step: count for step, count, _ in cohort.attrition}
+  assert counts['without patient, time or feature'] == 2 and counts['without value'] == 1 and counts['text'] == 0
+  assert sorted(np.isnan(cohort.age).tolist()) == [False, True]
+
+
+def test_units_in_two_spellings_are_one(tmp_path):
+  events = 'patient,time,feature,value,unit\na,0,x,1,°C\nb,0,x,2,degC\nb,1,x,2,deg C\n'
+  cohort = long_csv.load(*make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
+  assert sorted(cohort.value.tolist()) == [1, 2, 2] and len(cohort.features) == 1
+
+
+def test_times_of_knowledge_and_of_the_end(tmp_path):
+  events = 'patient,time,feature,value,known\n' + ''.join(
+      f'{p},2020-01-01T{h:02d}:00,x,{h},2020-01-01T{h:02d}:30\n' for p in 'ab' for h in range(24))
+  outcomes = 'patient,label,died\na,1,2020-01-01T23:15\nb,0,\n'
+  columns = long_csv.Columns(available='known', until='died')
+  cohort = long_csv.load(*make(tmp_path, events, outcomes), columns=columns)
+  assert sorted((str(cohort.subject_id[p]), v) for p, v in zip(cohort.patient, cohort.value) if v > 21) == [
+      ('a', 22), ('b', 22), ('b', 23)]
+  refused("no column 'knwn'; the nearest header is 'known'", *make(tmp_path, events, outcomes),
+          columns=long_csv.Columns(available='knwn'))
+  refused('data.died: times are written in several ways', *make(tmp_path, events, outcomes.replace('2020-01-01T', '')
+                                                                .replace('23:15', '23')), columns=columns)

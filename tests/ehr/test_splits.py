@@ -86,3 +86,66 @@ def test_not_a_split_file(tmp_path):
   for name in ('s.parquet', 'x.parquet', 'absent.parquet'):
     with pytest.raises(EagrlError, match='not a parquet file with subject_id and split'):
       splits.load(tmp_path / name, IDS)
+
+
+def cohort_like(n, share):
+  ids = np.array([f'id{i:05d}' for i in range(n)])
+  return (np.arange(n) < round(share * n)).astype(np.int8), ids
+
+
+@pytest.mark.parametrize(('name', 'n', 'sizes'), [
+    ('tjh_140_21_200', 361, (140, 21, 200)), ('mimic4_8750_1250_200', 10_200, (8750, 1250, 200)),
+    ('10fold:0', 361, (288, 36, 37)), ('10fold:9', 305, (244, 31, 30))])
+def test_published_protocols_have_their_sizes(name, n, sizes):
+  label, ids = cohort_like(n, 0.4)
+  found = splits.by_protocol(name, label, ids, 1)
+  rows = [found.train, found.valid, found.test]
+  assert tuple(map(len, rows)) == sizes
+  assert sorted(np.concatenate(rows).tolist()) == list(range(n))
+  order = np.random.default_rng(0).permutation(n)
+  assert parts(splits.by_protocol(name, label[order], ids[order], 1), ids[order]) == parts(found, ids)
+  shares = [label[r].mean() for r in rows]
+  stratified = rows[:2] if name.startswith('tjh') else rows
+  assert all(abs(label[r].mean() - np.mean(shares[:2] if name.startswith('tjh') else shares)) < 0.03
+             for r in stratified)
+
+
+def test_ten_folds_test_everyone_once_and_evenly():
+  label, ids = cohort_like(361, 0.3)
+  folds = [splits.by_protocol(f'10fold:{k}', label, ids, 0).test for k in range(10)]
+  assert sorted(np.concatenate(folds).tolist()) == list(range(361))
+  assert {len(f) for f in folds} == {36, 37} and {int(label[f].sum()) for f in folds} == {10, 11}
+
+
+def test_a_protocol_refuses_another_cohort_and_draws_from_a_larger_one():
+  label, ids = cohort_like(12_000, 0.1)
+  rows = splits.protocol_rows('mimic4_8750_1250_200', label, ids, 0)
+  assert len(rows) == 10_200 == len(set(rows.tolist())) and label[rows].sum() == 1020
+  assert len(splits.by_protocol('mimic4_8750_1250_200', label[rows], ids[rows], 0).test) == 200
+  few = slice(0, 300)
+  np.testing.assert_array_equal(splits.protocol_rows('mimic4_8750_1250_200', label[few], ids[few], 0), np.arange(300))
+  for name in ('mimic4_8750_1250_200', 'tjh_140_21_200'):
+    with pytest.raises(EagrlError, match=f'data.protocol={name!r} is of .* and the cohort has 300'):
+      splits.by_protocol(name, LABEL, IDS, 0)
+  with pytest.raises(EagrlError, match='an id is repeated'):
+    splits.by_protocol('10fold:1', LABEL, np.append(IDS[:-1], IDS[0]), 0)
+
+
+@pytest.mark.parametrize('name', ['tjh', '10fold', '10fold:10', '10fold:-1', '10fold:x', '5fold:1', '10fold:²'])
+def test_an_unknown_protocol_names_the_choices(name):
+  assert splits.parse_protocol('') is None
+  with pytest.raises(EagrlError, match='choose one of tjh_140_21_200, mimic4_8750_1250_200, or 10fold:<k>'):
+    splits.parse_protocol(name)
+
+
+def test_the_splits_of_a_whole_data_set(tmp_path):
+  pq.write_table(pa.table({'subject_id': pa.array([7, 8, 9, 10], pa.int64()),
+                           'split': ['train', 'tuning', 'held_out', 'train']}), tmp_path / 's.parquet')
+  ids = np.array(['9', '8', '7'])
+  found = splits.load(tmp_path / 's.parquet', ids, others=True)
+  assert parts(found, ids) == {'train': {'7'}, 'valid': {'8'}, 'test': {'9'}}
+  assert splits.outside(tmp_path / 's.parquet', ids) == 1
+  with pytest.raises(EagrlError, match='1 patients of the file are not in the cohort'):
+    splits.load(tmp_path / 's.parquet', ids)
+  with pytest.raises(EagrlError, match='1 patients of the cohort are in no split'):
+    splits.load(tmp_path / 's.parquet', np.array(['9', '8', '7', '11']), others=True)

@@ -95,6 +95,9 @@ def test_damage_is_noticed(tmp_path):
     ('- {name: a, ref_low: 3, ref_high: 1}', 'ref_low is above ref_high'),
     ('- {name: a, ref_low: x}', "'a': ref_low has the wrong type"),
     ('- {name: a, aliases: b}', "'a': aliases has the wrong type"),
+    ('- {name: a, rescale: [[0, 1, 100]]}', "'a': an entry of rescale must be .from, to, scale, offset."),
+    ('- {name: a, accepted_units: [mg/dL, 2, 0]}', 'an entry of accepted_units must be'),
+    ('- {name: a, levels: [[1, yes]]}', 'an entry of levels must be .value, word.'),
     ('- {unit: a}', 'entries that each have a name'), ('a: 1', 'must be a list'), ('', 'must be a list'),
     ('- {name: "a, b"}', 'answers use as marks'), ('- {name: a, kind: x}', 'numeric or ordinal'),
     ('- [a', 'not YAML or JSON, see line'), ('- {name: a}\n- {name: A}', 'belongs to two features')])

@@ -74,11 +74,11 @@ def test_a_wrong_unit_is_named_and_never_converted():
     validation.validate(cohort_of(sorted((i % 3, i, 0, 900.0) for i in range(20))))
 
 
-def test_an_unlisted_missing_code_is_reported_and_kept():
+def test_an_unlisted_missing_code_is_put_aside():
   events = sorted([(i % 3, i, 3, 5.0 + i % 4) for i in range(30)] + [(i % 3, 50 + i, 3, 999.0) for i in range(5)])
   found = validation.validate(cohort_of(events))
-  assert ('kept, looks like a code for missing: score', 5, 'values') in found.attrition
-  assert (found.value == 999).sum() == 5
+  assert ('looks like a code for missing: score', 5, 'values') in found.attrition
+  assert len(found.value) == 30 and (found.rejects.value == 999).sum() == 5
   near = sorted([(i % 3, i, 3, 900.0 + 7 * i) for i in range(30)] + [(0, 50, 3, 999.0), (1, 50, 3, 999.0)])
   assert not [step for step, *_ in validation.validate(cohort_of(near)).attrition if 'code' in step]
 

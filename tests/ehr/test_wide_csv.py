@@ -69,7 +69,8 @@ def test_other_headers_delimiter_encoding_and_gzip(tmp_path):
   (tmp_path / 'e.csv.gz').write_bytes(gzip.compress('Fall;Zeit; Größe\n1;0;180\n2;0;170\n'.encode('latin-1')))
   (tmp_path / 'o.csv').write_bytes('Fall;tot\n1;true\n2;false\n'.encode('latin-1'))
   columns = long_csv.Columns(patient='Fall', time='Zeit', outcome_patient='Fall', label='tot')
-  cohort = wide_csv.load(tmp_path / 'e.csv.gz', tmp_path / 'o.csv', columns=columns, encoding='latin-1', delimiter=';')
+  cohort = wide_csv.load(tmp_path / 'e.csv.gz', tmp_path / 'o.csv', columns=columns,
+                         reading=long_csv.Reading('latin-1', ';'))
   assert rows_of(cohort) == [('1', 0.0, 'Größe', 180.0), ('2', 0.0, 'Größe', 170.0)]
 
 

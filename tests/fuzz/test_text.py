@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import pathlib
+import re
 import tempfile
 import time
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from eagrl_jax.ehr import answers
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.sources import long_csv, physionet2012
+from eagrl_jax.ehr.sources import damage, long_csv, physionet2012
 from eagrl_jax.types import EagrlError
 
 TABLE = FeatureTable((FeatureSpec('lactate', 'mmol/L'), FeatureSpec('SpO2', '%'), FeatureSpec('pH', '')))
@@ -82,6 +84,28 @@ def test_a_long_csv_with_damaged_bytes(data):
       paths.append(pathlib.Path(folder, name))
       paths[-1].write_bytes(raw)
     refused_or_sound(lambda: long_csv.load(*paths))
+
+
+@given(st.data())
+def test_a_packed_long_csv_with_damaged_bytes(data):
+  with tempfile.TemporaryDirectory() as folder:
+    raw = bytearray(gzip.compress(GOOD_EVENTS.encode('latin-1'), mtime=0))
+    for _ in range(data.draw(st.integers(0, 3))):
+      raw[data.draw(st.integers(0, len(raw) - 1))] = data.draw(st.integers(0, 255))
+    events, outcomes = pathlib.Path(folder, 'e.csv.gz'), pathlib.Path(folder, 'o.csv')
+    events.write_bytes(bytes(raw[:data.draw(st.integers(0, len(raw)))]))
+    outcomes.write_text(GOOD_OUTCOMES)
+    refused_or_sound(lambda: long_csv.load(events, outcomes))
+    assert re.fullmatch(r'( at byte \d+.*)?', damage.where(events, 'utf8'))
+
+
+@given(rows('patient,time,feature,value,unit', 5).map(lambda text: text.replace(',', ';').replace('.', ',')))
+def test_a_long_csv_with_decimal_commas(events):
+  with tempfile.TemporaryDirectory() as folder:
+    a, b = pathlib.Path(folder, 'e.csv'), pathlib.Path(folder, 'o.csv')
+    a.write_bytes(events.encode('utf8', 'surrogatepass'))
+    b.write_text(GOOD_OUTCOMES.replace(',', ';'))
+    refused_or_sound(lambda: long_csv.load(a, b, reading=long_csv.Reading('utf8', ';', ',')))
 
 
 @given(st.one_of(rows('Time,Parameter,Value', 3), st.text(max_size=80)),

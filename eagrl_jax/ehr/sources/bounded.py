@@ -1,7 +1,8 @@
 """Bounded memory: rows too many for memory go through a database file; what comes back is one value a visit.
 
-A source fills the table `events`, in a feature's own unit, and `collect` drops and counts impossible
-values before anything is averaged. Memory then grows with patients x visits x features, not with rows.
+A source fills the table `events`, in a feature's own unit, and `collect` drops and counts impossible and
+contradictory values before anything is averaged. Memory then grows with patients x visits x features and with what is
+dropped, not with rows.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from eagrl_jax.ehr import validation
-from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.ehr import crossfield, validation
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, plain_unit
+from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
+from eagrl_jax.ehr.sources import damage
 from eagrl_jax.types import EagrlError
 
 Steps = list[tuple[str, int, str]]
@@ -55,8 +57,11 @@ def database() -> Iterator[duckdb.DuckDBPyConnection]:
 
 
 @contextlib.contextmanager
-def reading(field: str, name: str, fix: str = 'get the file again') -> Iterator[None]:
-  """Turns what the database says of a file, which quotes its rows, into one line that does not."""
+def reading(field: str, name: str, fix: str = 'get the file again', path: Path | None = None) -> Iterator[None]:
+  """Turns what the database says of a file, which quotes its rows, into one line that does not.
+
+  `path` is that of a text file, in which the damaged byte can be found.
+  """
   try:
     yield
   except duckdb.Error as error:
@@ -64,7 +69,7 @@ def reading(field: str, name: str, fix: str = 'get the file again') -> Iterator[
     if isinstance(error, duckdb.OutOfMemoryException) or 'No space left' in text:
       raise EagrlError(f'{field}: {name}: no space left for temporary files; set TMPDIR to a larger disk') from None
     line = re.search(r'[Ll]ine: (\d+)', text)
-    where = f' at line {line[1]}' if line else ''
+    where = (path and damage.where(path, 'utf8')) or (f' at line {line[1]}' if line else '')
     raise EagrlError(f'{field}: {name} is damaged or holds something unreadable{where}; {fix}') from None
 
 
@@ -84,10 +89,6 @@ def drop(db: duckdb.DuckDBPyConnection, table: str, condition: str) -> int:
   gone = count(db, f'FROM {table} WHERE {condition}')
   db.execute(f'DELETE FROM {table} WHERE {condition}')
   return gone
-
-
-def plain_unit(unit: str) -> str:
-  return unit.replace('µ', 'u').replace('μ', 'u').replace('°', 'deg').replace(' ', '').lower()
 
 
 def no_unit(unit: str | None) -> bool:
@@ -113,19 +114,24 @@ def conversion(spec: FeatureSpec, unit: str | None, field: str) -> tuple[float, 
 
 
 def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid,
-            steps: Steps) -> dict[str, np.ndarray]:
+            steps: Steps) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """One row a patient, visit and feature out of `events`: patient, hour of the visit's last value, feature, value.
+
+  And the events that were not used: patient, hour, feature, value, reason.
 
   Raises:
     EagrlError: a feature's values lie outside its hard range, or fit another unit better.
   """
+  _rescale(db, features, steps)
   low, high = validation.hard_limits(features)
   db.execute('CREATE TABLE ranges (feature SMALLINT, low DOUBLE, high DOUBLE, sentinels DOUBLE[])')
   db.executemany('INSERT INTO ranges VALUES (?, ?, ?, ?)', [
       (f, float(low[f]), float(high[f]), list(spec.sentinels)) for f, spec in enumerate(features)])
   db.execute('CREATE VIEW judged AS SELECT e.*, low, high, list_contains(sentinels, value) AS coded '
              'FROM events e JOIN ranges USING (feature)')
+  db.execute('CREATE TABLE rejects (patient INTEGER, hour DOUBLE, feature SMALLINT, value DOUBLE, reason VARCHAR)')
   _refuse_and_count(db, features, steps)
+  _contradictions(db, features, steps)
   visit = f'floor(hour / {float(grid.bin_hours)})'
   latest = f'SELECT patient, feature, max(hour) AS hour, avg(value) AS value FROM judged WHERE {_GOOD} ' \
            f'GROUP BY patient, feature, {visit}'
@@ -134,8 +140,36 @@ def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid,
              f'USING (patient, feature, hour) WHERE {_GOOD.replace("value", "j.value")} GROUP BY patient, feature, hour'
   with reading('data.path', 'the temporary database'):
     found = db.execute(latest).fetchnumpy()
-  return {'patient': np.asarray(found['patient'], np.int32), 'hour': np.asarray(found['hour'], np.float32),
-          'feature': np.asarray(found['feature'], np.int16), 'value': np.asarray(found['value'], np.float32)}
+    aside = db.execute('SELECT * FROM rejects ORDER BY patient, hour, feature').fetchnumpy()
+  kinds = {'patient': np.int32, 'hour': np.float32, 'feature': np.int16, 'value': np.float32, 'reason': object}
+  return ({k: np.asarray(found[k], kinds[k]) for k in found}, {k: np.asarray(aside[k], kinds[k]) for k in aside})
+
+
+def _rescale(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
+  for f, spec in enumerate(features):
+    for low, high, scale, offset in spec.rescale:
+      where = f'feature = {f} AND value BETWEEN {float(low)} AND {float(high)}'
+      if converted := count(db, f'FROM events WHERE {where}'):
+        db.execute(f'UPDATE events SET value = {float(scale)} * value + {float(offset)} WHERE {where}')
+        steps.append((f'converted from {low:g} to {high:g}: {spec.name}', converted, 'values'))
+
+
+def _contradictions(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
+  """The rules of `crossfield`, before values are averaged over a visit."""
+  found = list(crossfield.applicable(features))
+  for i, (rule, roles) in enumerate(found):
+    columns = ', '.join(f'avg(value) FILTER (feature = {f}) AS r{r}' for r, f in enumerate(roles))
+    all_there = ' AND '.join(f'r{r} IS NOT NULL' for r in range(len(roles)))
+    db.execute(f'CREATE TABLE wrong{i} AS SELECT * FROM (SELECT patient, hour, {columns} FROM judged WHERE {_GOOD} AND '
+               f'feature IN ({", ".join(map(str, roles))}) GROUP BY patient, hour) WHERE {all_there} AND {rule.sql}')
+    if moments := count(db, f'FROM wrong{i}'):
+      steps.append((rule.reason, moments, 'values'))
+  for i, (rule, roles) in enumerate(found):  # all are judged before any goes
+    mine = f'feature IN ({", ".join(str(roles[r]) for r in rule.aside)}) AND (patient, hour) IN ' \
+           f'(SELECT (patient, hour) FROM wrong{i})'
+    db.execute(f'INSERT INTO rejects SELECT patient, hour, feature, value, ? FROM judged WHERE {_GOOD} AND {mine}',
+               [rule.reason])
+    db.execute(f'DELETE FROM events WHERE {mine}')
 
 
 def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
@@ -144,6 +178,10 @@ def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, ste
       f'SELECT feature, count(*), count(*) FILTER (NOT isfinite(value)), count(*) FILTER (isfinite(value) AND coded), '
       f'count(*) FILTER ({outside}) FROM judged GROUP BY feature ORDER BY feature').fetchall()
   steps.append(('read', sum(row[1] for row in counts), 'values'))
+  db.execute(f'''
+      INSERT INTO rejects SELECT patient, hour, feature, value,
+        CASE WHEN NOT isfinite(value) THEN 'not finite' WHEN coded THEN 'code for missing' ELSE 'outside hard range' END
+      FROM judged WHERE NOT ({_GOOD})''')
   for f, total, infinite, coded, wrong in counts:
     spec = features[f]
     usable = total - infinite - coded
@@ -156,21 +194,30 @@ def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, ste
     if usable >= 20 and wrong > 0.5 * usable:
       raise EagrlError(f'features: {wrong} of {usable} values of {spec.name!r} lie outside its hard range; check its '
                        'unit and specimen')
-    for step, count in (('not finite', infinite), ('code for missing', coded), ('outside hard range', wrong)):
-      if count:
-        steps.append((f'{step}: {spec.name}', count, 'values'))
+    for step, gone in (('not finite', infinite), ('code for missing', coded), ('outside hard range', wrong)):
+      if gone:
+        steps.append((f'{step}: {spec.name}', gone, 'values'))
+    if usable >= 20 and wrong > 0.05 * usable and not spec.specimen:
+      good = f'FROM judged WHERE feature = {f} AND {_GOOD}'
+      steps.append((f'not used until features give its specimen: {spec.name}', count(db, good), 'values'))
+      db.execute('INSERT INTO rejects SELECT patient, hour, feature, value, '
+                 f"'more than 5% of the feature is impossible, its specimen is not given' {good}")
+      db.execute(f'DELETE FROM events WHERE feature = {f}')
 
 
 def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, steps: Steps, *, name: str, task: str,
            setting: str, ids: list[str], age: np.ndarray, sex: np.ndarray, label: np.ndarray) -> Cohort:
   """The validated cohort of the patients with these ids, whose places in the list are their numbers in `events`."""
-  found = collect(db, features, grid, steps)
+  found, aside = collect(db, features, grid, steps)
   steps.append((f'after binning to {grid.bin_hours:g} h', len(found['value']), 'values'))
   made = Cohort(name=name, task=task, setting=setting, features=features, subject_id=np.array(ids, str),
                 age=np.asarray(age, np.float32), sex=np.asarray(sex, np.int8), label=np.asarray(label, np.int8),
                 patient=found['patient'], hour=found['hour'], feature=found['feature'], value=found['value'],
-                attrition=tuple(steps))
-  made = validation.validate(made.take(hashed_order(made.subject_id, name)))
+                attrition=tuple(steps), rejects=Rejects(
+                    np.array(ids, object)[aside['patient']], aside['hour'],
+                    np.array(features.names, object)[aside['feature']], aside['value'], aside['reason']))
+  # Values are a visit's now, each with an hour of its own: that two share one says nothing any more.
+  made = validation.validate(made.take(hashed_order(made.subject_id, name)), at_one_time=False)
   validation.check(made)
   return made
 

@@ -8,61 +8,68 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv as pacsv
 
 from eagrl_jax.ehr import store, validation
-from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical
-from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical, plain_unit
+from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
+from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
 from eagrl_jax.types import EagrlError
 
-_EMPTY = ['', 'NA', 'N/A', 'NaN', 'nan', 'null', 'NULL', 'None']
-_SEX = {'m': 1, 'male': 1, 'f': 0, 'female': 0}
+_LATE = 0.01  # share of rows after the outcome above which the clocks cannot be trusted
+SEX = {'m': 1, 'male': 1, 'f': 0, 'female': 0}
 _LABEL = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
-_LATEST = 1e6  # hours: 114 years
-_OFFSET = r'(?P<offset>[Zz]|[+-][0-9]{2}:?[0-9]{2})$'
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-  """Header names of the two files; `unit`, `age` and `sex` may be absent."""
+  """Header names of the two files; `unit`, `available`, `until`, `age` and `sex` may be absent.
+
+  `available` is when a value could be known, `until` the time after which nothing of a patient may be used, as that of
+  death, discharge or prediction; both on the clock of `time`.
+  """
 
   patient: str = 'patient'
   time: str = 'time'
   feature: str = 'feature'
   value: str = 'value'
   unit: str = 'unit'
+  available: str = 'available'
   outcome_patient: str = 'patient'
   label: str = 'label'
   age: str = 'age'
   sex: str = 'sex'
+  until: str = 'until'
 
 
 @dataclasses.dataclass
-class _Events:
+class Events:
   """Rows of the events file as numbers; names are kept once each."""
 
   patients: dict[str, int]
   features: dict[str, int]
   units: dict[str, int]
+  words: dict[str, int]  # values that are no numbers
+  kinds: set[str]  # how times are written: one member
   patient: np.ndarray  # int32
   feature: np.ndarray  # int32
   unit: np.ndarray  # int32, -1 without unit
+  word: np.ndarray  # int32, -1 where the value is a number or empty
   hour: np.ndarray  # float64, on the file's own clock
+  available: np.ndarray  # float64, NaN unknown
   value: np.ndarray  # float64
 
 
 def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns(), features: str | Path | None = None,
          name: str = 'csv', task: str = 'mortality', setting: str = 'patients in hospital',
-         sex_codes: Mapping[str, int] | None = None, encoding: str = 'utf8', delimiter: str = ',') -> Cohort:
+         sex_codes: Mapping[str, int] | None = None, reading: Reading = Reading()) -> Cohort:
   """Reads events and outcomes.
 
   Args:
@@ -73,7 +80,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
       feature without ranges, in the one unit that the file gives for it.
     name, task, setting: see Cohort.
     sex_codes: file's code -> 1 male, 0 female, -1 unknown.
-    encoding, delimiter: of both files.
+    reading: of both files.
 
   Returns:
     A validated cohort; hours count from each patient's first row.
@@ -81,27 +88,37 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   Raises:
     EagrlError: anything that would need a guess, see the module's docstring.
   """
-  reading = (encoding, delimiter)
   count: collections.Counter[str] = collections.Counter()
-  ids, label, age, sex = _read_outcomes(Path(outcomes), columns, sex_codes or _SEX, reading, count)
-  events = _read_events(Path(path), columns, reading, count)
-  _refuse_two_spellings([*ids, *(p for p in events.patients if p not in ids)], columns.patient)
+  ids, label, age, sex, until = _read_outcomes(Path(outcomes), columns, sex_codes or SEX, reading, count)
+  events = read_events(Path(path), columns, reading, count)
+  refuse_two_spellings([*ids, *(p for p in events.patients if p not in ids)], columns.patient)
   table, feature_of = _features(events, features, columns)
-  value = _convert(events, table, feature_of)
+  value = convert(events, table, feature_of, count)
 
   start = np.full(len(events.patients), np.inf)
   np.minimum.at(start, events.patient, events.hour)
   known = [p for p in ids if p in events.patients]
   row_of = np.full(len(events.patients), -1, np.int32)
   row_of[[events.patients[p] for p in known]] = np.arange(len(known))
-  keep = (row_of[events.patient] >= 0) & ~np.isnan(value)
   if not known:
     raise EagrlError(f'data.outcomes: no id in {columns.outcome_patient!r} occurs in the events; check both id columns')
   pick = [ids[p] for p in known]
+  mine = row_of[events.patient] >= 0
+  end = np.where(mine, until.of(events.kinds, columns.until)[pick][row_of[events.patient]], np.nan)
+  late, unknown_yet = events.hour > end, (events.available > end) & ~(events.hour > end)
+  if late.sum() > _LATE * mine.sum():
+    raise EagrlError(f'data.{columns.until}: {late.sum()} of {mine.sum()} rows lie after it; check that both files use '
+                     'one clock, or leave those rows out of the events')
+  number = mine & ~np.isnan(value)
+  keep = number & ~late & ~unknown_yet
   steps = [('read', len(events.patients), 'patients'), ('read', count['rows'], 'rows'),
            ('without patient, time or feature', count['incomplete'], 'rows'),
            ('without value', count['empty'], 'values'), ('text', count['text'], 'values'),
            ('assay limit written as < or >', count['censored'], 'values'),
+           *((step, n, 'values') for step, n in (
+               ('level of an ordinal feature written as a word', count['worded']),
+               ('after the outcome or prediction', int((late & mine).sum())),
+               ('available only after the outcome or prediction', int((unknown_yet & mine).sum()))) if n),
            ('without outcome', len(events.patients) - len(known), 'patients'),
            ('outcome left empty', count['unlabelled'], 'patients'),
            ('outcome without a row', len(ids) - len(known), 'patients')]
@@ -111,9 +128,23 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
       hour=(events.hour - start[events.patient])[keep].astype(np.float32),
       feature=feature_of[events.feature][keep].astype(np.int16), value=value[keep].astype(np.float32),
       attrition=tuple(steps))
+  cohort = dataclasses.replace(cohort, rejects=_rejects(
+      events, table, feature_of, start, value,
+      {'text': mine & (events.word >= 0) & np.isnan(value), 'after the outcome or prediction': late & number,
+       'available only after the outcome or prediction': unknown_yet & number}))
   cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, name)))
   validation.check(cohort)
   return cohort
+
+
+def _rejects(events: Events, table: FeatureTable, feature_of: np.ndarray, start: np.ndarray, value: np.ndarray,
+             reasons: dict[str, np.ndarray]) -> Rejects:
+  ids, names = np.array(list(events.patients), object), np.array(table.names, object)
+  rows = np.concatenate([np.flatnonzero(mask) for mask in reasons.values()])
+  reason = np.concatenate([np.full(int(mask.sum()), name, object) for name, mask in reasons.items()])
+  patient = events.patient[rows]
+  return Rejects(ids[patient], (events.hour[rows] - start[patient]).astype(np.float32),
+                 names[feature_of[events.feature[rows]]], value[rows].astype(np.float32), reason)
 
 
 def parse_sex_codes(text: str) -> dict[str, int] | None:
@@ -122,7 +153,7 @@ def parse_sex_codes(text: str) -> dict[str, int] | None:
   Raises:
     EagrlError: not such pairs.
   """
-  words = _SEX | {'unknown': -1}
+  words = SEX | {'unknown': -1}
   pairs = [pair.partition('=') for pair in text.split(',') if pair.strip()]
   codes = {code.strip(): words.get(word.strip().lower(), -2) for code, _, word in pairs}
   if -2 in codes.values() or '' in codes:
@@ -130,58 +161,39 @@ def parse_sex_codes(text: str) -> dict[str, int] | None:
   return codes or None
 
 
-def _blocks(path: Path, field: str, wanted: dict[str, bool],
-            reading: tuple[str, str]) -> Iterator[dict[str, pa.Array]]:
-  """The wanted columns as trimmed text, block by block. `wanted`: header -> required."""
-  if not path.is_file():
-    raise EagrlError(f'{field}: there is no file {path.name}')
-  # One thread: Arrow names the row of an error only then.
-  read = pacsv.ReadOptions(encoding=reading[0], block_size=16 << 20, use_threads=False)
-  parse = pacsv.ParseOptions(delimiter=reading[1])
-  try:
-    headers = {name.strip(): name for name in pacsv.open_csv(path, read, parse).schema.names}
-    for name in (n for n, required in wanted.items() if required and n not in headers):
-      near = difflib.get_close_matches(name, headers, n=1, cutoff=0.0)
-      raise EagrlError(f'{field}: {path.name} has no column {name!r}; the nearest header is {near[0]!r}')
-    found = {name: headers[name] for name in wanted if name in headers}
-    convert = pacsv.ConvertOptions(
-        include_columns=list(found.values()), column_types={h: pa.string() for h in found.values()},
-        strings_can_be_null=True, null_values=_EMPTY)
-    for batch in pacsv.open_csv(path, read, parse, convert):
-      yield {name: pc.utf8_trim_whitespace(batch.column(raw)) for name, raw in found.items()}
-  except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
-    row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
-    where = f' at row {row[1]}' if row else ''
-    raise EagrlError(f'{field}: {path.name} is not a CSV in {reading[0]} separated by {reading[1]!r}{where}; '
-                     'check the file, --config.data.encoding and --config.data.delimiter') from None
-
-
-def _read_events(path: Path, columns: Columns, reading: tuple[str, str], count: collections.Counter[str]) -> _Events:
-  codes: dict[str, dict[str, int]] = {'patient': {}, 'feature': {}, 'unit': {}}
+def read_events(path: Path, columns: Columns, reading: Reading, count: collections.Counter[str]) -> Events:
+  """The events file; rows without patient, time or feature are counted and left out."""
+  codes: dict[str, dict[str, int]] = {'patient': {}, 'feature': {}, 'unit': {}, 'word': {}}
   parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
   kinds: set[str] = set()
   wanted = {columns.patient: True, columns.time: True, columns.feature: True, columns.value: True,
-            columns.unit: columns.unit != Columns.unit}
-  for block in _blocks(path, 'data.path', wanted, reading):
+            columns.unit: columns.unit != Columns.unit, columns.available: columns.available != Columns.available}
+  for block in blocks(path, 'data.path', wanted, reading, columns.feature):
     time, who, what, raw = (block[c] for c in (columns.time, columns.patient, columns.feature, columns.value))
     complete = pc.and_(pc.and_(pc.is_valid(time), pc.is_valid(who)), pc.is_valid(what))
     complete = complete.to_numpy(zero_copy_only=False)
     count['rows'] += len(complete)
     count['incomplete'] += int((~complete).sum())
     select = pa.array(complete)
-    numbers = validation.parse_numbers(raw.filter(select))
+    entries = raw.filter(select)
+    numbers = validation.parse_numbers(entries, reading.decimal)
     count['text'] += numbers.text
     count['censored'] += numbers.censored
-    count['empty'] += int(pc.sum(pc.is_null(raw.filter(select))).as_py() or 0)
+    count['empty'] += entries.null_count
     parts['value'].append(numbers.value)
-    parts['hour'].append(_hours(time.filter(select), kinds, columns.time))
+    parts['hour'].append(hours(time.filter(select), kinds, columns.time, reading.decimal))
+    known = block.get(columns.available)
+    parts['available'].append(np.full(len(entries), np.nan) if known is None else
+                              hours(known.filter(select), kinds, columns.available, reading.decimal))
     for field, column in (('patient', who), ('feature', what), ('unit', block.get(columns.unit))):
-      filled = pa.nulls(int(complete.sum()), pa.string()) if column is None else column.filter(select)
+      filled = pa.nulls(len(entries), pa.string()) if column is None else column.filter(select)
       parts[field].append(_encode(filled, codes[field]))
+    words = pc.if_else(pa.array(np.isnan(numbers.value)), entries, pa.scalar(None, pa.string()))
+    parts['word'].append(_encode(words, codes['word']))
   if not sum(map(len, parts['value'])):
     raise EagrlError(f'data.path: {path.name} holds no row with patient, time and feature')
   joined = {field: np.concatenate(arrays) for field, arrays in parts.items()}
-  return _Events(codes['patient'], codes['feature'], codes['unit'], **joined)
+  return Events(codes['patient'], codes['feature'], codes['unit'], codes['word'], kinds, **joined)
 
 
 def _encode(column: pa.Array, codes: dict[str, int]) -> np.ndarray:
@@ -191,36 +203,26 @@ def _encode(column: pa.Array, codes: dict[str, int]) -> np.ndarray:
   return local[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
 
 
-def _hours(text: pa.Array, kinds: set[str], field: str) -> np.ndarray:
-  """Times as hours on the file's own clock; `kinds` collects how times are written and must keep one member."""
-  plain = validation.parse_numbers(text)
-  numeric = ~np.isnan(plain.value)
-  if numeric.any():
-    kinds.add('hours')
-    if np.nanmax(np.abs(plain.value)) > _LATEST:
-      raise EagrlError(f'data.{field}: a number is too large for hours; give hours or ISO 8601, not dates or seconds')
-  hour = plain.value
-  if not numeric.all():
-    stamps = text.filter(pa.array(~numeric))
-    offset = pc.struct_field(pc.extract_regex(stamps, _OFFSET), 'offset')
-    kinds |= {'no zone' if o is None else o.upper() for o in pc.unique(offset).to_pylist()}
-    try:
-      instant = pc.cast(pc.replace_substring_regex(stamps, _OFFSET, ''), pa.timestamp('us'))
-    except pa.ArrowException:
-      raise EagrlError(f'data.{field}: a time is neither a number of hours nor ISO 8601; rewrite the column') from None
-    hour[~numeric] = pc.cast(instant, pa.int64()).to_numpy(zero_copy_only=False) / 3.6e9
-  if len(kinds) > 1 or plain.censored:
-    raise EagrlError(f'data.{field}: times are written in several ways (hours, dates, time zones); use one')
-  return hour
+@dataclasses.dataclass(frozen=True)
+class _Until:
+  """The outcomes file's column of that name, before it is known how the events write their times."""
+
+  text: list[str | None]  # [rows]
+  decimal: str
+
+  def of(self, kinds: set[str], field: str) -> np.ndarray:
+    """Hours on the events' clock, NaN unknown. `[rows]`"""
+    return hours(pa.array(self.text, pa.string()), set(kinds), field, self.decimal)
 
 
-def _read_outcomes(path: Path, columns: Columns, sex_codes: Mapping[str, int], reading: tuple[str, str],
-                   count: collections.Counter[str]) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray]:
-  """Ids with a label -> row, and label, age and sex of every row."""
+def _read_outcomes(path: Path, columns: Columns, sex_codes: Mapping[str, int], reading: Reading,
+                   count: collections.Counter[str]
+                   ) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray, _Until]:
+  """Ids with a label -> row, and label, age, sex and end of every row."""
   wanted = {columns.outcome_patient: True, columns.label: True, columns.age: columns.age != Columns.age,
-            columns.sex: columns.sex != Columns.sex}
+            columns.sex: columns.sex != Columns.sex, columns.until: columns.until != Columns.until}
   rows: dict[str, list[Any]] = collections.defaultdict(list)
-  for block in _blocks(path, 'data.outcomes', wanted, reading):
+  for block in blocks(path, 'data.outcomes', wanted, reading):
     for field, column in block.items():
       rows[field] += column.to_pylist()
   who, raw = rows[columns.outcome_patient], rows[columns.label]
@@ -239,7 +241,7 @@ def _read_outcomes(path: Path, columns: Columns, sex_codes: Mapping[str, int], r
     raise EagrlError(f'data.outcomes: {len(who) - len(seen)} patients are listed twice; keep one row each')
   count['unlabelled'] = int((label == -1).sum())
 
-  ages = validation.parse_numbers(rows.get(columns.age) or [None] * len(who))
+  ages = validation.parse_numbers(rows.get(columns.age) or [None] * len(who), reading.decimal)
   if ages.text or ages.censored:
     raise EagrlError(f'data.outcomes: {ages.text + ages.censored} entries of {columns.age!r} are not plain numbers; '
                      'give years')
@@ -249,10 +251,11 @@ def _read_outcomes(path: Path, columns: Columns, sex_codes: Mapping[str, int], r
   if (sex == -2).any():
     raise EagrlError(f'data.outcomes: {(sex == -2).sum()} entries of {columns.sex!r} have an unknown code; '
                      'give --config.data.sex_codes=, such as 1=m,2=f')
-  return {p: i for i, p in enumerate(who) if label[i] >= 0}, label, ages.value, sex
+  until = _Until(rows.get(columns.until) or [None] * len(who), reading.decimal)
+  return {p: i for i, p in enumerate(who) if label[i] >= 0}, label, ages.value, sex, until
 
 
-def _refuse_two_spellings(ids: list[str], field: str) -> None:
+def refuse_two_spellings(ids: list[str], field: str) -> None:
   """Ids that differ in case, leading zeros or a spreadsheet's '.0' are one patient under two ids."""
   same = collections.Counter(re.sub(r'^0+(?=.)|\.0+$', '', patient.lower()) for patient in ids)
   twice = sum(n > 1 for n in same.values())
@@ -261,12 +264,12 @@ def _refuse_two_spellings(ids: list[str], field: str) -> None:
                      'write each id in one way')
 
 
-def _may_be_shown(entry: str, events: _Events) -> bool:
+def _may_be_shown(entry: str, events: Events) -> bool:
   """Whether an entry of the feature or unit column can stand in a message: it is no id, number or date."""
   return entry not in events.patients and not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', entry)
 
 
-def _features(events: _Events, path: str | Path | None, columns: Columns) -> tuple[FeatureTable, np.ndarray]:
+def _features(events: Events, path: str | Path | None, columns: Columns) -> tuple[FeatureTable, np.ndarray]:
   """The table, and the feature id of every name in the file."""
   names = list(events.features)
   if path is not None:
@@ -286,7 +289,7 @@ def _features(events: _Events, path: str | Path | None, columns: Columns) -> tup
   for same in spellings.values():
     mine = np.isin(events.feature, [events.features[name] for name in same])
     units = [u for u, code in events.units.items() if (events.unit[mine] == code).any()]
-    if len({_plain_unit(u) for u in units}) > 1:
+    if len({plain_unit(u) for u in units}) > 1:
       name = repr(same[0]) if _may_be_shown(same[0], events) else 'an entry that is also an id or a number'
       raise EagrlError(f'features: {name} occurs in {len(units)} units; check --config.data.columns.feature, or give a '
                        'features file with accepted_units')
@@ -303,24 +306,33 @@ def _decimals(value: np.ndarray) -> int:
   return next(exact, 3)
 
 
-def _plain_unit(unit: str) -> str:
-  return unit.replace('µ', 'u').replace('μ', 'u').replace(' ', '').lower()
+def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
+            count: collections.Counter[str]) -> np.ndarray:
+  """Values in the specs' units; levels that are written as words become numbers. `[rows] float64`, NaN missing
 
-
-def _convert(events: _Events, table: FeatureTable, feature_of: np.ndarray) -> np.ndarray:
-  """Values in the specs' units. A value without a unit is taken to be in its spec's."""
+  A value without a unit is taken to be in its spec's.
+  """
   value, feature = events.value.copy(), feature_of[events.feature]
+  for f, spec in enumerate(table):
+    level = {canonical(word): number for number, word in spec.levels}
+    for word, code in events.words.items() if level else ():
+      rows = (events.word == code) & (feature == f)
+      number = level.get(canonical(word), level.get(canonical(re.sub(r'^[0-9]+', '', word))))
+      if number is not None and rows.any():
+        value[rows] = number
+        count['worded'] += int(rows.sum())
+        count['text'] -= int(rows.sum())
   for unit, code in events.units.items():
     rows = np.flatnonzero(events.unit == code)
     for f in np.unique(feature[rows]):
       spec, mine = table[int(f)], rows[feature[rows] == f]
-      if _plain_unit(unit) == _plain_unit(spec.unit):
+      if plain_unit(unit) == plain_unit(spec.unit):
         continue
-      known = {_plain_unit(u): (scale, offset) for u, scale, offset in spec.accepted_units}
-      if _plain_unit(unit) not in known:
+      known = {plain_unit(u): (scale, offset) for u, scale, offset in spec.accepted_units}
+      if plain_unit(unit) not in known:
         what = repr(unit) if _may_be_shown(unit, events) else 'an entry that is no unit'
         raise EagrlError(f'data.path: {spec.name!r} occurs in {what}, which its spec in {spec.unit!r} does not '
                          'accept; add it to accepted_units, or check --config.data.columns.unit')
-      scale, offset = known[_plain_unit(unit)]
+      scale, offset = known[plain_unit(unit)]
       value[mine] = scale * value[mine] + offset
   return value

@@ -45,7 +45,7 @@ def load(path: str | Path, *, task: str, index: str, grid: Grid) -> Cohort:
   with bounded.database() as db:
     for name, columns in _TABLES.items():
       source, _ = _csv(db, folder, name, columns)
-      with bounded.reading('data.path', f'{name}.csv'):
+      with bounded.reading('data.path', f'{name}.csv', path=_file(folder, name)):
         db.execute(f'CREATE TABLE {Path(name).name} AS SELECT {", ".join(columns)} FROM {source}')
     stays = mimic4_stays.choose(db, task, index, grid.window_hours, steps)
     for name, items in (('icu/chartevents', CHART), ('hosp/labevents', LAB)):
@@ -57,11 +57,15 @@ def load(path: str | Path, *, task: str, index: str, grid: Grid) -> Cohort:
         label=stays.label)
 
 
+def _file(folder: Path, name: str) -> Path:
+  return bounded.file(folder, f'{name}.csv.gz', f'{name}.csv')
+
+
 def _csv(db: duckdb.DuckDBPyConnection, folder: Path, name: str, columns: tuple[str, ...]) -> tuple[str, set[str]]:
   """An SQL source of a table's text, once its header is checked; and the columns it has."""
-  found = bounded.file(folder, f'{name}.csv.gz', f'{name}.csv')
+  found = _file(folder, name)
   source = f"read_csv({bounded.quoted(found)}, header=true, all_varchar=true, delim=',', quote='\"', escape='\"')"
-  with bounded.reading('data.path', found.name):
+  with bounded.reading('data.path', found.name, path=found):
     have = {row[0] for row in db.execute(f'DESCRIBE SELECT * FROM {source}').fetchall()}
   for column in columns:
     if column not in have:
@@ -82,7 +86,7 @@ def _read(db: duckdb.DuckDBPyConnection, folder: Path, name: str, items: tuple[I
     db.executemany(f'INSERT INTO {table}_words VALUES (?, ?, ?)', words)
   fate = ' '.join(f'WHEN {condition} THEN {i}' for i, (_, condition) in enumerate(_FATES))
   # The database file holds what is left of the one pass; only then are units known, and converted.
-  with bounded.reading('data.path', f'{table}.csv'):
+  with bounded.reading('data.path', f'{table}.csv', path=_file(folder, name)):
     db.execute(f'''
         CREATE TABLE {table} AS
         SELECT s.patient, e.itemid, lower(trim(e.valueuom)) AS unit, CASE {fate} ELSE -1 END AS fate, number,

@@ -20,13 +20,13 @@ import pyarrow.csv as pacsv
 
 from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.ehr.sources import csv_text, damage, long_csv
 from eagrl_jax.types import EagrlError
 
 
 def load(path: str | Path, outcomes: str | Path, *, columns: long_csv.Columns = long_csv.Columns(),
          features: str | Path | None = None, task: str = 'mortality', setting: str = 'patients in hospital',
-         sex_codes: Mapping[str, int] | None = None, encoding: str = 'utf8', delimiter: str = ',') -> Cohort:
+         sex_codes: Mapping[str, int] | None = None, reading: long_csv.Reading = long_csv.Reading()) -> Cohort:
   """Reads measurements and outcomes; arguments as of `long_csv.load`.
 
   Args:
@@ -41,22 +41,27 @@ def load(path: str | Path, outcomes: str | Path, *, columns: long_csv.Columns = 
   columns = dataclasses.replace(columns, feature='feature', value='value', unit='unit')
   with tempfile.TemporaryDirectory(prefix='cohort-') as folder:
     melted = Path(folder) / Path(path).name.removesuffix('.gz')
-    with melted.open('wb') as target:
-      for part in _long(Path(path), columns, encoding, delimiter):
-        text = pa.BufferOutputStream()
-        pacsv.write_csv(part, text, pacsv.WriteOptions(include_header=not target.tell(), delimiter=delimiter))
-        target.write(text.getvalue().to_pybytes().decode().encode(encoding))
+    melt(Path(path), melted, columns, reading)
     return long_csv.load(melted, outcomes, columns=columns, features=features, name='wide_csv', task=task,
-                         setting=setting, sex_codes=sex_codes, encoding=encoding, delimiter=delimiter)
+                         setting=setting, sex_codes=sex_codes, reading=reading)
 
 
-def _long(path: Path, columns: long_csv.Columns, encoding: str, delimiter: str) -> Iterator[pa.Table]:
+def melt(path: Path, target: Path, columns: long_csv.Columns, reading: long_csv.Reading) -> None:
+  """Writes a wide CSV as a long one with the columns feature, value and unit."""
+  with target.open('wb') as file:
+    for part in _long(path, columns, reading):
+      text = pa.BufferOutputStream()
+      pacsv.write_csv(part, text, pacsv.WriteOptions(include_header=not file.tell(), delimiter=reading.delimiter))
+      file.write(text.getvalue().to_pybytes().decode().encode(reading.encoding))
+
+
+def _long(path: Path, columns: long_csv.Columns, reading: long_csv.Reading) -> Iterator[pa.Table]:
   """The filled cells of one column of one block at a time: patient, time, feature, value, unit; first an empty one."""
   names = (columns.patient, columns.time, 'feature', 'value', 'unit')
   schema = pa.schema([(name, pa.string()) for name in names])
   yield schema.empty_table()
   units: dict[str, str] | None = None
-  for block in _blocks(path, encoding, delimiter):
+  for block in _blocks(path, reading):
     cells = {name.strip(): pc.utf8_trim_whitespace(block.column(i)) for i, name in enumerate(block.schema.names)}
     if units is None:  # the first block: header and units
       _check_header([name.strip() for name in block.schema.names], path.name, columns)
@@ -71,13 +76,13 @@ def _long(path: Path, columns: long_csv.Columns, encoding: str, delimiter: str) 
         yield pa.table([who, when, constant[0], value, constant[1]], schema=schema)
 
 
-def _blocks(path: Path, encoding: str, delimiter: str) -> Iterator[pa.RecordBatch]:
+def _blocks(path: Path, reading: long_csv.Reading) -> Iterator[pa.RecordBatch]:
   """Blocks of the file, every column as text."""
   if not path.is_file():
     raise EagrlError(f'data.path: there is no file {path.name}')
   # One thread: Arrow names the row of an error only then.
-  read = pacsv.ReadOptions(encoding=encoding, block_size=16 << 20, use_threads=False)
-  parse = pacsv.ParseOptions(delimiter=delimiter)
+  read = pacsv.ReadOptions(encoding=reading.encoding, block_size=csv_text.BLOCK, use_threads=False)
+  parse = pacsv.ParseOptions(delimiter=reading.delimiter, newlines_in_values=True)
   try:
     header = pacsv.open_csv(path, read, parse).schema.names
     as_text = pacsv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=True,
@@ -85,9 +90,9 @@ def _blocks(path: Path, encoding: str, delimiter: str) -> Iterator[pa.RecordBatc
     yield from pacsv.open_csv(path, read, parse, as_text)
   except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
     row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
-    where = f' at row {row[1]}' if row else ''
-    raise EagrlError(f'data.path: {path.name} is not a CSV in {encoding} separated by {delimiter!r}{where}; check the '
-                     'file, --config.data.encoding and --config.data.delimiter') from None
+    where = damage.where(path, reading.encoding) or (f' at row {row[1]}' if row else '')
+    raise EagrlError(f'data.path: {path.name} is not a CSV in {reading.encoding} separated by {reading.delimiter!r}'
+                     f'{where}; check the file, --config.data.encoding and --config.data.delimiter') from None
 
 
 def _check_header(header: list[str], file: str, columns: long_csv.Columns) -> None:

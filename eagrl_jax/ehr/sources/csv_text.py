@@ -1,0 +1,92 @@
+"""Text of a CSV: its columns block by block, and its times."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+
+from eagrl_jax.ehr import validation
+from eagrl_jax.ehr.sources import damage
+from eagrl_jax.types import EagrlError
+
+BLOCK = 16 << 20  # bytes read at once
+_EMPTY = ('', 'NA', 'N/A', 'NaN', 'nan', 'null', 'NULL', 'None')
+_SODIUM = 'NA'  # the one mark of a missing entry that is also a feature's name
+_LATEST = 1e6  # hours: 114 years
+_OFFSET = r'(?P<offset>[Zz]|[+-][0-9]{2}:?[0-9]{2})$'
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """How a CSV is written."""
+
+  encoding: str = 'utf8'
+  delimiter: str = ','
+  decimal: str = '.'  # or ','; the other mark is then no part of a number
+
+
+def blocks(path: Path, field: str, wanted: dict[str, bool],
+           reading: Reading, names: str = '') -> Iterator[dict[str, pa.Array]]:
+  """The wanted columns as trimmed text, block by block; null where missing.
+
+  Args:
+    wanted: header -> required.
+    names: the column of feature names, where NA is sodium.
+  """
+  if not path.is_file():
+    raise EagrlError(f'{field}: there is no file {path.name}')
+  # One thread: Arrow names the row of an error only then.
+  read = pacsv.ReadOptions(encoding=reading.encoding, block_size=BLOCK, use_threads=False)
+  parse = pacsv.ParseOptions(delimiter=reading.delimiter, newlines_in_values=True)
+  try:
+    headers = {name.strip(): name for name in pacsv.open_csv(path, read, parse).schema.names}
+    for name in (n for n, required in wanted.items() if required and n not in headers):
+      near = difflib.get_close_matches(name, headers, n=1, cutoff=0.0)
+      raise EagrlError(f'{field}: {path.name} has no column {name!r}; the nearest header is {near[0]!r}')
+    found = {name: headers[name] for name in wanted if name in headers}
+    convert = pacsv.ConvertOptions(
+        include_columns=list(found.values()), column_types={h: pa.string() for h in found.values()},
+        strings_can_be_null=True, null_values=[''])
+    marks = {name: pa.array([m for m in _EMPTY if name != names or m != _SODIUM]) for name in found}
+    for batch in pacsv.open_csv(path, read, parse, convert):
+      trimmed = {name: pc.utf8_trim_whitespace(batch.column(raw)) for name, raw in found.items()}
+      yield {name: pc.if_else(pc.is_in(column, marks[name]), pa.scalar(None, pa.string()), column)
+             for name, column in trimmed.items()}
+  except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
+    row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
+    where = damage.where(path, reading.encoding) or (f' at row {row[1]}' if row else '')
+    raise EagrlError(f'{field}: {path.name} is not a CSV in {reading.encoding} separated by {reading.delimiter!r}'
+                     f'{where}; check the file, --config.data.encoding and --config.data.delimiter') from None
+
+
+def hours(text: pa.Array, kinds: set[str], field: str, decimal: str) -> np.ndarray:
+  """Times as hours on the file's own clock; `kinds` collects how times are written and must keep one member."""
+  plain = validation.parse_numbers(text, decimal)
+  empty = pc.is_null(text).to_numpy(zero_copy_only=False)
+  numeric = ~np.isnan(plain.value)
+  if numeric.any():
+    kinds.add('hours')
+    if np.nanmax(np.abs(plain.value)) > _LATEST:
+      raise EagrlError(f'data.{field}: a number is too large for hours; give hours or ISO 8601, not dates or seconds')
+  hour = plain.value
+  dated = ~numeric & ~empty
+  if dated.any():
+    stamps = text.filter(pa.array(dated))
+    offset = pc.struct_field(pc.extract_regex(stamps, _OFFSET), 'offset')
+    kinds |= {'no zone' if o is None else o.upper() for o in pc.unique(offset).to_pylist()}
+    try:
+      instant = pc.cast(pc.replace_substring_regex(stamps, _OFFSET, ''), pa.timestamp('us'))
+    except pa.ArrowException:
+      raise EagrlError(f'data.{field}: a time is neither a number of hours nor ISO 8601; rewrite the column') from None
+    hour[dated] = pc.cast(instant, pa.int64()).to_numpy(zero_copy_only=False) / 3.6e9
+  if len(kinds) > 1 or plain.censored:
+    raise EagrlError(f'data.{field}: times are written in several ways (hours, dates, time zones); use one')
+  return hour

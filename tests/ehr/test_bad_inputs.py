@@ -1,0 +1,364 @@
+"""The 25 bad inputs of the data layer's specification, one test each: refused with counts and without values (E),
+put aside with a reason and counted (W), or repaired and counted (F)."""
+
+from __future__ import annotations
+
+import gzip
+
+import mimic4_fixture
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import test_tjh
+from test_long_csv import make
+from test_validation import cohort_of
+
+from eagrl_jax.ehr import normalise, splits, store, validation
+from eagrl_jax.ehr.features import FeatureSpec
+from eagrl_jax.ehr.records import to_visits
+from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, tjh, wide_csv
+from eagrl_jax.ehr.sources.bounded import Grid
+from eagrl_jax.evaluation import metrics
+from eagrl_jax.types import EagrlError
+
+HEAD = 'patient,time,feature,value,unit\n'
+OUTCOMES = 'patient,label\na,0\nb,1\n'
+HOURLY = Grid(1.0, 'mean', 48.0)
+
+
+def checked(events, *specs):
+  """A validated cohort of (patient, hour, feature, value) rows, its counts and its rejects."""
+  cohort = validation.validate(cohort_of(sorted(events), specs=specs))
+  return cohort, {step: count for step, count, _ in cohort.attrition}, rejected(cohort)
+
+
+def rejected(cohort):
+  r = cohort.rejects
+  return [] if r is None else sorted(zip(r.feature.tolist(), r.value.tolist(), r.reason.tolist()))
+
+
+def spread(values, feature=0, start=0):
+  return [(i % 3, start + i, feature, v) for i, v in enumerate(values)]
+
+
+def read(tmp_path, events, outcomes=OUTCOMES, spec=None, **options):
+  paths = make(tmp_path, HEAD + events if isinstance(events, str) else events, outcomes, spec or '')
+  return long_csv.load(*paths, features=tmp_path / 'f.yaml' if spec else None, **options)
+
+
+def steps_of(cohort):
+  return {step: count for step, count, _ in cohort.attrition}
+
+
+def refused(match, call, *secrets):
+  with pytest.raises(EagrlError, match=match) as caught:
+    call()
+  assert '\n' not in str(caught.value) and not any(s in str(caught.value) for s in secrets)
+
+
+def test_01_impossible_values_are_put_aside_and_counted(tmp_path):
+  heart, pressure = FeatureSpec('heart rate', '/min', hard_high=300), FeatureSpec('SBP', 'mmHg', hard_low=20)
+  cohort, count, aside = checked([(0, 0, 0, 1e7), (0, 1, 0, 80), (1, 0, 1, 0), (1, 1, 1, 120), (2, 0, 0, 70)],
+                                 heart, pressure)
+  assert sorted(cohort.value.tolist()) == [70, 80, 120]
+  assert count['outside hard range: heart rate'] == count['outside hard range: SBP'] == 1
+  assert aside == [('SBP', 0, 'outside hard range'), ('heart rate', 1e7, 'outside hard range')]
+  store.save(cohort, tmp_path)
+  assert pq.read_table(tmp_path / 'rejects.parquet').to_pylist() == [
+      {'subject_id': 'p0', 'time': 0.0, 'code': 'heart rate', 'numeric_value': 1e7, 'unit': '/min',
+       'reason': 'outside hard range'},
+      {'subject_id': 'p1', 'time': 0.0, 'code': 'SBP', 'numeric_value': 0.0, 'unit': 'mmHg',
+       'reason': 'outside hard range'}]
+  assert len(store.load(tmp_path)) == 3
+
+
+def test_02_fahrenheit_under_celsius_is_flagged_and_converted_only_by_a_rule():
+  plain = FeatureSpec('temperature', 'degC', hard_low=25, hard_high=45, accepted_units=(('degF', 5 / 9, -160 / 9),))
+  events = [*spread([37.0] * 40), (0, 60, 0, 98.6), (1, 60, 0, 300.0)]
+  cohort, count, aside = checked(events, plain)
+  assert set(cohort.value.tolist()) == {37} and count['outside hard range: temperature'] == 2
+  assert count['of these possible in degF: temperature'] == 1
+  assert [r for *_, r in aside] == ['outside hard range, possible in degF', 'outside hard range']
+  rule = FeatureSpec('temperature', 'degC', hard_low=25, hard_high=45, rescale=((90, 110, 5 / 9, -160 / 9),))
+  cohort, count, aside = checked(events, rule)
+  np.testing.assert_allclose(cohort.value[cohort.hour == 60], 37, atol=1e-5)
+  assert count['converted from 90 to 110: temperature'] == 1 and [v for _, v, _ in aside] == [300]
+
+
+def test_03_inspired_oxygen_on_three_scales(tmp_path):
+  oxygen = FeatureSpec('FiO2', '%', hard_low=21, hard_high=100, rescale=((0.21, 1, 100, 0),))
+  cohort, count, aside = checked([*spread([50.0] * 40), (0, 50, 0, 0.5), (1, 50, 0, 0.21), (2, 50, 0, 1000)], oxygen)
+  assert sorted(cohort.value[cohort.hour == 50].tolist()) == [21, 50] and (cohort.value[cohort.hour < 50] == 50).all()
+  assert count['converted from 0.21 to 1: FiO2'] == 2 and aside == [('FiO2', 1000, 'outside hard range')]
+  stay = mimic4.load(mimic4_fixture.write(tmp_path), task='mortality', index='icu', grid=HOURLY)
+  assert stay.value[(stay.feature == stay.features.find('FiO2')) & (stay.hour < 10)].tolist() == [50]  # charted as 0.5
+
+
+def test_04_a_declared_unit_is_converted_and_a_missing_one_is_not_guessed(tmp_path):
+  spec = '- {name: glucose, unit: mg/dL, hard_low: 30, hard_high: 1500, accepted_units: [[mmol/L, 18.016, 0]]}\n'
+  told = ''.join(f'a,{i},glucose,5,mmol/L\nb,{i},glucose,90,mg/dL\n' for i in range(15))
+  cohort = read(tmp_path, told, spec=spec)
+  assert sorted(set(np.round(cohort.value, 2).tolist())) == [90, pytest.approx(90.08)]
+  untold = told.replace('mmol/L', '').replace('mg/dL', '')
+  refused(r"15 of 30 values of 'glucose' are impossible in 'mg/dL' but possible in 'mmol/L'; give the unit",
+          lambda: read(tmp_path, untold, spec=spec))
+
+
+def test_05_a_column_of_two_specimens_needs_its_specimen():
+  mixed = [*spread([7.4] * 54), *spread([5.5] * 6, start=54)]
+  cohort, count, aside = checked([*mixed, *spread([1.0] * 3, feature=1)],
+                                 FeatureSpec('pH', hard_low=6.8, hard_high=7.8), FeatureSpec('other'))
+  assert set(cohort.feature.tolist()) == {1} and len(aside) == 60
+  assert count['outside hard range: pH'] == 6 and count['not used until features give its specimen: pH'] == 54
+  cohort, count, aside = checked(mixed, FeatureSpec('pH', hard_low=6.8, hard_high=7.8, specimen='blood'))
+  assert len(cohort.value) == 54 and len(aside) == 6
+  few = [*spread([7.4] * 58), *spread([5.5] * 2, start=58)]  # 3 %
+  assert len(checked(few, FeatureSpec('pH', hard_low=6.8, hard_high=7.8))[0].value) == 58
+
+
+def test_06_comparators_marks_and_decimal_commas(tmp_path):
+  entries = ['<0.05', '>21', '12*', 'Hemolyzed', '3']
+  rows = ''.join(f'a,{i},x,{v},\n' for i, v in enumerate(entries)) + 'b,0,x,"1,5",\n'
+  cohort = read(tmp_path, rows + 'b,1,x,2,\n')
+  np.testing.assert_allclose(sorted(cohort.value), [0.05, 2, 3, 21])
+  assert steps_of(cohort)['assay limit written as < or >'] == 2 and steps_of(cohort)['text'] == 3
+  assert [r for *_, r in rejected(cohort)] == ['text'] * 3 and np.isnan(cohort.rejects.value).all()
+  comma = HEAD.replace(',', ';') + 'a;0;x;<0,05;\na;1;x;1.500;\nb;0,5;x;1,5;\n'
+  cohort = long_csv.load(*make(tmp_path, comma, OUTCOMES.replace(',', ';')),
+                         reading=long_csv.Reading('utf8', ';', ','))
+  np.testing.assert_allclose(sorted(cohort.value), [0.05, 1.5])
+  assert steps_of(cohort)['text'] == 1
+
+
+def test_07_codes_for_missing_values():
+  listed = FeatureSpec('x', sentinels=(-1.0, 999.0))
+  cohort, count, aside = checked([*spread([5.0, 6.0, 7.0]), (0, 9, 0, -1), (1, 9, 0, 999)], listed)
+  assert len(cohort.value) == 3 and count['code for missing: x'] == 2 == len(aside)
+  cohort, count, aside = checked([*spread([5.0 + i % 4 for i in range(30)]), *spread([-999.0] * 3, start=40)],
+                                 FeatureSpec('x'))
+  assert cohort.value.min() == 5 and count['looks like a code for missing: x'] == 3
+  assert aside == [('x', -999, 'looks like a code for missing')] * 3
+
+
+def test_08_a_constant_or_empty_feature_keeps_its_slot():
+  cohort, *_ = checked([(p, h, 0, 4.0) for p in range(3) for h in range(3)]
+                       + [(p, 0, 1, float(p)) for p in range(3)], *(FeatureSpec(n) for n in ('flat', 'varies', 'none')))
+  visits = to_visits(cohort, 1.0, 4)
+  statistics = normalise.fit(visits, np.arange(3), cohort.features, cohort.age)
+  batch = normalise.apply(statistics, visits, cohort)
+  assert statistics.flat == ('flat', 'none') and batch.values.shape[-1] == 3
+  assert np.isfinite(batch.values).all() and np.abs(batch.values[..., [0, 2]]).max() == 0
+
+
+def test_09_duplicates_are_counted_and_conflicts_averaged():
+  cohort, count, _ = checked([(0, 1, 0, 2.0), (0, 1, 0, 2.0), (1, 1, 0, 2.0), (1, 1, 0, 4.0), (2, 0, 0, 1.0)],
+                             FeatureSpec('x'))
+  assert cohort.value.tolist() == [2, 3, 1]
+  assert count['identical duplicate'] == 1 and count['conflicting values at one time, averaged'] == 1
+
+
+def test_10_unsorted_times_mixed_zones_and_days(tmp_path):
+  cohort = read(tmp_path, 'a,5,x,2,\na,1,x,1,\nb,0,x,3,\n')
+  assert cohort.hour[cohort.patient == cohort.subject_id.tolist().index('a')].tolist() == [0, 4]
+  refused('data.time: times are written in several ways', lambda: read(
+      tmp_path, 'a,2020-01-01T00:00+01:00,x,1,\nb,2020-01-01T00:00+02:00,x,1,\n'), '2020')
+  for rows, resolution in (('a,2020-01-01,x,1,\na,2020-01-03,x,1,\nb,2020-01-01,x,2,\n', 'day'),
+                           ('a,2020-01-01T00:00,x,1,\na,2020-01-03T07:00,x,1,\nb,2020-01-01T00:00,x,2,\n', 'hour')):
+    store.save(read(tmp_path, rows), tmp_path / 'out')
+    assert f'"time_resolution": "{resolution}"' in (tmp_path / 'out' / 'manifest.json').read_text()
+
+
+def test_11_events_after_the_outcome_are_left_out_and_many_are_an_error(tmp_path):
+  outcomes = 'patient,label,until\na,0,300\nb,1,\n'
+  rows = ''.join(f'{p},{h},x,{h % 7},\n' for p in 'ab' for h in range(100))
+  cohort = read(tmp_path, rows + 'a,301,x,5,\n', outcomes)
+  assert steps_of(cohort)['after the outcome or prediction'] == 1 and cohort.hour.max() == 99
+  assert rejected(cohort) == [('x', 5, 'after the outcome or prediction')]
+  refused('data.until: 3 of 203 rows lie after it', lambda: read(
+      tmp_path, rows + 'a,301,x,5,\na,302,x,5,\na,303,x,5,\n', outcomes), '301')
+  late = tjh.load(test_tjh.write(tmp_path / 'late.xlsx'))
+  assert steps_of(late)['after discharge'] == 2  # the published workbook has 71 of 6,120: counted, not refused
+
+
+def test_12_a_value_stored_after_the_prediction_is_not_used(tmp_path):
+  head = 'patient,time,feature,value,available\n'
+  rows = ''.join(f'{p},{h},x,1,{h + 2}\n' for p in 'ab' for h in range(100))
+  cohort = read(tmp_path, (head + rows).encode(), 'patient,label,until\na,0,100\nb,1,500\n')
+  mine = cohort.patient == cohort.subject_id.tolist().index('a')
+  assert cohort.hour[mine].max() == 98 and cohort.hour[~mine].max() == 99
+  assert steps_of(cohort)['available only after the outcome or prediction'] == 1 == len(cohort.rejects)
+  stay = mimic4.load(mimic4_fixture.write(tmp_path), task='mortality', index='icu', grid=HOURLY)
+  assert steps_of(stay)['labevents: charted in the window, stored after it'] == 1 and 300 not in stay.value
+
+
+def test_13_without_an_outcome_a_patient_is_counted_and_left_out(tmp_path):
+  cohort = read(tmp_path, 'a,0,x,1,\nb,0,x,1,\nc,0,x,1,\nd,0,x,1,\n', OUTCOMES + 'c,\n')
+  assert sorted(cohort.subject_id) == ['a', 'b']
+  assert steps_of(cohort)['outcome left empty'] == 1 and steps_of(cohort)['without outcome'] == 2
+
+
+def test_14_contradictory_outcomes_are_never_averaged(tmp_path):
+  refused('a patient has two different outcomes', lambda: read(tmp_path, 'a,0,x,1,\nb,0,x,1,\n', OUTCOMES + 'a,1\n'))
+  hospital = mimic4_fixture.write(tmp_path)
+  patients = hospital / 'hosp' / 'patients.csv.gz'  # the sixth patient: alive on discharge, dead on the first day
+  text = gzip.decompress(patients.read_bytes()).decode().replace('6,M,56,2148,2011 - 2013,',
+                                                                 f'6,M,56,2148,2011 - 2013,{mimic4_fixture.day(0)}')
+  patients.write_bytes(gzip.compress(text.encode()))
+  stays = mimic4.load(hospital, task='mortality', index='icu', grid=HOURLY)
+  assert '6' not in stays.subject_id and steps_of(stays)['alive on discharge yet dead before: contradictory'] == 1
+
+
+def test_15_who_died_cannot_be_readmitted(tmp_path):
+  stays = mimic4.load(mimic4_fixture.write(tmp_path), task='readmission', index='hospital', grid=HOURLY)
+  assert not {'1', '5'} & set(stays.subject_id) and steps_of(stays)['died before leaving the hospital'] == 2
+
+
+def test_16_one_patient_in_two_splits_or_under_two_ids(tmp_path):
+  pq.write_table(pa.table({'subject_id': ['a', 'b', 'a'], 'split': ['train', 'tuning', 'held_out']}),
+                 tmp_path / 's.parquet')
+  refused('1 patients stand twice', lambda: splits.load(tmp_path / 's.parquet', np.array(['a', 'b'])))
+  refused('1 patients have two ids', lambda: read(tmp_path, '007,0,x,1,\n7,0,x,1,\n', 'patient,label\n7,0\n'), '007')
+
+
+def test_17_age_is_computed_capped_and_possible(tmp_path):
+  def hospital(folder, anchor_age):
+    mimic4_fixture.write(tmp_path / folder)
+    path = tmp_path / folder / 'hosp' / 'patients.csv.gz'
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()).replace(b'6,M,56,', b'6,M,%d,' % anchor_age)))
+    return mimic4.load(tmp_path / folder, task='mortality', index='icu', grid=HOURLY)
+  stays = hospital('old', 91)
+  age = dict(zip(stays.subject_id.tolist(), stays.age.tolist()))
+  assert age['4'] == 54 + 2 and age['6'] == 90 and steps_of(stays)['older than 89 years, given 90'] == 1
+  refused('1 patients have an age outside 0 to 120', lambda: hospital('shifted', 300), '300')
+
+
+def test_18_sex_needs_a_mapping(tmp_path):
+  rows, outcomes = 'a,0,x,1,\nb,0,x,1,\n', 'patient,label,sex\na,0,1\nb,1,2\n'
+  refused("2 entries of 'sex' have an unknown code", lambda: read(tmp_path, rows, outcomes))
+  cohort = read(tmp_path, rows, outcomes, sex_codes=long_csv.parse_sex_codes('1=f,2=m'))
+  assert dict(zip(cohort.subject_id.tolist(), cohort.sex.tolist())) == {'a': 0, 'b': 1}
+
+
+PRESSURES = tuple(FeatureSpec(n, 'mmHg') for n in ('SBP', 'DBP', 'MAP'))
+GCS = tuple(FeatureSpec(n) for n in ('GCS total', 'GCS eye opening', 'GCS motor response', 'GCS verbal response'))
+OXYGEN = (FeatureSpec('PaO2', 'mmHg'), FeatureSpec('SpO2', '%'))
+
+
+@pytest.mark.parametrize(('specs', 'values', 'kept', 'reason'), [
+    (PRESSURES, (120, 80, 93), (120, 80, 93), ''), (PRESSURES, (110, 70, 175), (110, 70), 'mean pressure not between'),
+    (PRESSURES, (60, 90, 75), (75,), 'systolic below diastolic'), (PRESSURES, (120, 80, 79), (120, 80, 79), ''),
+    (PRESSURES, (120, None, 175), (120, 175), ''),
+    (GCS, (15, 4, 6, 5), (15, 4, 6, 5), ''), (GCS, (15, 2, 6, 4), (12, 2, 6, 4), 'GCS total is not the sum'),
+    (GCS, (15, 2, 6, None), (15, 2, 6), ''),
+    (OXYGEN, (95, 97), (95, 97), ''), (OXYGEN, (300, 50), (), 'exclude each other')])
+def test_19_values_that_contradict_each_other(specs, values, kept, reason):
+  cohort, count, aside = checked([(0, 3, f, float(v)) for f, v in enumerate(values) if v is not None]
+                                 + [(p, 9, 0, 100.0) for p in range(3)], *specs)
+  now = cohort.hour == 3
+  assert tuple(cohort.value[now].tolist()) == kept
+  found = {r for *_, r in aside}
+  assert all(r.startswith(reason) or reason in r for r in found) and bool(found) == bool(reason)
+  assert (sum(n for step, n in count.items() if reason and reason in step) >= 1) == bool(reason)
+
+
+def test_19_so_before_averaging_over_a_visit(tmp_path):
+  pressures = [(6, 12, 220179, 60), (6, 12, 220180, 90), (6, 13, 220179, 110), (6, 13, 220180, 70),
+               (6, 13, 220181, 175)]
+  chart = [(s, h, item, str(v), str(v), 'mmHg') for s, h, item, v in pressures]
+  stays = mimic4.load(mimic4_fixture.write(tmp_path, chart=chart), task='mortality', index='icu', grid=HOURLY)
+  assert sorted(v for n, v, r in rejected(stays) if 'pressure' in r) == [60, 90, 175]
+  names = {stays.features[int(f)].name: v for f, v in zip(stays.feature, stays.value)}
+  assert names['systolic blood pressure'] == 110 and names['diastolic blood pressure'] == 70
+  assert 'mean blood pressure' not in names
+
+
+def test_20_other_words_for_a_level_and_unknown_ones(tmp_path):
+  spec = '- {name: eye opening, kind: ordinal, levels: [[1, None], [2, To Pain], [4, Spontaneously]]}\n'
+  rows = 'a,0,eye opening,2 To pain,\na,1,eye opening,to-pain,\na,2,eye opening,Winks,\nb,0,eye opening,4,\n'
+  cohort = read(tmp_path, rows, spec=spec.replace('None', '"No response"'))
+  assert sorted(cohort.value.tolist()) == [2, 2, 4]
+  assert steps_of(cohort)['level of an ordinal feature written as a word'] == 2 and steps_of(cohort)['text'] == 1
+  assert [r for *_, r in rejected(cohort)] == ['text']
+
+
+def test_21_renamed_columns_and_features(tmp_path):
+  spec = '- {name: hs-CRP, aliases: [High sensitivity c-reactive protein, IL-1α]}\n'
+  rows = 'a,0,high  sensitivity C-Reactive Protein ,1,\nb,0,IL-1a,2,\n'
+  assert sorted(read(tmp_path, rows, spec=spec).value.tolist()) == [1, 2]
+  refused("unknown feature 'hs-CPR'; did you mean 'hs-CRP'", lambda: read(tmp_path, 'a,0,hs-CPR,1,\n', spec=spec))
+  refused("no column 'value'; the nearest header is 'values'",
+          lambda: read(tmp_path, HEAD.replace('value', 'values').encode() + b'a,0,x,1,\n'))
+
+
+def test_22_empty_cohorts_and_single_classes(tmp_path):
+  refused('holds no row', lambda: read(tmp_path, ''))
+  refused('all 2 patients are negative', lambda: read(tmp_path, 'a,0,x,1,\nb,0,x,1,\n', 'patient,label\na,0\nb,0\n'))
+  label, rows = np.array([0, 1, 0, 1, 0, 0]), np.arange(6)
+  refused('the test part has 0 positives of 2', lambda: splits.check(
+      splits.Splits(rows[:2], rows[2:4], rows[4:]), label, 'data.splits'))
+  assert np.isnan(metrics.auroc([0, 0], [.1, .2])) and 'only one class' in metrics.undefined(np.zeros(2, int))
+
+
+def test_23_very_long_single_and_empty_records(tmp_path):
+  rows = ''.join(f'a,{h},x,{h % 9},\n' for h in range(5000)) + 'b,0,x,1,\nc,0,x,gone,\n'
+  cohort = read(tmp_path, rows, OUTCOMES + 'c,1\n')
+  assert sorted(cohort.subject_id) == ['a', 'b'] and steps_of(cohort)['without any observation'] == 1
+  visits = to_visits(cohort, 24.0, 4)
+  i = cohort.subject_id.tolist().index('a')
+  assert visits.values.shape[:2] == (2, 4) and visits.valid.sum(1).tolist() == ([4, 1] if i == 0 else [1, 4])
+  assert visits.hours[i].tolist() == [206 * 24, 207 * 24, 208 * 24, 209 * 24]
+
+
+@pytest.mark.parametrize('source', [long_csv.load, wide_csv.load])
+def test_24_a_damaged_file_is_named_with_the_byte(tmp_path, monkeypatch, source):
+  if source is long_csv.load:
+    rng = np.random.default_rng(0)
+    plain = (HEAD + ''.join(f'a,{i},x,{rng.integers(10**9)},\n' for i in range(3000)) + 'b,0,x,1,\n').encode()
+  else:
+    plain = b'patient,time,x\n' + b''.join(b'a,%d,%d\n' % (i, i * i) for i in range(3000)) + b'b,0,1\n'
+  (tmp_path / 'o.csv').write_text(OUTCOMES)
+
+  def load(name, content):
+    (tmp_path / name).write_bytes(content)
+    return source(tmp_path / name, tmp_path / 'o.csv')
+  packed = gzip.compress(plain, mtime=0)
+  assert len(load('whole.csv.gz', packed + gzip.compress(b'b,9,x,7,\n' if source is long_csv.load else b'b,9,7\n'))
+             .value) == 3002
+  cut = packed[:len(packed) // 2]
+  refused(f'cut.csv.gz is not a CSV .* at byte {len(cut)} of the packed file', lambda: load('cut.csv.gz', cut))
+  spoilt = bytearray(packed)
+  spoilt[len(packed) // 2:len(packed) // 2 + 64] = bytes(64)
+  refused(r'spoilt.csv.gz is not a CSV .* at byte \d+ of the packed file', lambda: load('spoilt.csv.gz', bytes(spoilt)))
+  at = plain.index(b'a,9,')
+  latin = plain[:at] + b'\xfc' + plain[at:]
+  refused(f'latin.csv is not a CSV .* at byte {at};', lambda: load('latin.csv', latin))
+  assert len(load('bom.csv', b'\xef\xbb\xbf' + plain).value) == 3001
+  if source is long_csv.load:
+    monkeypatch.setattr(csv_text, 'BLOCK', 100)  # so that blocks end within quotes
+    assert load('newline.csv', plain.replace(b',x,', b',"x\ny",')).features.names == ('x y',)
+
+
+def test_24_so_in_a_packed_table_of_mimic(tmp_path):
+  hospital = mimic4_fixture.write(tmp_path)
+  path = hospital / 'icu' / 'chartevents.csv.gz'
+  path.write_bytes(path.read_bytes()[:-200])
+  refused(f'chartevents.csv.* is damaged .* at byte {path.stat().st_size} of the packed file',
+          lambda: mimic4.load(hospital, task='mortality', index='icu', grid=HOURLY))
+
+
+def test_25_files_of_other_data_and_values_that_are_no_numbers(tmp_path):
+  cohort, *_ = checked([(p, 0, 0, float(p)) for p in range(3)], FeatureSpec('x'))
+  store.save(cohort, tmp_path)
+  events = pq.read_table(tmp_path / 'events.parquet')
+  pq.write_table(events.set_column(events.schema.get_field_index('numeric_value'), 'numeric_value',
+                                   pa.array([9.0, 9, 9], pa.float32())), tmp_path / 'events.parquet')
+  refused('are not those its manifest describes', lambda: store.load(tmp_path))
+  visits = to_visits(cohort, 1.0, 2)
+  other, *_ = checked([(p, 0, 0, float(p)) for p in range(3)], FeatureSpec('y'))
+  statistics = normalise.fit(visits, np.arange(3), other.features, cohort.age)
+  refused('fitted on other features', lambda: normalise.apply(statistics, visits, cohort))
+  refused('data.value: 1 values are NaN or infinite', lambda: validation.check(
+      cohort_of([(p, 0, 0, [1.0, np.nan, 2.0][p]) for p in range(3)], specs=(FeatureSpec('x'),))))
+
+

@@ -1,0 +1,110 @@
+"""The stage that makes the cohort: splits by name or file, what is left beside it, what is refused before."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import test_meds
+
+from configs import defaults
+from eagrl_jax.ehr import splits, store
+from eagrl_jax.mesh import local_mesh
+from eagrl_jax.stages import checks, prepare
+from eagrl_jax.stages.context import Context
+from eagrl_jax.types import EagrlError
+
+TJH = test_meds.DEMO.parent / 'tjh' / 'time_series_375_prerpocess_en.xlsx'
+
+
+def csv(tmp_path, n=60, extra=''):
+  head = 'patient,time,feature,value\n'
+  rows = ''.join(f'k{i},{h},NA,{130 + i % 9}\n' for i in range(n) for h in (0, 5))
+  (tmp_path / 'e.csv').write_text(head + rows + extra)
+  (tmp_path / 'o.csv').write_text('patient,label\n' + ''.join(f'k{i},{i % 3 // 2}\n' for i in range(n)))
+  (tmp_path / 'f.yaml').write_text('- {name: sodium, aliases: [NA], unit: mmol/L, hard_low: 80, hard_high: 200}\n')
+  config = defaults.get_config('csv')
+  config.data.update(path=str(tmp_path / 'e.csv'), outcomes=str(tmp_path / 'o.csv'), features=str(tmp_path / 'f.yaml'))
+  return config
+
+
+def prepared(config, tmp_path):
+  prepare.run(Context(config, tmp_path / 'run', local_mesh(1)))
+  return tmp_path / 'run' / 'prepare'
+
+
+def test_what_is_not_used_lies_beside_the_cohort_and_is_never_logged(tmp_path, caplog):
+  config = csv(tmp_path, extra='k1,7,NA,9876543\nk2,7,NA,clotted\n')
+  with caplog.at_level(logging.DEBUG):
+    folder = prepared(config, tmp_path)
+  rows = pq.read_table(folder / 'rejects.parquet').to_pylist()
+  assert sorted((r['subject_id'], r['time'], r['code'], r['reason']) for r in rows) == [
+      ('k1', 7, 'sodium', 'outside hard range'), ('k2', 7, 'sodium', 'text')]
+  manifest = json.loads((folder / 'manifest.json').read_text())
+  assert manifest['rejects'] == 2 and ['outside hard range: sodium', 1, 'values'] in manifest['attrition']
+  assert 'sodium' in caplog.text and '9876543' not in caplog.text and 'k1' not in caplog.text.split()
+  assert len(store.load(folder).value) == 120
+
+
+def test_a_fold_by_name(tmp_path):
+  config = csv(tmp_path)
+  config.data.protocol = '10fold:3'
+  checks._check_csv(config.data)
+  folder = prepared(config, tmp_path)
+  found = splits.load(folder / 'splits.parquet', store.load(folder).subject_id)
+  assert (len(found.train), len(found.valid), len(found.test)) == (48, 6, 6)
+  config.data.protocol = 'tjh_140_21_200'
+  with pytest.raises(EagrlError, match='is of 361 patients and the cohort has 60'):
+    prepared(config, tmp_path)
+
+
+def test_patients_beyond_a_protocol_are_left_out_and_counted(tmp_path, monkeypatch):
+  monkeypatch.setitem(splits.PROTOCOLS, 'mimic4_8750_1250_200', (30, 10, 10))
+  config = csv(tmp_path)
+  config.data.protocol = 'mimic4_8750_1250_200'
+  cohort = store.load(prepared(config, tmp_path))
+  assert len(cohort) == 50 and ('not drawn by the protocol', 10, 'patients') in cohort.attrition
+
+
+@pytest.mark.parametrize(('change', 'match'), [
+    ({'protocol': 'ten'}, 'data.protocol='), ({'protocol': '10fold:0', 'splits': 'x.parquet'}, 'leave one empty'),
+    ({'decimal': ';'}, 'data.decimal='), ({'decimal': ','}, 'also separates the columns')])
+def test_refused_before_any_data_is_read(change, match):
+  config = defaults.get_config()
+  checks.check(config)
+  config.data.update(change)
+  with pytest.raises(EagrlError, match=match):
+    checks.check(config)
+
+
+def test_the_splits_of_a_meds_data_set_list_everyone(tmp_path):
+  events = [(s, h, 'LAB//220045//bpm', 70 + s) for s in range(1, 9) for h in (1, 2)]
+  test_meds.make(tmp_path, events, [(s, 24, bool(s % 2)) for s in range(1, 9)])
+  names = ['train'] * 4 + ['tuning'] * 2 + ['held_out'] * 2
+  pq.write_table(pa.table({'subject_id': pa.array(range(1, 11), pa.int64()), 'split': [*names, 'train', 'held_out']}),
+                 tmp_path / 'subject_splits.parquet')
+  config = defaults.get_config('meds')
+  config.data.update(path=str(tmp_path / 'set'), outcomes=str(tmp_path / 'labels'),
+                     features=str(tmp_path / 'features.yaml'), splits=str(tmp_path / 'subject_splits.parquet'))
+  folder = prepared(config, tmp_path)
+  cohort = store.load(folder)
+  found = splits.load(folder / 'splits.parquet', cohort.subject_id)
+  assert sorted(cohort.subject_id[found.test]) == ['7', '8'] and len(found.train) == 4
+  assert ('of the split file, not in the cohort', 2, 'patients') in cohort.attrition
+
+
+@pytest.mark.skipif(not TJH.is_file(), reason='../shared/data/tjh is absent')
+def test_the_published_split_of_tjh(tmp_path):
+  config = defaults.get_config('tjh')
+  config.data.update(path=str(TJH), protocol='tjh_140_21_200')
+  folder = prepared(config, tmp_path)
+  cohort = store.load(folder)
+  found = splits.load(folder / 'splits.parquet', cohort.subject_id)
+  positives = [int(cohort.label[r].sum()) for r in (found.train, found.valid, found.test)]
+  assert [len(found.train), len(found.valid), len(found.test)] == [140, 21, 200]
+  assert sum(positives) == 166 and abs(positives[0] / 140 - positives[1] / 21) < 0.05
+  assert np.isfinite(cohort.value).all()

@@ -7,7 +7,7 @@ BIN := .venv/bin
 WORKDIR ?= runs/default
 ARGS ?=
 
-.PHONY: run test lint bench clean
+.PHONY: run test lint bench audit clean
 run: .venv/ready
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
 	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir=$(WORKDIR) $(ARGS)
@@ -23,6 +23,12 @@ bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[peers]'
 	for b in decode alignment search expert; do $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python -m benchmarks.memory
+
+# Licences and known vulnerabilities of the pinned versions; pip-audit gets an environment of its own.
+audit: .venv/ready
+	{ test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && \
+	  .venv/audit/bin/python -m pip install --quiet pip-audit; }; } || echo 'pip-audit could not be installed'
+	$(BIN)/python constraints/audit.py constraints/$(VERSION).txt .venv/audit/bin/pip-audit
 
 .venv/ready: pyproject.toml constraints/$(VERSION).txt
 	@test -n "$(PYTHON)" || { echo 'needs Python >= 3.11 on PATH (or PYTHON=...)'; exit 1; }

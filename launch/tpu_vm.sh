@@ -20,11 +20,13 @@ say gcloud compute tpus queued-resources create "$name" --node-id="$name" --zone
   --accelerator-type="$accelerator" --runtime-version="$version"
 $dry || until gcloud compute tpus queued-resources describe "$name" --zone="$zone" --format='value(state.state)' \
   | grep -q ACTIVE; do echo 'waiting for the slice'; sleep 30; done
-trap 'say gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet' EXIT
-say git -C "$repo" archive --format=tar.gz --output=/tmp/eagrl_jax.tar.gz HEAD
-say gcloud compute tpus tpu-vm scp /tmp/eagrl_jax.tar.gz "$name": --zone="$zone" --worker=all
+private=$(mktemp -d)  # its owner alone can look into it, as into eagrl/ on the workers
+trap 'rm -rf "$private"; say gcloud compute tpus queued-resources delete "$name" --zone="$zone" --force --quiet' EXIT
+say git -C "$repo" archive --format=tar.gz --output="$private/eagrl_jax.tar.gz" HEAD
+on_all 'umask 077 && mkdir -p eagrl && chmod 700 eagrl'
+say gcloud compute tpus tpu-vm scp "$private/eagrl_jax.tar.gz" "$name:eagrl/" --zone="$zone" --worker=all
 [ -z "${TPU_MOUNT:-}" ] || on_all "$TPU_MOUNT"
-on_all 'mkdir -p eagrl && tar -xzf eagrl_jax.tar.gz -C eagrl && cd eagrl && python3 -m venv .venv && .venv/bin/pip install -q ".[tpu]"'
+on_all 'cd eagrl && tar -xzf eagrl_jax.tar.gz && python3 -m venv .venv && .venv/bin/pip install -q ".[tpu]"'
 status=0
 on_all "cd eagrl && set -o pipefail && .venv/bin/python -m eagrl_jax.main --distributed --workdir=$(printf '%q' "$workdir") $(printf '%q ' "$@")2>&1 | tee run.log" || status=$?
 say gcloud compute tpus tpu-vm scp "$name:eagrl/run.log" "$name.log" --zone="$zone" --worker=0 || true

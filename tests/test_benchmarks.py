@@ -54,3 +54,12 @@ def test_search_counts_its_new_nodes(monkeypatch, capsys):
                     '--prompt=8', '--step=4', '--depth=1', '--reps=1', '--no_peer', '--no_growth')
   # One rollout to depth 1 expands the root and one of its children, which ends in one final step.
   assert len(lines) == 1 and KEYS <= set(lines[0]) and lines[0]['new_nodes'] in range(2 * 2, 2 * 3 + 1)
+
+
+def test_scaling_sets_the_same_batch_on_one_device_beside_many(monkeypatch, capsys):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks import scaling
+  lines = run_micro(monkeypatch, capsys, scaling.main, '--stages=update', '--devices=2', '--length=8', '--lengths',
+                    '--per_device=1', '--group=2', '--new=4', '--reps=1')
+  assert [line['peer_name'] for line in lines] == ['ours, the same batch on one device']
+  assert all(KEYS <= set(line) and line['ours'] > 0 and line['ratio'] > 0 for line in lines)

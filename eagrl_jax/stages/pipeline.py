@@ -73,7 +73,10 @@ def stage_hashes(config: ConfigDict) -> dict[str, str]:
 
 def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
   """Hash of one stage that is made from `inputs`, the hashes of the stages it needs."""
-  content = {'config': {s: config[s].to_dict() for s in stage.sections}, 'seed': config.seed, 'inputs': inputs}
+  sections = {s: config[s].to_dict() for s in stage.sections}
+  if 'rl' in sections and sections['rl']['rollouts'] != 'own':
+    sections['rl']['rollouts'] = 'an engine'  # wherever it runs today
+  content = {'config': sections, 'seed': config.seed, 'inputs': inputs}
   files = source_files(stage.name, config)
   if files is not None:
     content['files'] = [_file_mark(path) for path in files]

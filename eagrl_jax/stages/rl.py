@@ -29,6 +29,7 @@ from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages import rollouts as rollouts_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, parse_rollout
@@ -54,7 +55,7 @@ def run(context: Context) -> None:
   update = functools.partial(
       make_update(start_policy.config, optimizer, settings.update(context.config), shardings), frozen=frozen)
   reference = make_reference(start_policy) if c.kl else None
-  key = rng.stage_key(context.config.seed, 'rl')
+  generate, key = rollouts_lib.choose(context, start_policy), rng.stage_key(context.config.seed, 'rl')
   with Checkpoints(context.folder('rl') / 'checkpoints') as checkpoints:
     found = checkpoints.restore(state_lib.abstract(start_policy.config, optimizer, context.mesh))
     if found:
@@ -73,8 +74,7 @@ def run(context: Context) -> None:
         order = (context.config.seed, 3, step) if context.config.prompt.shuffle_features else None
         prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows, order))
         params = lora.join(state.params, frozen)
-        rollout = sample(params, start_policy, prompt, jax.random.fold_in(key, step), c.group, c.max_new,
-                         c.temperature)
+        rollout = generate(params, prompt, jax.random.fold_in(key, step))
         batch, figures = score(context, encoder, data, prompt, rollout, salience, start_policy, params)
         if math.isfinite(figures['reward']):
           if reference is not None:

@@ -1,0 +1,92 @@
+"""Whom the rl stage asks for answers: `rl.rollouts`.
+
+- `own`: our sampler, on the weights of the step.
+- `http://host:port/v1`: a vLLM server. The policy is written, as a Hugging Face directory in `lm.compute_dtype`, to
+  `<workdir>/rl/rollouts` before the first step and every `rl.rollouts_refresh` steps from there (after a resume: from
+  the first step that it makes), and the server reads it again. So answers come from weights that are at most
+  `rl.rollouts_refresh - 1` steps old; the update's ratio is to the probabilities that the server gave. The entropies
+  of the upper clip are the current policy's, by one forward pass over the answers.
+
+The server must see the folder under the same path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import urllib.parse
+
+import jax
+import numpy as np
+from absl import logging
+
+from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.lm import hf_io
+from eagrl_jax.rl import engine
+from eagrl_jax.rl import rollouts as rollouts_lib
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages.context import Context
+from eagrl_jax.train import processes
+from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
+
+
+def choose(context: Context, policy: policy_lib.Policy) -> rollouts_lib.Generate:
+  """What `rl.rollouts` names, for the policy that is trained."""
+  c, tokenizer = context.config.rl, policy.tokenizer
+  sampling = engine.Sampling(c.group, c.max_new, c.temperature, (tokenizer.eos_id,), tokenizer.pad_id)
+  if c.rollouts == 'own':
+    return rollouts_lib.own(policy.config, sampling)
+  return External(context, policy, sampling)
+
+
+class External:
+  """A `Generate` that asks a server and keeps its weights fresh; every call is a step."""
+
+  def __init__(self, context: Context, policy: policy_lib.Policy, sampling: engine.Sampling):
+    c = context.config
+    self._server = engine.Server(c.rl.rollouts.rstrip('/'), c.rl.rollouts_model, c.rl.rollouts_timeout)
+    self._folder = (context.folder('rl') / 'rollouts').resolve()
+    self._config, self._tokenizer, self._dtype = policy.config, policy.tokenizer, c.lm.compute_dtype
+    self._mesh, self._sampling, self._refresh = context.mesh, sampling, c.rl.rollouts_refresh
+    self._calls = 0
+    host = urllib.parse.urlsplit(self._server.url).hostname
+    if processes.is_main() and host not in ('localhost', '127.0.0.1', '::1'):
+      logging.warning('rl.rollouts: prompts, which are patient records, are sent to %s', host)
+
+  def __call__(self, params: Params, prompt: PromptBatch, key: Array) -> Rollout:
+    if self._calls % self._refresh == 0:
+      self._renew(params)
+    self._calls += 1
+    seen = jax.tree.map(np.asarray, processes.local(prompt))
+    answers = processes.first(lambda: engine.complete(
+        self._server, self._sampling, self._config.vocab_size, rollouts_lib.token_lists(seen),
+        rollouts_lib.seeds(key, seen)))
+    rollout = mesh_lib.shard_batch(self._mesh, rollouts_lib.to_rollout(answers, self._sampling))
+    return rollouts_lib.with_entropy(params, self._config, prompt, rollout)
+
+  def _renew(self, params: Params) -> None:
+    """Writes the policy and has the server read it; the name of its model comes from the first time."""
+    whole = processes.local(params)
+
+    def work() -> str:
+      self._write(whole)
+      try:
+        server = engine.served(self._server, str(self._folder))
+      except EagrlError as e:
+        if self._calls:
+          raise
+        raise EagrlError(f'{e}; to start one: VLLM_SERVER_DEV_MODE=1 vllm serve {self._folder}') from None
+      engine.reload(server)
+      return server.model
+
+    self._server = dataclasses.replace(self._server, model=processes.first(work))
+
+  def _write(self, params: Params) -> None:
+    """Replaces the folder's files one by one: a server that has one of them mapped keeps the old one."""
+    fresh = pathlib.Path(f'{self._folder}.new')
+    hf_io.save_hf(fresh, params, self._config, self._tokenizer, self._dtype)
+    self._folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(fresh.iterdir()):
+      os.replace(file, self._folder / file.name)
+    fresh.rmdir()

@@ -79,6 +79,12 @@ def main(argv: list[str]) -> None:
     pipeline.run(_CONFIG.value, workdir)
 
 
+def _unraisable(lost) -> None:
+  """Where a write fails, tensorstore reports the others too, to a loop that orbax has closed: the first one counts."""
+  if not (lost.exc_type is RuntimeError and str(lost.exc_value) == 'Event loop is closed'):
+    sys.__unraisablehook__(lost)
+
+
 def run() -> None:
   """Entry point: flags are parsed here so that a mistake in one is a line, not a traceback."""
   from eagrl_jax.train import preemption
@@ -88,6 +94,7 @@ def run() -> None:
   warning = converter.STANDARD_WARNING
   logging.get_absl_handler().addFilter(
       lambda r: 'eagrl_jax' in r.pathname or (r.levelno >= warning and not r.exc_info))
+  sys.unraisablehook = _unraisable
   try:
     preemption.listen()
     from eagrl_jax.types import EagrlError

@@ -39,7 +39,7 @@ def prepared(config, tmp_path):
 
 def test_what_is_not_used_lies_beside_the_cohort_and_is_never_logged(tmp_path, caplog):
   config = csv(tmp_path, extra='k1,7,NA,9876543\nk2,7,NA,clotted\n')
-  with caplog.at_level(logging.DEBUG):
+  with caplog.at_level(logging.DEBUG, logger='absl'):
     folder = prepared(config, tmp_path)
   rows = pq.read_table(folder / 'rejects.parquet').to_pylist()
   assert sorted((r['subject_id'], r['time'], r['code'], r['reason']) for r in rows) == [

@@ -119,16 +119,13 @@ def choose(params: Params, cfg: LMConfig, grammar: Grammar, config: StepConfig, 
 
 def decode_step(params: Params, cfg: LMConfig, grammar: Grammar, config: StepConfig, context: Context, depth: Array,
                 alive: Array, key: Array) -> Step:
-  """Samples one step below nodes of `depth [B]` for C siblings each.
+  """Samples one step below nodes of `depth [B]` for C siblings each; layers of weights and context are `by_layer`.
 
   Args:
     alive: `[B, C]` bool, rows whose result is used; the others cost no step of the loop.
     key: `[B]` keys; sibling c draws its token t from `uniform(key, (C, S))[c, t]`.
   """
   b, c = alive.shape
-  params = params | {'layers': cache.by_layer(params['layers'], cfg)}
-  shared = tuple((cache.by_layer(kv, cfg), valid) for kv, valid in context.shared)
-  context = Context(shared, context.position, context.hidden)
   slots, asked = grammar.step_tokens, grammar.useful.shape[0]
   u = jax.vmap(lambda k: jax.random.uniform(k, (c, slots)))(key).reshape(b * c, slots)
   rows = functools.partial(jax.lax.collapse, start_dimension=0, stop_dimension=2)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from eagrl_jax.lm import model
+from eagrl_jax.lm import cache, model
 from eagrl_jax.lm.cache import KV
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import prefill
@@ -67,19 +67,21 @@ def make_expand(params: Params, cfg: LMConfig, grammar: Grammar, prompt_kv: KV, 
     salience: `[B, F]` the expert's, rows sum to 1 or 0.
   """
   prompt_length = jnp.sum(prompt_valid, 1, dtype=jnp.int32)
+  layers, prompt = cache.by_layer(params['layers'], cfg), (cache.by_layer(prompt_kv, cfg), prompt_valid)
+  decoded_with = params | {'layers': layers}
 
   def expand(payload, node, depth, path, active, key):
     at = jnp.maximum(path, 0)  # [B, P]; depth, not the index, says which entries are real
     real = path >= 0
     length = jnp.where(real, _rows(payload.length, at), 0)
     valid = jnp.arange(grammar.inner_tokens)[None, None, :] < length[:, :, None]
+    walked = cache.by_layer(jax.tree.map(lambda x: _as_segment(_rows(x, at)), payload.kv), cfg)
     context = Context(
-        shared=((prompt_kv, prompt_valid),
-                (jax.tree.map(lambda x: _as_segment(_rows(x, at)), payload.kv), valid.reshape(valid.shape[0], -1))),
+        shared=(prompt, (walked, valid.reshape(valid.shape[0], -1))),
         position=prompt_length + jnp.sum(length, 1), hidden=_rows(payload.hidden, node[:, None])[:, 0])
     first = (jnp.arange(n_candidates) == 0)[None, :]
     alive = active[:, None] & (first | (depth < grammar.max_depth)[:, None])
-    step = decode_step(params, cfg, grammar, config, context, depth, alive, key)
+    step = decode_step(decoded_with, cfg, grammar, config, context, depth, alive, key)
 
     shape = step.length.shape
     mentioned = mentions.find(grammar.mentions, step.tokens.reshape(-1, grammar.step_tokens), step.length.reshape(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -74,14 +75,18 @@ class Encoder:
       return np.random.default_rng((*order_seed, int(row))).permutation(len(self.cohort.features))
     encoded = [self.tokens(int(r), order(r), None if values is None else values[i]) for i, r in enumerate(rows)]
     longest = max(len(ids) for ids, _ in encoded)
-    width = -(-longest // self.bucket) * self.bucket
-    tokens = np.full((len(rows), width), self.tokenizer.pad_id, np.int32)
-    feature = np.full((len(rows), width), -1, np.int32)
-    valid = np.zeros((len(rows), width), bool)
-    for i, (ids, spans) in enumerate(encoded):
-      tokens[i, width - len(ids):], feature[i, width - len(ids):] = ids, spans
-      valid[i, width - len(ids):] = True
-    return PromptBatch(tokens, valid, feature, np.asarray(rows, np.int32))
+    return pad_prompts(encoded, rows, self.tokenizer.pad_id, -(-longest // self.bucket) * self.bucket)
+
+
+def pad_prompts(encoded: Sequence[tuple[Sequence[int], np.ndarray | int]], rows: np.ndarray, pad_id: int,
+                width: int) -> PromptBatch:
+  """Left-padded batch of token ids and, for each token, the feature it renders (-1 none), `width` wide."""
+  tokens, feature = np.full((len(rows), width), pad_id, np.int32), np.full((len(rows), width), -1, np.int32)
+  valid = np.zeros((len(rows), width), bool)
+  for i, (ids, spans) in enumerate(encoded):
+    tokens[i, width - len(ids):], feature[i, width - len(ids):] = ids, spans
+    valid[i, width - len(ids):] = True
+  return PromptBatch(tokens, valid, feature, np.asarray(rows, np.int32))
 
 
 def pad_answers(ids: list[list[list[int]]], pad_id: int, multiple: int = 16) -> tuple[np.ndarray, np.ndarray]:

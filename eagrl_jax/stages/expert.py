@@ -24,10 +24,10 @@ from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.pipeline import write_json
 from eagrl_jax.train import preemption
-from eagrl_jax.train.checkpoint import Checkpoints, save_params
+from eagrl_jax.train.checkpoint import Checkpoints, load_params, save_params
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import ExpertBatch
+from eagrl_jax.types import ExpertBatch, Params
 
 
 def run(context: Context) -> None:
@@ -84,8 +84,15 @@ def train_and_read(context: Context) -> None:
                figures['valid_auroc'], c.salience, top_k, overlap['jaccard'], overlap['chance'])
 
 
-def take(batch: ExpertBatch, rows: np.ndarray) -> ExpertBatch:
+def take(batch: ExpertBatch, rows: np.ndarray | slice) -> ExpertBatch:
   return jax.tree.map(lambda x: x[rows], batch)
+
+
+def load_members(context: Context, data: data_lib.Data) -> Params:
+  """Parameters of the finished ensemble, stacked, on the mesh of `jax.set_mesh`; `data` gives the shape alone."""
+  like = expert_train.abstract(rng.stage_key(context.config.seed, 'expert'), settings.expert(context.config),
+                               take(data.expert, slice(1))).best_params
+  return load_params(context.folder('expert') / 'members', like)
 
 
 def load_salience(context: Context) -> np.ndarray:

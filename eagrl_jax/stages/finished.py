@@ -19,16 +19,16 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax import rng
 from eagrl_jax.ehr import normalise
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.splits import Splits
 from eagrl_jax.expert import train as expert_train
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import pipeline, prepare, settings
 from eagrl_jax.stages.context import Context
-from eagrl_jax.train import checkpoint, processes
+from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
 
 
@@ -97,12 +97,9 @@ def stage_hash(workdir: pathlib.Path, stage: str) -> str:
 
 def expert_prob(run: Context, data: data_lib.Data) -> np.ndarray:
   """Probability by the run's expert of any patients on its features. `[N]`"""
-  config = settings.expert(run.config)
   with jax.set_mesh(local_mesh(1)):
-    like = expert_train.abstract(rng.stage_key(run.config.seed, 'expert'), config,
-                                 jax.tree.map(lambda x: x[:1], data.expert)).best_params
-    params = checkpoint.load_params(run.folder('expert') / 'members', like)
-    return expert_train.predict(params, config.model, data.expert).mean(0)
+    params = expert_stage.load_members(run, data)
+    return expert_train.predict(params, settings.expert(run.config).model, data.expert).mean(0)
 
 
 def dressed(run: Context, cohort: Cohort) -> data_lib.Data:

@@ -35,8 +35,8 @@ from eagrl_jax.stages import digits as digits_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
-from eagrl_jax.stages.encode import Encoder, parse_rollout
-from eagrl_jax.stages.rl import sample
+from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
+from eagrl_jax.stages.policy import sample
 from eagrl_jax.stages.search import TerminalReward
 from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress
@@ -111,7 +111,7 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
         prompt = dataclasses.replace(prompt, example=example[full].astype(np.int32))
       prompt = mesh_lib.shard_batch(context.mesh, prompt)
       begun, n = time.perf_counter(), len(part)
-      rollout = sample(policy.params, policy, prompt, key, samples, c.max_new, temperature)
+      rollout = sample(policy, prompt, key, samples, c.max_new, temperature)
       written = jax.tree.map(np.asarray, processes.local(rollout))
       meter.add(prompt.tokens.shape, time.perf_counter() - begun, int(written.valid[:n].sum()), n)
       read = parse_rollout(written, policy.tokenizer, encoder.cohort, max_named=4 * k)
@@ -165,14 +165,12 @@ def digits(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
         batch.append([*encoder.tokens(int(rows[i]))[0], *before])
         forced += added and len(batch) <= n
       width = -(-max(map(len, batch)) // bucket) * bucket
-      ids, valid = np.full((size, width), tokenizer.pad_id, np.int32), np.zeros((size, width), bool)
-      for row, known in enumerate(batch):
-        ids[row, width - len(known):], valid[row, width - len(known):] = known, True
+      prompt = pad_prompts([(known, -1) for known in batch], np.arange(size), tokenizer.pad_id, width)
       begun = time.perf_counter()
-      shared = mesh_lib.shard_batch(context.mesh, (ids, valid))
+      shared = mesh_lib.shard_batch(context.mesh, (prompt.tokens, prompt.valid))
       logp = digits_lib.number_logprobs(policy.params, policy.config, *shared, parents, parent, last)
       weight = np.exp(np.asarray(processes.local(logp), np.float64))[:n]
-      meter.add(ids.shape, time.perf_counter() - begun, 0, n)
+      meter.add(prompt.tokens.shape, time.perf_counter() - begun, 0, n)
       prob.append(weight @ digits_lib.VALUES / weight.sum(1))
       mass.append(weight.sum(1))
       progress.update(n, mass=float(mass[-1].mean()))

@@ -74,8 +74,9 @@ def stage_hashes(config: ConfigDict) -> dict[str, str]:
 def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
   """Hash of one stage that is made from `inputs`, the hashes of the stages it needs."""
   sections = {s: config[s].to_dict() for s in stage.sections}
-  if 'rl' in sections and sections['rl']['rollouts'] != 'own':
-    sections['rl']['rollouts'] = 'an engine'  # wherever it runs today
+  if 'rl' in sections:  # where an engine runs and how long it is waited for change no result
+    del sections['rl']['rollouts_timeout']
+    sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
   content = {'config': sections, 'seed': config.seed, 'inputs': inputs}
   files = source_files(stage.name, config)
   if files is not None:

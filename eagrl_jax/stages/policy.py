@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from eagrl_jax.lm import gguf_io, hf_io, lora, model
 from eagrl_jax.lm.config import LMConfig, LoraConfig, RopeScaling
 from eagrl_jax.lm.tokenizer import Tokenizer
+from eagrl_jax.rl import engine, rollouts
 from eagrl_jax.stages import settings
 from eagrl_jax.train import checkpoint, processes
-from eagrl_jax.types import Array, EagrlError, Params
+from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
 
 POLICIES = ('base', 'sft', 'rl')  # stages that leave one
 
@@ -94,3 +95,14 @@ def load_pretrained(c: ConfigDict, mesh: Mesh, key: Array) -> Policy:
     fresh = jax.jit(lambda k: lora.split(model.init(config, k), config)[0], out_shardings=where)
     params = lora.join(fresh(key), params)
   return Policy(params, config, words)
+
+
+def sampling(policy: Policy, group: int, max_new: int, temperature: float) -> engine.Sampling:
+  """What is asked of whoever writes a policy's answers."""
+  words = policy.tokenizer
+  return engine.Sampling(group, max_new, temperature, (words.eos_id,), words.pad_id)
+
+
+def sample(policy: Policy, prompt: PromptBatch, key: Array, group: int, max_new: int, temperature: float) -> Rollout:
+  """`group` answers to each prompt by our own sampler."""
+  return rollouts.own(policy.config, sampling(policy, group, max_new, temperature))(policy.params, prompt, key)

@@ -19,7 +19,7 @@ from absl import logging
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
-from eagrl_jax.lm import lora, sampler
+from eagrl_jax.lm import lora
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl import alignment
@@ -40,7 +40,7 @@ from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.nonfinite import Watch
 from eagrl_jax.train.optimizer import make_optimizer
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
+from eagrl_jax.types import EagrlError, Params, PromptBatch, Rollout
 
 
 def run(context: Context) -> None:
@@ -120,13 +120,6 @@ def draw(context: Context, train: np.ndarray, step: int) -> np.ndarray:
   epoch, i = divmod(step, per_epoch)
   order = np.random.default_rng((context.config.seed, 4, epoch)).permutation(train)
   return order[i * n:(i + 1) * n]
-
-
-def sample(params: Params, policy: policy_lib.Policy, prompt: PromptBatch, key: Array, group: int, max_new: int,
-           temperature: float) -> Rollout:
-  tokenizer = policy.tokenizer
-  return sampler.generate(params, policy.config, prompt, key, group=group, max_new=max_new, temperature=temperature,
-                          stop_ids=(tokenizer.eos_id,), pad_id=tokenizer.pad_id)
 
 
 def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: PromptBatch, rollout: Rollout,

@@ -30,12 +30,12 @@ from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
-from eagrl_jax.stages.encode import Encoder, parse_rollout
+from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
 from eagrl_jax.stages.pipeline import write_json
-from eagrl_jax.stages.rl import sample
-from eagrl_jax.train import checkpoint, processes
+from eagrl_jax.stages.policy import sample
+from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import EagrlError, ExpertBatch, PromptBatch
+from eagrl_jax.types import EagrlError, ExpertBatch
 
 METRICS = ('auroc', 'auprc')
 Prompt = tuple[list[int], np.ndarray]  # token ids, the feature of each
@@ -122,17 +122,6 @@ def encode(encoder: Encoder, rows: np.ndarray, condition: Condition) -> list[Pro
   return out
 
 
-def padded(prompts: list[Prompt], rows: np.ndarray, width: int, pad_id: int) -> PromptBatch:
-  """A left-padded batch of one width, whatever its prompts hold: one shape, one compilation."""
-  tokens = np.full((len(rows), width), pad_id, np.int32)
-  feature = np.full((len(rows), width), -1, np.int32)
-  valid = np.zeros((len(rows), width), bool)
-  for i, (ids, spans) in enumerate(prompts):
-    tokens[i, width - len(ids):], feature[i, width - len(ids):] = ids, spans
-    valid[i, width - len(ids):] = True
-  return PromptBatch(tokens, valid, feature, np.asarray(rows, np.int32))
-
-
 def answer(context: Context, policy: policy_lib.Policy, encoder: Encoder, prompts: list[Prompt], rows: np.ndarray,
            width: int, draw: int, unparsed: float, progress: Progress) -> Said:
   """Mean probability of `robustness.samples` answers a patient; greedy answers are all the same, so one is enough."""
@@ -145,8 +134,9 @@ def answer(context: Context, policy: policy_lib.Policy, encoder: Encoder, prompt
   for start in range(0, len(rows), size):
     at = np.arange(start, min(start + size, len(rows)))
     full = np.resize(at, size)  # a last, short batch repeats its rows
-    batch = padded([prompts[i] for i in full], rows[full], width, encoder.tokenizer.pad_id)
-    rollout = sample(policy.params, policy, mesh_lib.shard_batch(context.mesh, batch), key, samples, c.max_new,
+    # One width for all conditions: one shape, one compilation.
+    batch = pad_prompts([prompts[i] for i in full], rows[full], encoder.tokenizer.pad_id, width)
+    rollout = sample(policy, mesh_lib.shard_batch(context.mesh, batch), key, samples, c.max_new,
                      c.temperature)
     said = parse_rollout(processes.local(rollout), policy.tokenizer, encoder.cohort,
                          max_named=4 * context.config.reward.top_k).said
@@ -174,10 +164,8 @@ def write(context: Context, data: data_lib.Data, statistics: normalise.Statistic
   config, k = settings.expert(context.config), context.config.reward.top_k
   values = conditions[0].values
   present = np.isfinite(values).any(1)
-  shape = jax.tree.map(lambda x: x[:1], data.expert)
   with jax.set_mesh(local_mesh(1)):
-    like = expert_train.abstract(rng.stage_key(context.config.seed, 'expert'), config, shape).best_params
-    params = checkpoint.load_params(context.folder('expert') / 'members', like)
+    params = expert_stage.load_members(context, data)
     predict = lambda shown, order=None: expert_train.predict(
         params, config.model, expert_input(data, statistics, rows, shown, order)).mean(0)
     said = said | {'expert': [Said(predict(c.values, c.order), np.ones(len(rows)), []) for c in conditions]}

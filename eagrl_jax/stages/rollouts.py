@@ -33,8 +33,8 @@ from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
 
 def choose(context: Context, policy: policy_lib.Policy) -> rollouts_lib.Generate:
   """What `rl.rollouts` names, for the policy that is trained."""
-  c, tokenizer = context.config.rl, policy.tokenizer
-  sampling = engine.Sampling(c.group, c.max_new, c.temperature, (tokenizer.eos_id,), tokenizer.pad_id)
+  c = context.config.rl
+  sampling = policy_lib.sampling(policy, c.group, c.max_new, c.temperature)
   if c.rollouts == 'own':
     return rollouts_lib.own(policy.config, sampling)
   return External(context, policy, sampling)

@@ -172,25 +172,16 @@ def test_temperature_may_differ_by_row_and_zero_is_greedy():
   assert list(draw.sample_from_logits(x, u, 0.0)) == [1, 1]
 
 
-def test_chunks_change_nothing(monkeypatch):
-  whole = sample(prompts(), max_new=11)
-  monkeypatch.setattr(sampler, 'CHUNK', 2)
+@pytest.mark.parametrize(('module', 'name', 'value'), [(sampler, 'CHUNK', 2), (cache, 'SHALLOW', 0)])
+def test_chunks_and_a_scan_over_layers_change_nothing(module, name, value, monkeypatch):
+  """Long answers are written in chunks; deep decoders scan over their layers, shallow ones do not."""
+  plain = sample(prompts(), max_new=11)
+  monkeypatch.setattr(module, name, value)
   sampler._generate.clear_cache()
-  parts = sample(prompts(), max_new=11)
+  other = sample(prompts(), max_new=11)
   sampler._generate.clear_cache()
-  np.testing.assert_array_equal(parts.tokens, whole.tokens)
-  np.testing.assert_allclose(parts.logprobs, whole.logprobs, atol=1e-5)
-
-
-def test_a_scan_over_layers_changes_nothing(monkeypatch):
-  """Deep decoders decode with one, shallow ones without."""
-  without = sample(prompts(), max_new=11)
-  monkeypatch.setattr(cache, 'SHALLOW', 0)
-  sampler._generate.clear_cache()
-  scanned = sample(prompts(), max_new=11)
-  sampler._generate.clear_cache()
-  np.testing.assert_array_equal(scanned.tokens, without.tokens)
-  np.testing.assert_allclose(scanned.logprobs, without.logprobs, atol=1e-5)
+  np.testing.assert_array_equal(other.tokens, plain.tokens)
+  np.testing.assert_allclose(other.logprobs, plain.logprobs, atol=1e-5)
 
 
 def test_no_more_than_four_chunks():

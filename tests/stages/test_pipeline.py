@@ -73,6 +73,7 @@ def test_where_an_engine_runs_is_no_reason_to_train_again(micro_config):
   configs = [micro_config() for _ in range(3)]
   for config, where in zip(configs, ('own', 'http://a:1/v1', 'http://b:2/v1')):
     config.rl.rollouts = where
+  configs[2].rl.rollouts_timeout = 5.0
   own, a, b = (pipeline.stage_hashes(c)['rl'] for c in configs)
   assert own != a == b
 

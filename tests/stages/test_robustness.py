@@ -38,9 +38,9 @@ def ran(finished, micro_config, tmp_path_factory):
     shutil.copytree(finished / name, workdir / name)
   shapes, sample = set(), robustness.sample
   with pytest.MonkeyPatch.context() as patch:
-    def record(params, policy, prompt, *rest):
+    def record(policy, prompt, *rest):
       shapes.add(prompt.tokens.shape)
-      return sample(params, policy, prompt, *rest)
+      return sample(policy, prompt, *rest)
     patch.setattr(robustness, 'sample', record)
     pipeline.run(settings(micro_config()), workdir)
   return workdir, shapes

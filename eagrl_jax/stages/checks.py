@@ -20,6 +20,7 @@ from eagrl_jax.rl import advantages, alignment
 from eagrl_jax.rl.update import check_taps
 from eagrl_jax.stages import export, inference, robustness, settings, sizes
 from eagrl_jax.stages.policy import POLICIES
+from eagrl_jax.train import nonfinite
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'mimic4', 'meds', 'yaib', 'csv', 'wide_csv')
@@ -116,6 +117,7 @@ def check(config: ConfigDict) -> None:
     raise EagrlError(f'rl.minibatches={c.rl.minibatches} must divide rl.prompts={c.rl.prompts}')
   _divides('rl', c.rl.micro_batch, c.rl.prompts // c.rl.minibatches)
   robustness.check(c)
+  nonfinite.check(c.nonfinite)
   settings.prompt(c)
   settings.expert(c)
   settings.reward(c)

@@ -67,20 +67,17 @@ def check_run(workdir: pathlib.Path, config: ConfigDict, needs: tuple[str, ...])
 
   The source's own files are not needed any more: where they are gone or have changed, that is logged.
   """
-  inputs = {stage.name: stage.needs for stage in pipeline.STAGES}
-  wanted, done = list(needs), {}
-  for name in wanted:  # grows as it is walked
-    wanted += [n for n in inputs[name] if n not in wanted]
-  for name in wanted:
+  stages, done = pipeline.with_inputs(*needs), {}
+  for name in (stage.name for stage in stages):
     try:
       done[name] = json.loads((workdir / name / 'done.json').read_text())
     except (OSError, ValueError) as e:
       raise EagrlError(f'--workdir={workdir}: the stage {name} is not finished; run configs/rl.py there first') from e
-  mixed = [name for name in wanted if any(done[n]['hash'] != h for n, h in done[name]['inputs'].items() if n in done)]
+  mixed = [name for name in done if any(done[n]['hash'] != h for n, h in done[name]['inputs'].items() if n in done)]
   if mixed:
     raise EagrlError(f'--workdir={workdir}: {mixed[0]} was made from other stages than those in the folder; run '
                      'configs/rl.py there until it is done')
-  for stage in (s for s in pipeline.STAGES if s.name in wanted):
+  for stage in stages:
     if pipeline.stage_hash(stage, config, done[stage.name]['inputs']) == done[stage.name]['hash']:
       continue
     if any(pipeline.source_files(stage.name, config) or ()):

@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages.context import Context
-from eagrl_jax.train import nonfinite, preemption, processes
+from eagrl_jax.train import preemption, processes
 from eagrl_jax.types import EagrlError
 
 
@@ -106,7 +106,12 @@ def selected(config: ConfigDict) -> list[Stage]:
   """`config.target` and the stages that it is made from, in order."""
   if config.target not in NAMES:
     raise EagrlError(f'target={config.target!r} is no stage; choose one of {", ".join(NAMES)}')
-  needed, wanted = {s.name: s.needs for s in STAGES}, [config.target]
+  return with_inputs(config.target)
+
+
+def with_inputs(*names: str) -> list[Stage]:
+  """Stages and those that they are made from, in order."""
+  needed, wanted = {s.name: s.needs for s in STAGES}, list(names)
   for name in wanted:  # grows as it is walked
     wanted += [n for n in needed[name] if n not in wanted]
   return [s for s in STAGES if s.name in wanted]
@@ -135,7 +140,6 @@ def _checked(config: ConfigDict) -> dict[str, str]:
   """The stages' hashes of a config that can work on these devices."""
   from eagrl_jax.stages import checks
   checks.check(config)
-  nonfinite.check(config.nonfinite)
   make_mesh(**config.mesh.to_dict())
   return stage_hashes(config)
 
@@ -234,7 +238,6 @@ def describe(config: ConfigDict, workdir: pathlib.Path, device_bytes: int = 0) -
   """
   from eagrl_jax.stages import checks, sizes
   checks.check(config)
-  nonfinite.check(config.nonfinite)
   hashes = stage_hashes(config)
   print(json.dumps(config.to_dict(), indent=2, default=str))
   print(f'\nworkdir {workdir}')

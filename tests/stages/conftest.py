@@ -34,6 +34,9 @@ def micro(variant: str = '', target: str = 'evaluate'):
   return c
 
 
+get_config = micro  # this file is also a --config, of processes that tests start
+
+
 @pytest.fixture(scope='session')
 def published_config():
   return published

@@ -17,15 +17,7 @@ from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.types import EagrlError
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def get_config():
-  sys.path.insert(0, str(ROOT))
-  try:
-    from tests.stages.conftest import micro
-  finally:
-    sys.path.remove(str(ROOT))
-  return micro(target='base')
+CONFIG = pathlib.Path(__file__).with_name('conftest.py')
 
 
 @pytest.fixture
@@ -45,25 +37,26 @@ def same(finished, monkeypatch):
 
 # Bytes that a file may have: the tokenizer has more than the one, a checkpoint's weights more than the other.
 @pytest.mark.parametrize('limit', [2_000, 100_000])
-def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(limit, prepared, same):
+def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(limit, prepared, same, micro_config):
   """Every file of the process is kept short by the system; compiled programs come from no cache and go to none."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false',
                       'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
-  ended = subprocess.run([sys.executable, __file__, str(limit), f'--config={__file__}', f'--workdir={prepared}'],
+  ended = subprocess.run([sys.executable, __file__, str(limit), f'--config={CONFIG}', '--config.target=base',
+                          f'--workdir={prepared}'],
                          cwd=ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
   said = [line for line in ended.stderr.splitlines() if line.startswith('eagrl_jax:')]
   assert ended.returncode == 1 and len(said) == 1 and 'Traceback' not in ended.stderr, ended.stderr
   assert f'--workdir={prepared} cannot be written: File too large' in said[0]
   assert 'run the same command again' in said[0]
   assert (limit == 100_000) == (prepared / 'base' / 'metrics.jsonl').exists()
-  pipeline.run(get_config(), prepared)
+  pipeline.run(micro_config(target='base'), prepared)
   assert same(prepared)
 
 
 @pytest.mark.parametrize('name', ['base', 'base/checkpoints', 'base/metrics.jsonl'])
-def test_something_in_the_way_is_one_line(name, prepared, same):
+def test_something_in_the_way_is_one_line(name, prepared, same, micro_config):
   """A file where a folder belongs, or the other way round, which stops even an administrator."""
-  config, place = get_config(), prepared / name
+  config, place = micro_config(target='base'), prepared / name
   if name != 'base':
     place.parent.mkdir()
     pipeline.write_json(prepared / 'base' / 'started.json', {'hash': pipeline.stage_hashes(config)['base']})
@@ -77,15 +70,15 @@ def test_something_in_the_way_is_one_line(name, prepared, same):
   assert same(prepared)
 
 
-def test_a_workdir_that_is_a_file(tmp_path):
+def test_a_workdir_that_is_a_file(tmp_path, micro_config):
   (tmp_path / 'w').write_text('mine')
   with pytest.raises(EagrlError, match=r'--workdir=.*w cannot be written: File exists; make room'):
-    pipeline.run(get_config(), tmp_path / 'w')
+    pipeline.run(micro_config(target='base'), tmp_path / 'w')
   assert (tmp_path / 'w').read_text() == 'mine'
 
 
 @pytest.mark.parametrize('writer', ['metrics', 'json', 'parquet'])
-def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch, micro_config):
   """Each of them raises what the system says, which becomes the line."""
   full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -95,7 +88,7 @@ def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch):
   import pyarrow.parquet as pq
   monkeypatch.setattr(*{'metrics': (MetricWriter, 'write'), 'json': (pipeline, 'write_json'),
                         'parquet': (pq, 'write_table')}[writer], refuse)
-  config = get_config()
+  config = micro_config(target='base')
   config.target = 'expert' if writer == 'metrics' else 'prepare'
   with pytest.raises(EagrlError, match=r'--workdir=.* cannot be written: No space left on device'):
     pipeline.run(config, tmp_path / 'w')

@@ -1,4 +1,4 @@
-"""A few kills of `benchmarks/kills.py`, and that it sees a difference where there is one. This is also its config."""
+"""A few kills of `benchmarks/kills.py`, and that it sees a difference where there is one."""
 
 from __future__ import annotations
 
@@ -14,15 +14,7 @@ import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-
-
-def get_config():
-  sys.path.insert(0, str(ROOT))
-  try:
-    from tests.stages.conftest import micro
-  finally:
-    sys.path.remove(str(ROOT))
-  return micro()
+CONFIG = pathlib.Path(__file__).with_name('conftest.py')
 
 
 @pytest.fixture
@@ -36,7 +28,7 @@ def start(workdir):
   """As the reference was computed: same flags, same compiled programs."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT),
                       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or ''}
-  return subprocess.Popen([sys.executable, '-m', 'eagrl_jax.main', f'--config={__file__}', f'--workdir={workdir}'],
+  return subprocess.Popen([sys.executable, '-m', 'eagrl_jax.main', f'--config={CONFIG}', f'--workdir={workdir}'],
                           cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 

@@ -1,13 +1,16 @@
 """What reading attention costs: the forward pass with the tap against the same one without, and against full maps.
 
-    python -m benchmarks.alignment --lengths 512 1024
+    python -m benchmarks.alignment --lengths 512
+    python -m benchmarks.alignment --lengths 1024 --remat full
 
+Without recomputation, 8 x 1,024 tokens at SmolLM2's shape need more than 24 GB in the backward pass, tap or no tap.
 The memory case needs the `peers` extra. Goals: forward 1.05 x, forward and backward 1.10 x, a tenth of the maps' bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +18,7 @@ import numpy as np
 
 from benchmarks import measure
 from eagrl_jax.lm import forward, model
-from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.config import REMAT, LMConfig
 from eagrl_jax.rl import alignment
 
 FEATURES = 64
@@ -60,10 +63,11 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=8)
   parser.add_argument('--lengths', type=int, nargs='+', default=[512, 1024])
   parser.add_argument('--read', type=int, default=32, help='answer tokens whose attention is read')
+  parser.add_argument('--remat', choices=REMAT, default='none', help='of both passes')
   parser.add_argument('--reps', type=int, default=3)
   parser.add_argument('--no_peer', action='store_true', help='leave out the memory case, which needs torch')
   a = parser.parse_args()
-  cfg = measure.SHAPES[a.shape]
+  cfg = dataclasses.replace(measure.SHAPES[a.shape], remat=a.remat)
   params = jax.jit(lambda k: model.init(cfg, k))(jax.random.key(0))
   for length in a.lengths:
     batch, tap, salience = case(cfg, a.rows, length, a.read)

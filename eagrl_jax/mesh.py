@@ -21,6 +21,7 @@ AXES = ('data', 'fsdp', 'tensor')
 RULES: dict[str | None, str | tuple[str, ...] | None] = {
     'vocab': ('tensor', 'fsdp'),
     'batch': ('data', 'fsdp'),
+    'rows': 'data',  # of a batch, where they go to a weight that stays: lm/project.py
     'drawn': ('tensor', 'fsdp'),  # the vocabulary where a token is drawn: of what its rows leave free
     'ensemble': ('data', 'fsdp'),
     'layers': None,

@@ -9,6 +9,7 @@ from eagrl_jax.lm import lora, rope
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.matmul import matmul
 from eagrl_jax.lm.precision import widen
+from eagrl_jax.lm.project import project
 from eagrl_jax.mesh import constrain
 from eagrl_jax.types import Array, Params
 
@@ -36,7 +37,8 @@ def qkv(layer: Params, cfg: LMConfig, x: Array, cos: Array, sin: Array) -> tuple
   x = rms_norm(x, layer['attn_norm'], cfg.norm_eps)
   heads = []
   for name in 'qkv':
-    y = jnp.einsum('...D,DNH->...NH', x, layer['w' + name].astype(x.dtype))
+    axes = ('embed', 'heads' if name == 'q' else 'kv_heads', 'head_dim')
+    y = project(x, layer['w' + name].astype(x.dtype), axes, lambda x, w: jnp.einsum('...D,DNH->...NH', x, w))
     if (low := lora.apply(layer, cfg, 'w' + name, x)) is not None:
       y = y + low.reshape(y.shape)
     if cfg.qkv_bias:
@@ -53,12 +55,17 @@ def finish(layer: Params, cfg: LMConfig, x: Array, mixed: Array) -> Array:
   # Heads folded first: a contraction over (N, H) makes XLA:CPU transpose the weight at every decode step.
   wo = layer['wo'].astype(x.dtype)
   mixed = mixed.reshape(*x.shape[:-1], -1)
-  x = x + _with_adapter(mixed @ wo.reshape(-1, wo.shape[-1]), layer, cfg, 'wo', mixed)
+  out = project(mixed, wo.reshape(-1, wo.shape[-1]), ('heads', 'embed'), jnp.matmul)
+  x = x + _with_adapter(out, layer, cfg, 'wo', mixed)
   y = rms_norm(x, layer['mlp_norm'], cfg.norm_eps)
-  gate, up = (_with_adapter(matmul(y, layer[name].astype(y.dtype), y.dtype), layer, cfg, name, y)
-              for name in ('w_gate', 'w_up'))
-  y = jax.nn.silu(gate) * up
-  return x + _with_adapter(y @ layer['w_down'].astype(y.dtype), layer, cfg, 'w_down', y)
+
+  def widened(name):
+    out = project(y, layer[name].astype(y.dtype), ('embed', 'mlp'), lambda y, w: matmul(y, w, y.dtype))
+    return _with_adapter(out, layer, cfg, name, y)
+
+  y = jax.nn.silu(widened('w_gate')) * widened('w_up')
+  down = project(y, layer['w_down'].astype(y.dtype), ('mlp', 'embed'), jnp.matmul)
+  return x + _with_adapter(down, layer, cfg, 'w_down', y)
 
 
 def _with_adapter(out: Array, layer: Params, cfg: LMConfig, name: str, x: Array) -> Array:

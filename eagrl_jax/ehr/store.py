@@ -1,7 +1,8 @@
 """A cohort in a folder: MEDS-like events and labels as parquet, specs and counts as JSON.
 
     events.parquet    subject_id, time (hours since the first record), code, numeric_value, unit
-    labels.parquet    subject_id, boolean_value, age, sex; the order of rows is the order of patients
+    labels.parquet    subject_id, boolean_value, age, sex, where it is known stay_end (hours); the order of rows is the
+                      order of patients
     features.json     the feature table
     truth.parquet     risk and salience, only of a synthetic cohort
     rejects.parquet   what was read and is not used: as events.parquet, with the reason; nothing reads it
@@ -29,12 +30,16 @@ from eagrl_jax.types import EagrlError
 
 _FORMAT = 1
 _NUMBER = (int, float)
-_SHAPES = {'accepted_units': (str, _NUMBER, _NUMBER), 'rescale': (_NUMBER,) * 4, 'levels': (_NUMBER, str)}
+_LARGEST = 1e30  # of a number in a spec: float32 holds it
+_SHAPES: dict[str, tuple[type | tuple[type, ...], ...]] = {
+    'accepted_units': (str, _NUMBER, _NUMBER), 'rescale': (_NUMBER,) * 4, 'levels': (_NUMBER, str)}
+_ITEMS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    'aliases': (str, 'texts'), 'sentinels': (_NUMBER, 'numbers')}
 _SHOWN = {'accepted_units': '[unit, scale, offset]', 'rescale': '[from, to, scale, offset]', 'levels': '[value, word]'}
 
 
 def fingerprint(cohort: Cohort) -> str:
-  """SHA-256 over everything a model or a prompt can see, and the labels."""
+  """SHA-256 over everything a model or a prompt can see, and the outcomes."""
   digest = hashlib.sha256()
   head = [cohort.name, cohort.task, cohort.setting, cohort.features.to_json(), cohort.subject_id.astype(str).tolist()]
   digest.update(json.dumps(head, ensure_ascii=False).encode())
@@ -42,6 +47,8 @@ def fingerprint(cohort: Cohort) -> str:
             (cohort.hour, '<f4'), (cohort.feature, '<i2'), (cohort.value, '<f4')]
   if cohort.truth is not None:
     arrays += [(cohort.truth.salience, '<f4'), (cohort.truth.risk, '<f4')]
+  if cohort.stay_end is not None:
+    arrays.append((cohort.stay_end, '<f4'))
   for array, dtype in arrays:
     digest.update(np.ascontiguousarray(array, dtype).tobytes())
   return digest.hexdigest()
@@ -62,9 +69,11 @@ def save(cohort: Cohort, folder: str | Path) -> None:
       'time': pa.array(cohort.hour), 'code': pa.DictionaryArray.from_arrays(feature, code),
       'numeric_value': pa.array(cohort.value),
       'unit': pa.DictionaryArray.from_arrays(feature, unit).dictionary_decode()}), folder / 'events.parquet')
-  pq.write_table(pa.table({
-      'subject_id': ids, 'boolean_value': pa.array(cohort.label.astype(bool)),
-      'age': pa.array(cohort.age), 'sex': pa.array(cohort.sex)}), folder / 'labels.parquet')
+  labels = {'subject_id': ids, 'boolean_value': pa.array(cohort.label.astype(bool)),
+            'age': pa.array(cohort.age), 'sex': pa.array(cohort.sex)}
+  if cohort.stay_end is not None:
+    labels['stay_end'] = pa.array(cohort.stay_end, pa.float32())
+  pq.write_table(pa.table(labels), folder / 'labels.parquet')
   _write_json(folder / 'features.json', cohort.features.to_json())
   if cohort.truth is not None:
     flat = pa.array(cohort.truth.salience.reshape(-1))
@@ -130,7 +139,8 @@ def load(folder: str | Path) -> Cohort:
         label=labels['boolean_value'].to_numpy(zero_copy_only=False).astype(np.int8),
         patient=_codes(events['subject_id'], ids, np.int32), hour=events['time'].to_numpy(),
         feature=_codes(events['code'], features.names, np.int16), value=events['numeric_value'].to_numpy(),
-        attrition=tuple((step, count, unit) for step, count, unit in manifest['attrition']), truth=truth)
+        attrition=tuple((step, count, unit) for step, count, unit in manifest['attrition']), truth=truth,
+        stay_end=labels['stay_end'].to_numpy() if 'stay_end' in labels.column_names else None)
     stored = manifest['sha256']
   except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
     raise EagrlError(f'cohort: {folder.name} is missing, unfinished or damaged; run prepare again') from None
@@ -162,7 +172,10 @@ def read_features(path: str | Path) -> FeatureTable:
     mark = getattr(error, 'problem_mark', None)
     raise EagrlError(f'features: {path.name} is not YAML or JSON'
                      + (f', see line {mark.line + 1}' if mark else '')) from None
-  if not isinstance(rows, list) or not rows or not all(isinstance(r, dict) and r.get('name') for r in rows):
+  except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError):  # a 13th month, depth
+    raise EagrlError(f'features: {path.name} holds an entry that YAML or JSON cannot mean; correct it') from None
+  if not isinstance(rows, list) or not rows or not all(
+      isinstance(r, dict) and isinstance(r.get('name'), str | int) and str(r['name']).strip() for r in rows):
     raise EagrlError(f'features: {path.name} must be a list of entries that each have a name')
   for row in rows:
     name = row['name'] = str(row['name']).strip()
@@ -172,17 +185,35 @@ def read_features(path: str | Path) -> FeatureTable:
         raise EagrlError(f'features: {name!r} has the unknown field {field!r}; did you mean {near!r}?')
       number = field in ('ref_low', 'ref_high', 'hard_low', 'hard_high')
       wants = (int, float, type(None)) if number else type(fields[field].default)
-      if field != 'name' and not isinstance(entry, list if wants is tuple else wants):
+      if field != 'name' and not _is(entry, list if wants is tuple else wants):
         raise EagrlError(f'features: {name!r}: {field} has the wrong type')
     for low, high in (('ref_low', 'ref_high'), ('hard_low', 'hard_high')):
       if row.get(low) is not None and row.get(high) is not None and row[low] > row[high]:
         raise EagrlError(f'features: {name!r}: {low} is above {high}; swap them')
     for field, shape in _SHAPES.items():
       for entry in row.get(field, ()):
-        if not isinstance(entry, list) or len(entry) != len(shape) or not all(map(isinstance, entry, shape)):
+        if not isinstance(entry, list) or len(entry) != len(shape) or not all(map(_is, entry, shape)):
           raise EagrlError(f'features: {name!r}: an entry of {field} must be {_SHOWN[field]}')
+    for field, (kind, shown) in _ITEMS.items():
+      if not all(_is(entry, kind) for entry in row.get(field, ())):
+        raise EagrlError(f'features: {name!r}: entries of {field} must be {shown}')
+    if not 0 <= row.get('decimals', 0) <= 6:
+      raise EagrlError(f'features: {name!r}: decimals must be 0 to 6')
     if any(c in name for c in ',;<>\n'):
       raise EagrlError(f'features: {name!r} holds one of , ; < >, which answers use as marks; rename it')
     if row.get('kind', 'numeric') not in ('numeric', 'ordinal'):
       raise EagrlError(f'features: {name!r}: kind must be numeric or ordinal')
+    if row.get('repeats', 'mean') not in ('mean', 'last'):
+      raise EagrlError(f'features: {name!r}: repeats must be mean or last')
+    if row.get('encoding', 'number') not in ('number', 'one_hot'):
+      raise EagrlError(f'features: {name!r}: encoding must be number or one_hot')
+    if row.get('encoding') == 'one_hot' and not row.get('levels'):
+      raise EagrlError(f'features: {name!r}: encoding one_hot makes a channel a level; give its levels')
   return FeatureTable.from_json(rows)
+
+
+def _is(entry: object, kind: type | tuple[type, ...]) -> bool:
+  """Whether an entry is of this kind; a truth value is no number, and a number is one that float32 holds."""
+  if isinstance(entry, bool) or not isinstance(entry, int | float):
+    return isinstance(entry, kind) and (kind is bool or not isinstance(entry, bool))
+  return isinstance(entry, kind) and -_LARGEST <= entry <= _LARGEST

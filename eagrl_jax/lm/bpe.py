@@ -54,6 +54,12 @@ def build(vocab: dict[str, int], merges: list[tuple[str, str]], *, split: pre_to
   return fast
 
 
+def refuse_others(error: BaseException) -> None:
+  """Raises again what does not come from a fault in a tokenizer's file: a panic of the library is no `Exception`."""
+  if not isinstance(error, Exception) and type(error).__name__ != 'PanicException':
+    raise error
+
+
 def byte_characters() -> dict[str, int]:
   """The printable stand-in of each byte in a byte-level vocabulary (GPT-2)."""
   visible = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -70,7 +70,7 @@ class Metadata:
   def _positive(self, key, default, kind):
     key = f'{self.architecture}.{key}'
     value = self[key] if default is None else self.get(key, default)
-    if not isinstance(value, kind) or not 0 < value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf:
       raise EagrlError(f'{self.file}: metadata field {key!r} is {value!r:.40}, no positive number; download the file'
                        ' again')
     return value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import gguf
@@ -123,9 +122,10 @@ def _check_sizes(file: str, cfg: LMConfig, tensors: dict[str, gguf.ReaderTensor]
     if key not in tensors:
       raise EagrlError(f'{file}: tensor {key!r} is missing; download the file again')
     shape = spec[name].shape if index is None else spec['layers'][name].shape[1:]
-    if tensors[key].n_elements != math.prod(shape):
-      raise EagrlError(f'{file}: tensor {key!r} has {tensors[key].n_elements} elements, where the metadata say'
-                       f' {math.prod(shape)}; download the file again')
+    found, wanted = tuple(map(int, tensors[key].shape[::-1])), layout.hf_shape(name, shape)
+    if found != wanted:
+      raise EagrlError(f'{file}: tensor {key!r} has shape {found}, where the metadata say {wanted}; download the file'
+                       ' again')
 
 
 def _key(name: str, index: int | None) -> str:
@@ -166,7 +166,8 @@ def _tokenizer(meta: Metadata) -> Tokenizer:
     return _byte_level(meta)
   except EagrlError:
     raise
-  except Exception as e:  # the library raises bare Exception
+  except BaseException as e:  # the library raises bare Exception
+    bpe.refuse_others(e)
     raise EagrlError(f'{meta.file}: no tokenizer can be built of tokenizer.ggml.* ({str(e)!r:.80}); download the file'
                      ' again') from e
 

@@ -107,7 +107,12 @@ class _Tensors:
     self._directory = directory
     self._open: dict[str, safetensors.safe_open] = {}
     if (directory / INDEX).is_file():
-      self._file_of = _json(directory / INDEX).get('weight_map', {})
+      file_of = _json(directory / INDEX).get('weight_map')
+      if not isinstance(file_of, dict) or not all(
+          isinstance(file, str) and file == Path(file).name and file.isprintable() for file in file_of.values()):
+        raise EagrlError(f'{INDEX}: weight_map does not give a file of this directory for each weight; copy it again'
+                         ' from its source')
+      self._file_of: dict[str, str] = file_of
     else:
       self._file_of = {name: WEIGHTS for name in self._file(WEIGHTS).keys()}
     self.names = set(self._file_of)
@@ -186,6 +191,9 @@ def _json(file: Path) -> dict:
   if not file.is_file():
     raise EagrlError(f'lm.checkpoint: {file.parent.name} has no {file.name}; give a complete Hugging Face directory')
   try:
-    return json.loads(file.read_text('utf-8'))
-  except ValueError as e:
+    content = json.loads(file.read_text('utf-8'))
+  except (ValueError, RecursionError) as e:
     raise EagrlError(f'{file.name} is not valid JSON ({e}); copy it again from its source') from e
+  if not isinstance(content, dict):
+    raise EagrlError(f'{file.name} is no table of names; copy it again from its source')
+  return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -56,6 +57,15 @@ def to_hf(name: str, value: np.ndarray) -> np.ndarray:
   return value.reshape(-1) if name[0] == 'b' else value
 
 
+def hf_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Shape of one weight in a checkpoint, of ours: matrices `[out, in]`."""
+  if name == 'wo':
+    return shape[-1], math.prod(shape[:-1])
+  if _is_linear(name):
+    return math.prod(shape[1:]), shape[0]
+  return (math.prod(shape),) if name[0] == 'b' else shape
+
+
 def assemble(cfg: LMConfig, read: Read, dtype: Dtype = np.float32, mesh: Mesh | None = None) -> Params:
   """Builds the params from `read(name, layer)`, which gives matrices as `[out, in]`.
 
@@ -73,9 +83,9 @@ def assemble(cfg: LMConfig, read: Read, dtype: Dtype = np.float32, mesh: Mesh | 
 
   def one(name, index, shape):
     raw = read(name, index)
-    if raw.size != np.prod(shape):
-      raise EagrlError(f'{hf_key(name, index)} has shape {raw.shape}, which is not {shape}; the weights do not match'
-                       ' the config')
+    if raw.shape != hf_shape(name, shape):  # one of the same size would load, its numbers in the wrong places
+      raise EagrlError(f'{hf_key(name, index)} has shape {raw.shape}, which is not {hf_shape(name, shape)}; the weights'
+                       ' do not match the config')
     return (raw.T if _is_linear(name) else raw).reshape(shape)
 
   where = None if mesh is None else model.param_shardings(cfg, mesh)

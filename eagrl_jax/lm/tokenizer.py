@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -58,9 +59,9 @@ class Tokenizer:
     raw = self._fast.id_to_token(token)
     if raw is None:
       return ''
-    if self._byte_level:
+    if self._byte_level and all(c in _BYTE_OF for c in raw):  # others stand for themselves, as the library has it
       return bytes(_BYTE_OF[c] for c in raw).decode('utf-8', 'replace')
-    if len(raw) == 6 and raw.startswith('<0x') and raw.endswith('>'):
+    if re.fullmatch('<0x[0-9A-Fa-f]{2}>', raw):
       return bytes([int(raw[3:5], 16)]).decode('utf-8', 'replace')
     return raw.replace('\u2581', ' ')
 
@@ -71,8 +72,9 @@ class Tokenizer:
     messages = [{'role': 'user', 'content': prompt}]
     try:
       return _compile(self._template).render(messages=messages, add_generation_prompt=True, **self._names)
-    except jinja2.TemplateError as e:
-      raise EagrlError(f'tokenizer: chat_template cannot be rendered ({e}); correct tokenizer_config.json') from e
+    except Exception as e:  # it is a program of the checkpoint's
+      said = ' '.join(str(e).split()) if isinstance(e, jinja2.TemplateError) else type(e).__name__
+      raise EagrlError(f'tokenizer: chat_template cannot be rendered ({said}); correct tokenizer_config.json') from e
 
   def save(self, directory: str | Path) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, readable by `load` and by transformers."""
@@ -96,17 +98,25 @@ class Tokenizer:
       return _from_transformers(directory)
     try:
       fast = tokenizers.Tokenizer.from_file(str(file))
-    except Exception as e:  # the library raises bare Exception
+    except BaseException as e:  # the library raises bare Exception
+      bpe.refuse_others(e)
       raise EagrlError(f'tokenizer.json is not a readable tokenizer ({e}); copy it again from its source') from e
     config = _read_json(directory / 'tokenizer_config.json')
     template = config.get('chat_template')
     if isinstance(template, list):  # named templates: the one for plain chat
-      template = next((t['template'] for t in template if t['name'] == 'default'), None)
+      named = {str(t.get('name')): t.get('template') for t in template if isinstance(t, dict)}
+      template = named.get('default')
     if (directory / 'chat_template.jinja').is_file():
-      template = (directory / 'chat_template.jinja').read_text('utf-8')
+      try:
+        template = (directory / 'chat_template.jinja').read_text('utf-8')
+      except UnicodeDecodeError as e:
+        raise EagrlError('chat_template.jinja is not UTF-8; copy it again from its source') from e
     names = {k: _content(config.get(k)) for k in ('eos_token', 'pad_token', 'bos_token')}
     if names['eos_token'] is None:
       raise EagrlError('tokenizer_config.json has no eos_token; add the token that ends an answer')
+    if not all(isinstance(x, str | None) for x in (*names.values(), template)):
+      raise EagrlError('tokenizer_config.json: its tokens and chat_template must be texts; copy it again from its'
+                       ' source')
     return cls(fast, names['eos_token'], names['pad_token'], names['bos_token'], template)
 
 
@@ -141,13 +151,16 @@ def _compile(template: str) -> jinja2.Template:
 
 
 def _content(token: str | dict | None) -> str | None:
-  return token['content'] if isinstance(token, dict) else token
+  return token.get('content') if isinstance(token, dict) else token
 
 
 def _read_json(file: Path) -> dict:
   if not file.is_file():
     return {}
   try:
-    return json.loads(file.read_text('utf-8'))
-  except ValueError as e:
+    content = json.loads(file.read_text('utf-8'))
+  except (ValueError, RecursionError) as e:
     raise EagrlError(f'{file.name} is not valid JSON ({e}); copy it again from its source') from e
+  if not isinstance(content, dict):
+    raise EagrlError(f'{file.name} is no table of names; copy it again from its source')
+  return content

@@ -15,7 +15,6 @@ from __future__ import annotations
 import dataclasses
 import http.client
 import json
-import math
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -24,6 +23,8 @@ from typing import Any
 
 from eagrl_jax.types import EagrlError
 
+LEAST = -1e30  # of a log-probability: float32 holds it; and the reply may hold a whole number of any length
+LARGEST = 1 << 28  # bytes of a reply; one of 16 answers of 4096 tokens has some 10 MB
 IN_FLIGHT = 256  # requests at once; the server batches them
 Answer = tuple[list[int], list[float]]  # token ids with the end token, log-probabilities at temperature 1
 
@@ -85,7 +86,8 @@ def read(server: Server, sampling: Sampling, vocab_size: int, prompt: list[int],
   choices = reply.get('choices') if isinstance(reply, dict) else None
   if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
     raise server.refuse('the reply holds no choices; is this the /v1 of a vLLM server?')
-  if sorted(str(c.get('index')) for c in choices) != sorted(map(str, range(sampling.group))):
+  if (not all(type(c.get('index')) is int for c in choices)
+      or sorted(c['index'] for c in choices) != list(range(sampling.group))):
     raise server.refuse(f'{len(choices)} answers came back where rl.group={sampling.group} were asked for')
   return [_answer(server, sampling, vocab_size, prompt, c) for c in sorted(choices, key=lambda c: c['index'])]
 
@@ -109,7 +111,7 @@ def _answer(server: Server, sampling: Sampling, vocab_size: int, prompt: list[in
 
 
 def _is_logprob(x: Any) -> bool:
-  return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x) and x < 1e-3  # rounding above 0
+  return isinstance(x, (int, float)) and not isinstance(x, bool) and LEAST < x < 1e-3  # rounding above 0
 
 
 def served(server: Server, folder: str) -> Server:
@@ -122,14 +124,13 @@ def served(server: Server, folder: str) -> Server:
   cards = reply.get('data') if isinstance(reply, dict) else None
   if not isinstance(cards, list) or not all(isinstance(c, dict) for c in cards):
     raise server.refuse('the reply holds no list of models; is this the /v1 of a vLLM server?')
-  names = [c.get('id') for c in cards if not server.model or c.get('id') == server.model]
-  if len(names) != 1:
-    raise server.refuse(f'it serves {len(names)} models named rl.rollouts_model={server.model!r}; name one of those '
+  mine = [c for c in cards if not server.model or c.get('id') == server.model]
+  if len(mine) != 1:
+    raise server.refuse(f'it serves {len(mine)} models named rl.rollouts_model={server.model!r}; name one of those '
                         'that it serves')
-  root = next(c.get('root') for c in cards if c.get('id') == names[0])
-  if root != folder:
+  if mine[0].get('root') != folder:
     raise server.refuse('it was not started on the folder that the policy is written to')
-  return dataclasses.replace(server, model=str(names[0]))
+  return dataclasses.replace(server, model=str(mine[0].get('id')))
 
 
 def reload(server: Server) -> None:
@@ -145,7 +146,9 @@ def _call(server: Server, url: str, body: dict | None = None) -> Any:
   try:
     with _direct.open(urllib.request.Request(url, data, {'Content-Type': 'application/json'}),
                       timeout=server.timeout) as reply:
-      text = reply.read()
+      text = reply.read(LARGEST + 1)  # whatever length it claims
+    if len(text) > LARGEST:
+      raise server.refuse(f'the reply is longer than {LARGEST >> 20} MiB; is this the /v1 of a vLLM server?')
     return json.loads(text) if text else None
   except urllib.error.HTTPError as e:
     e.close()
@@ -156,7 +159,7 @@ def _call(server: Server, url: str, body: dict | None = None) -> Any:
     if isinstance(getattr(e, 'reason', None), TimeoutError):
       raise server.refuse(f'no answer within rl.rollouts_timeout={server.timeout:g} seconds') from None
     raise server.refuse(f'no server answers ({type(getattr(e, "reason", e)).__name__})') from None
-  except ValueError:
+  except (ValueError, RecursionError):
     raise server.refuse('the reply is no JSON; is this the /v1 of a vLLM server?') from None
 
 

@@ -4,8 +4,12 @@
 """
 
 import os
+import sys
+from pathlib import Path
 
 from hypothesis import HealthCheck, settings
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / 'ehr')]
 
 settings.register_profile(
     'fuzz', max_examples=int(os.environ.get('EAGRL_FUZZ', '40')), deadline=None, database=None,

@@ -115,7 +115,8 @@ def write(path, kind=Kind.F32, raw=None, vocab=VOCAB, **fields):
   counts = {'block_count': 1, 'embedding_length': D_MODEL, 'feed_forward_length': D_FF, 'attention.head_count': 1,
             'attention.key_length': 2} | fields
   for name, value in counts.items():
-    (w.add_string if isinstance(value, str) else w.add_uint64)(f'llama.{name}', value)
+    add = {str: w.add_string, bool: w.add_bool}.get(type(value), w.add_uint64)
+    add(f'llama.{name}', value)
   w.add_layer_norm_rms_eps(1e-5)
   w.add_tokenizer_model('gpt2')
   w.add_tokenizer_pre('smollm')

@@ -32,6 +32,16 @@ class Reading:
   delimiter: str = ','
   decimal: str = '.'  # or ','; the other mark is then no part of a number
 
+  def __post_init__(self):
+    if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\n\r\0':
+      raise EagrlError(f'data.delimiter={self.delimiter!r} is not one ASCII character that can separate columns; set '
+                       '--config.data.delimiter=, such as ";"')
+    try:
+      'a'.encode(self.encoding if self.encoding.isprintable() else '')  # a line break is looked up as a space
+    except (LookupError, ValueError):
+      raise EagrlError(f'data.encoding={self.encoding!r} is no encoding of text; set --config.data.encoding=, such as '
+                       'utf8') from None
+
 
 def blocks(path: Path, field: str, wanted: dict[str, bool],
            reading: Reading, names: str = '') -> Iterator[dict[str, pa.Array]]:

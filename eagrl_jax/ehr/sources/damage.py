@@ -27,7 +27,7 @@ def where(path: Path, encoding: str) -> str:
     return f' at byte {error.args[0]} of the packed file'
   except UnicodeDecodeError:
     return f' at byte {done}, its end'
-  except (OSError, LookupError):
+  except (OSError, LookupError, UnicodeError):  # no encoding of that name, no mark of byte order
     pass
   return ''
 

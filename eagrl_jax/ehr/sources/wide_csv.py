@@ -6,6 +6,7 @@ in `long_csv`.
 
 from __future__ import annotations
 
+import codecs
 import collections
 import dataclasses
 import difflib
@@ -48,11 +49,12 @@ def load(path: str | Path, outcomes: str | Path, *, columns: long_csv.Columns = 
 
 def melt(path: Path, target: Path, columns: long_csv.Columns, reading: long_csv.Reading) -> None:
   """Writes a wide CSV as a long one with the columns feature, value and unit."""
+  encoder = codecs.getincrementalencoder(reading.encoding)()  # one mark of byte order a file, not one a part
   with target.open('wb') as file:
     for part in _long(path, columns, reading):
       text = pa.BufferOutputStream()
       pacsv.write_csv(part, text, pacsv.WriteOptions(include_header=not file.tell(), delimiter=reading.delimiter))
-      file.write(text.getvalue().to_pybytes().decode().encode(reading.encoding))
+      file.write(encoder.encode(text.getvalue().to_pybytes().decode()))
 
 
 def _long(path: Path, columns: long_csv.Columns, reading: long_csv.Reading) -> Iterator[pa.Table]:

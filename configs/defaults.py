@@ -103,6 +103,7 @@ def get_config(variant: str = '') -> ConfigDict:
       batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3,
       inference=('samples',),  # samples, and any of greedy | digits | search: arms such as rl_greedy, with their cost
       inference_policies=('base', 'rl'),  # those that answer in the other ways too; base: what search owes the expert
+      threshold=0.5,  # a probability from here on foretells the outcome: early score, predicted_boolean_value
       plain_ids=False))  # True: predictions.parquet holds ids as the source gives them
   config.robustness = ConfigDict(dict(  # batch, temperature, max_new and bootstrap are evaluate's
       kinds=('order', 'noise', 'drop', 'units', 'wording'),

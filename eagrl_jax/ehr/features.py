@@ -33,6 +33,10 @@ class FeatureSpec:
     sentinels: values that mean missing in this source.
     rescale: (from, to, scale, offset): an undeclared value in this closed range is in another unit beyond doubt and is
       converted, as a fraction of oxygen where percent are meant.
+    repeats: which of several values at one time is used: 'mean', or 'last', the one that became available last, else
+      the last in the file, as of a laboratory that corrects itself. Only csv and wide_csv have an order.
+    encoding: how the expert reads it: 'number', one z-scored channel, or 'one_hot', a channel a level. The prompt shows
+      it once either way.
     specimen: what is measured, as 'blood'. Without it a feature with many impossible values is not used: its column
       may hold two specimens.
   """
@@ -53,6 +57,8 @@ class FeatureSpec:
   sentinels: tuple[float, ...] = ()
   rescale: tuple[tuple[float, float, float, float], ...] = ()
   specimen: str = ''
+  encoding: str = 'number'
+  repeats: str = 'mean'
 
 
 def canonical(name: str) -> str:
@@ -111,8 +117,8 @@ class FeatureTable:
 
   def to_json(self) -> list[dict]:
     # A cohort of before these fields keeps its fingerprint.
-    return [{k: v for k, v in dataclasses.asdict(s).items() if v or k not in ('rescale', 'specimen')}
-            for s in self.specs]
+    since = {'rescale': (), 'specimen': '', 'encoding': 'number', 'repeats': 'mean'}
+    return [{k: v for k, v in dataclasses.asdict(s).items() if k not in since or v != since[k]} for s in self.specs]
 
   @classmethod
   def from_json(cls, rows: list[dict]) -> FeatureTable:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from eagrl_jax.ehr import channels
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort, Visits
 from eagrl_jax.types import EagrlError, ExpertBatch
@@ -34,6 +35,7 @@ class Statistics:
   flat: tuple[str, ...]  # features that never vary or never occur in train: std is 1
   age_mean: float
   age_std: float
+  levels: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)  # of `channels.seen_levels`
 
 
 def fit(visits: Visits, rows_train: np.ndarray, features: FeatureTable, age: np.ndarray) -> Statistics:
@@ -69,7 +71,8 @@ def fit(visits: Visits, rows_train: np.ndarray, features: FeatureTable, age: np.
   years = np.sort(age[rows_train][~np.isnan(age[rows_train])].astype(np.float64))
   spread = float(years.std()) if len(years) and _varies(years) else 1.0
   return Statistics(features.names, log, mean, std, median, n, tuple(flat),
-                    float(years.mean()) if len(years) else 0.0, spread)
+                    float(years.mean()) if len(years) else 0.0, spread,
+                    channels.seen_levels(features, visits.values[rows_train]))
 
 
 def _varies(x: np.ndarray) -> bool:
@@ -85,8 +88,9 @@ def apply(statistics: Statistics, visits: Visits, cohort: Cohort) -> ExpertBatch
   """Everything the expert sees, as numpy arrays of all N patients.
 
   Values are z-scores within ±8, carried forward in time; before a feature's first value they are
-  the train median's z-score, and 0 for a feature that no train patient has. `static` holds the
-  z-scored age (0 unknown) and sex (1 male, 0 female, 0.5 unknown).
+  the train median's z-score, and 0 for a feature that no train patient has. Features with
+  `encoding: one_hot` have a channel a level instead, see `channels`. `static` holds the z-scored
+  age (0 unknown) and sex (1 male, 0 female, 0.5 unknown).
 
   Raises:
     EagrlError: statistics of another feature table.
@@ -100,6 +104,10 @@ def apply(statistics: Statistics, visits: Visits, cohort: Cohort) -> ExpertBatch
   latest = np.maximum.accumulate(np.where(observed, np.arange(z.shape[1])[None, :, None], -1), axis=1)
   filled = np.take_along_axis(np.clip(z, -_CLIP, _CLIP), np.maximum(latest, 0), axis=1)
   filled = np.where(latest >= 0, filled, start) * seen * visits.valid[..., None]
+  if any(spec.encoding == 'one_hot' for spec in cohort.features):
+    here = (latest >= 0) & visits.valid[..., None]
+    raw = np.where(here, np.take_along_axis(visits.values, np.maximum(latest, 0), axis=1), np.nan)
+    filled, observed = channels.split(cohort.features, filled, raw, observed, statistics.levels)
   age = np.nan_to_num((cohort.age - statistics.age_mean) / statistics.age_std)
   sex = np.where(cohort.sex < 0, 0.5, cohort.sex)
   return ExpertBatch(
@@ -110,7 +118,8 @@ def apply(statistics: Statistics, visits: Visits, cohort: Cohort) -> ExpertBatch
 
 def save(path: str | Path, statistics: Statistics) -> None:
   """Writes the statistics as JSON."""
-  row = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in dataclasses.asdict(statistics).items()}
+  row = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in dataclasses.asdict(statistics).items()
+         if k != 'levels' or v}
   Path(path).write_text(json.dumps(row, indent=1, ensure_ascii=False), encoding='utf-8')
 
 
@@ -124,7 +133,8 @@ def load(path: str | Path) -> Statistics:
     row = json.loads(Path(path).read_text(encoding='utf-8'))
     for field, dtype in _ARRAYS.items():
       row[field] = np.array(row[field], dtype)
-    found = Statistics(**row | {'names': tuple(row['names']), 'flat': tuple(row['flat'])})
+    levels = {name: tuple(places) for name, places in row.get('levels', {}).items()}
+    found = Statistics(**row | {'names': tuple(row['names']), 'flat': tuple(row['flat']), 'levels': levels})
     sizes = {len(row[field]) for field in _ARRAYS}
   except (OSError, ValueError, TypeError, KeyError, AttributeError):
     raise EagrlError(f'statistics: {Path(path).name} is missing or damaged; fit the statistics again') from None

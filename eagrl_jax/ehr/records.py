@@ -60,6 +60,7 @@ class Cohort:
   attrition: tuple[tuple[str, int, str], ...]  # (step, count, 'patients' | 'rows' | 'values')
   truth: Truth | None = None
   rejects: Rejects | None = None  # of what was read; for people, nothing reads them
+  stay_end: np.ndarray | None = None  # [N] float32 hours on the clock of `hour`, NaN unknown; an outcome, no input
 
   def __len__(self) -> int:
     return len(self.label)
@@ -74,9 +75,11 @@ class Cohort:
     keep = np.flatnonzero(patient >= 0)
     keep = keep[np.lexsort((self.hour[keep], patient[keep]))]
     truth = self.truth and Truth(self.truth.salience[rows], self.truth.risk[rows])
+    stay_end = None if self.stay_end is None else self.stay_end[rows]
     return dataclasses.replace(
         self, subject_id=self.subject_id[rows], age=self.age[rows], sex=self.sex[rows], label=self.label[rows],
-        patient=patient[keep], hour=self.hour[keep], feature=self.feature[keep], value=self.value[keep], truth=truth)
+        patient=patient[keep], hour=self.hour[keep], feature=self.feature[keep], value=self.value[keep], truth=truth,
+        stay_end=stay_end)
 
 
 @dataclasses.dataclass(frozen=True)

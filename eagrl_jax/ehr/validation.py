@@ -1,7 +1,8 @@
 """What every source shares: numbers out of text, impossible values out of the cohort, and the last check.
 
 Nothing is clipped or guessed: a value is kept, becomes missing, is counted in the attrition table and is kept among
-the rejects with the reason, or the load stops with one line that holds no value and no id.
+the rejects with the reason, or the load stops with one line that holds no value and no id. Ages above 89 years are
+one group.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eagrl_jax.ehr import crossfield
+from eagrl_jax.ehr import crossfield, sentinels
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.types import EagrlError
@@ -21,9 +22,11 @@ from eagrl_jax.types import EagrlError
 Attrition = tuple[tuple[str, int, str], ...]
 
 _NUMBER = r'^\s*([<>≤≥]=?)?\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$'
-_MISSING_CODES = (-9999.0, -999.0, -99.0, -9.0, -1.0, 99.0, 999.0, 9999.0, 99999.0)
+NO_LEVEL = 'no level of the feature'
+OLDEST = 89  # years; who is older is of one group, given 90
 _TWO_SPECIMENS = 0.05  # share of impossible values above which a column may mix specimens
-_ENOUGH = 20  # values of a feature below which its distribution says nothing
+_DISTINCT, _OWNERS = 5, 10  # values and patients that a group of values has at least
+ENOUGH = 20  # values of a feature below which its distribution says nothing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,9 +62,10 @@ def hard_limits(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
 def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
   """Drops impossible values, merges duplicates, drops patients left without any observation; counts each step.
 
-  Values that a spec lists as sentinels or that look like one, that lie outside a hard range, contradict another value
-  of the same time or are not finite become missing. Of several values of one feature at one time, equal ones count
-  once and different ones are averaged. A feature of which many values are impossible is used only with a specimen.
+  Values that a spec lists as sentinels or that look like one, that lie outside a hard range, are no level of a
+  feature with levels, contradict another value of the same time or are not finite become missing. Of several values
+  of one feature at one time, equal ones count once and different ones are averaged. A feature of which many values
+  are impossible, or whose values fall into two groups, is used only with a specimen.
 
   Args:
     at_one_time: False where values are averages over a time already, which need not agree with each other.
@@ -70,7 +74,10 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
     EagrlError: a feature's values fit another unit's range better than their own.
   """
   steps: list[tuple[str, int, str]] = []
-  cohort = dataclasses.replace(cohort, value=_rescale(cohort, steps))
+  older = (cohort.age > OLDEST) & (cohort.age <= 120) & (cohort.age != OLDEST + 1)  # above that `check` refuses
+  _count(steps, f'older than {OLDEST} years, given {OLDEST + 1}', older, 'patients')
+  cohort = dataclasses.replace(cohort, value=_rescale(cohort, steps),
+                               age=np.where(older, np.float32(OLDEST + 1), cohort.age))
   value, feature = cohort.value, cohort.feature
   reason = np.full(len(value), '', object)
   drop = ~np.isfinite(value)
@@ -94,17 +101,29 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
     for unit, fits in _other_units(spec, value[mine]):
       steps.append((f'of these possible in {unit}: {spec.name}', int(fits.sum()), 'values'))
       reason[np.flatnonzero(mine)[fits]] = f'outside hard range, possible in {unit}'
-    if total[f] >= _ENOUGH and mine.sum() > _TWO_SPECIMENS * total[f] and not spec.specimen:
+    if total[f] >= ENOUGH and mine.sum() > _TWO_SPECIMENS * total[f] and not spec.specimen:
       rest = (feature == f) & (reason == '')
       _count(steps, f'not used until features give its specimen: {spec.name}', rest, 'values')
       reason[rest] = f'more than {_TWO_SPECIMENS:.0%} of the feature is impossible, its specimen is not given'
+  for f, spec in enumerate(cohort.features) if at_one_time else ():  # a mean over a time may lie between levels
+    if spec.levels:
+      stray = (feature == f) & (reason == '') & ~np.isin(value, np.array([n for n, _ in spec.levels], np.float32))
+      _count(steps, f'{NO_LEVEL}: {spec.name}', stray, 'values')
+      reason[stray] = NO_LEVEL
   keep = reason == ''
-  for f in np.flatnonzero(np.bincount(feature[keep], minlength=len(low)) >= _ENOUGH).tolist():
-    code = _suspected_code(value[keep & (feature == f)])
-    if code is not None:
-      coded = keep & (feature == f) & (value == np.float32(code))
-      _count(steps, f'looks like a code for missing: {cohort.features[f].name}', coded, 'values')
-      reason[coded] = 'looks like a code for missing'
+  for f in np.flatnonzero(np.bincount(feature[keep], minlength=len(low)) >= ENOUGH).tolist():
+    mine = keep & (feature == f)
+    codes, odd = sentinels.suspected(*edges(value[mine]), int(mine.sum()))
+    for step, found in ((sentinels.CODE, codes), (sentinels.ODD, odd)):
+      here = mine & np.isin(value, np.array(found, np.float32))
+      _count(steps, f'{step}: {cohort.features[f].name}', here, 'values')
+      reason[here & (step == sentinels.CODE)] = sentinels.CODE
+    mine = (reason == '') & (feature == f)
+    if not cohort.features[f].specimen and not cohort.features[f].levels and two_groups(
+        value[mine], cohort.patient[mine]):
+      _count(steps, f'two groups of values, not used until features give its specimen: {cohort.features[f].name}', mine,
+             'values')
+      reason[mine] = 'two groups of values, its specimen is not given'
   keep = reason == ''
 
   cohort = crossfield.put_aside(cohort, reason)
@@ -147,7 +166,7 @@ def _other_units(spec: FeatureSpec, outside: np.ndarray) -> Iterator[tuple[str, 
 
 
 def _refuse_wrong_unit(spec: FeatureSpec, outside: np.ndarray, total: int) -> None:
-  if total < _ENOUGH:
+  if total < ENOUGH:
     return
   low, high = (limit[0] for limit in hard_limits(FeatureTable((spec,))))
   for unit, scale, offset in spec.accepted_units:
@@ -160,16 +179,31 @@ def _refuse_wrong_unit(spec: FeatureSpec, outside: np.ndarray, total: int) -> No
                      'check its unit and specimen')
 
 
-def _suspected_code(value: np.ndarray) -> float | None:
-  """A value that looks like an unlisted missing code: frequent, extreme and far from the rest."""
-  for code in _MISSING_CODES:
-    same = value == np.float32(code)
-    rest = value[~same]
-    if same.mean() >= 0.05 and len(rest) and (code < rest.min() or code > rest.max()):
-      gap = max(rest.min() - code, code - rest.max())
-      if gap > rest.max() - rest.min() > 0:
-        return code
-  return None
+def two_groups(value: np.ndarray, patient: np.ndarray) -> bool:
+  """Whether values fall into two groups with nothing between: two specimens, or two units that nobody declared.
+
+  Each group holds its share, several distinct values and those of several patients, who may each have a level of
+  their own, and the gap is wider than 90 % of either group, on the log scale where all values are positive. An
+  indicator, or an assay's limit beside values, is not two groups. `[n], [n]`
+  """
+  order = np.argsort(value, kind='stable')
+  x, patient = value[order].astype(np.float64), patient[order]
+  x = np.log(x) if len(x) and x[0] > 0 else x
+  if len(x) < 2:
+    return False
+  cut = int(np.argmax(np.diff(x))) + 1
+  parts = x[:cut], x[cut:]
+  width = max(float(np.subtract(*np.quantile(part, (0.95, 0.05)))) for part in parts)
+  return (min(map(len, parts)) >= _TWO_SPECIMENS * len(x) and x[cut] - x[cut - 1] > width
+          and min(len(np.unique(part)) for part in parts) >= _DISTINCT
+          and min(len(np.unique(part)) for part in (patient[:cut], patient[cut:])) >= _OWNERS)
+
+
+def edges(value: np.ndarray) -> tuple[list[sentinels.Edge], list[sentinels.Edge]]:
+  """The smallest and the largest distinct values with their counts, as `sentinels.suspected` wants them."""
+  distinct, count = np.unique(value, return_counts=True)
+  pairs = list(zip(distinct.astype(float).tolist(), count.tolist()))
+  return pairs[:sentinels.EDGES], pairs[::-1][:sentinels.EDGES]
 
 
 def _merge_duplicates(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Cohort:
@@ -202,14 +236,18 @@ def check(cohort: Cohort) -> None:
   for field, size in sizes.items():
     if len(getattr(cohort, field)) != size:
       raise EagrlError(f'data.{field}: has {len(getattr(cohort, field))} entries and needs {size}')
+  if cohort.stay_end is not None and len(cohort.stay_end) != n:
+    raise EagrlError(f'data.stay_end: has {len(cohort.stay_end)} entries and needs {n}')
   repeats = n - len(np.unique(cohort.subject_id))
   age = cohort.age[~np.isnan(cohort.age)]
   step = np.diff(cohort.patient)
+  end = np.zeros(0) if cohort.stay_end is None else cohort.stay_end
   problems = (
       (repeats, 'subject_id', 'ids are repeated; give each patient one row'),
       (int(np.sum(~np.isin(cohort.label, (0, 1)))), 'label', 'labels are neither 0 nor 1; recode them'),
       (int(np.sum(~np.isin(cohort.sex, (-1, 0, 1)))), 'sex', 'codes are not 1 (male), 0 (female) or -1; recode them'),
       (int(np.sum((age < 0) | (age > 120))), 'age', 'ages are outside 0 to 120 years; compute them again'),
+      (int(np.sum((end < 0) | np.isinf(end))), 'stay_end', 'stays end before they begin; count from the first record'),
       (int(np.sum(~np.isfinite(cohort.value))), 'value', 'values are NaN or infinite; leave them out'),
       (int(np.sum(~(cohort.hour >= 0) | np.isinf(cohort.hour))), 'hour', 'times are negative or NaN; count from 0'),
       (int(np.sum((cohort.patient < 0) | (cohort.patient >= n))), 'patient', 'row numbers do not exist'),

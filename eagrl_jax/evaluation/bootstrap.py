@@ -75,7 +75,7 @@ def bootstrap(label: ArrayLike, prob: ArrayLike, n: int = 1000, seed: int = 42,
   keep = np.isfinite(scores['auroc'])
   result = {}
   for name, values in scores.items():
-    result[name] = {'point': metrics.METRICS[name](y, p), **_spread(values[keep], len(values))}
+    result[name] = {'point': metrics.METRICS[name](y, p), **spread_of(values[keep], len(values))}
     reason = metrics.undefined(y) or (None if keep.sum() > 1 else 'fewer than two resamples hold both classes')
     if reason:
       result[name]['reason'] = reason
@@ -99,7 +99,7 @@ def paired_difference(label: ArrayLike, prob_a: ArrayLike, prob_b: ArrayLike, n:
   result = {}
   for name, point in metrics.METRICS.items():
     gap = (scores_a[name] - scores_b[name])[keep]
-    spread = _spread(gap, n)
+    spread = spread_of(gap, n)
     tail = min((gap <= 0).sum(), (gap >= 0).sum()) + 1
     result[name] = {
         'diff': point(y, a) - point(y, b), 'ci95': spread['ci95'],
@@ -130,7 +130,7 @@ def mean_interval(values: ArrayLike, n: int = 1000, seed: int = 42) -> dict:
   weights = resample_counts(len(v), n, seed) * defined[None, :]
   total = weights.sum(1)
   means = (weights @ np.where(defined, v, 0))[total > 0] / total[total > 0]
-  spread = _spread(means, n)
+  spread = spread_of(means, n)
   return {'mean': float(v[defined].mean()) if defined.any() else float('nan'), 'std': spread['std'],
           'ci95': spread['ci95'], 'n': int(defined.sum()), 'n_resamples': spread['n_resamples']}
 
@@ -145,7 +145,8 @@ def _row_counts(n_rows: int, patient: ArrayLike | None, n: int, seed: int) -> np
   return resample_counts(len(unique), n, seed)[:, owner]
 
 
-def _spread(values: np.ndarray, drawn: int) -> dict:
+def spread_of(values: np.ndarray, drawn: int) -> dict:
+  """Mean, standard deviation and interval of the resamples that have a value, out of those drawn."""
   nan = float('nan')
   enough = len(values) > 1
   lo, hi = np.percentile(values, [2.5, 97.5]) if enough else (nan, nan)

@@ -95,11 +95,12 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
                    f'split by patient, protocol {at("data", "protocol")}' if at('data', 'protocol') else
                    'split by patient, stratified by outcome',
                    f'seed {c["seed"]}' if 'seed' in c else ''),
-      '12b': 'Policy: raw values with units or flags, in text. Expert: z-scores by train statistics.',
+      '12b': 'Policy: raw values with units or flags, in text. Expert: z-scores by train statistics, one-hot levels.',
       '12c': _join(f'language model ({_policy(at)}), distilled from a tree search, then policy optimisation',
                    f'expert: {at("expert", "members")} ConCare members' if at('expert', 'members') else '',
                    'settings under Config; early stopping on validation patients'),
-      '12e': ('AUROC, AUPRC, Brier, log loss, calibration, net benefit; bootstrap by patient'
+      '12e': ('AUROC, AUPRC, Brier, log loss, calibration, net benefit'
+              + (', early score' if result.get('early') else '') + '; bootstrap by patient'
               + (f', {at("evaluate", "bootstrap"):,} resamples' if at('evaluate', 'bootstrap') else '')
               + '; paired differences between arms; logistic regression and boosting beside them.'),
       '12f': 'Not done.',

@@ -112,7 +112,9 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
       'share': share, 'result': result, 'arms': arms, 'paired': _paired(result),
       'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
                          'log_loss': metrics.log_loss(*yp), 'ece': metrics.expected_calibration_error(*yp),
-                         'min_ps': metrics.min_precision_recall(*yp)} for arm, yp in predictions.items()],
+                         'min_ps': metrics.min_precision_recall(*yp),
+                         'early': interval((result.get('arms') or {}).get(arm, {}).get('early_score'))}
+                        for arm, yp in predictions.items()],
       'audit': result.get('audit') or [], 'subgroups': _subgroups(result.get('subgroups') or {}),
       'plots': [Markup(svg) for svg in (
           figures.roc(drawn(predictions), notes['auroc']), figures.precision_recall(drawn(predictions), notes['auprc']),

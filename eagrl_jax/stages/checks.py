@@ -90,6 +90,8 @@ def check(config: ConfigDict) -> None:
   if c.evaluate.samples > 1 and c.evaluate.temperature <= 0:
     raise EagrlError(f'evaluate.temperature={c.evaluate.temperature}: {c.evaluate.samples} greedy answers are all the '
                      'same; set --config.evaluate.samples=1, or a temperature above 0')
+  if not 0 < c.evaluate.threshold < 1:
+    raise EagrlError(f'evaluate.threshold={c.evaluate.threshold} must lie between 0 and 1')
   for kind in c.evaluate.inference:
     one_of('evaluate.inference', kind, inference.KINDS)
   if 'samples' not in c.evaluate.inference:

@@ -21,7 +21,12 @@ class Data:
   cohort: Cohort
   visits: Visits
   splits: splits.Splits
-  expert: ExpertBatch  # all N patients, normalised with train statistics
+  expert: ExpertBatch  # all N patients, normalised with train statistics; its channels are of `ehr.channels`
+
+  @property
+  def measured(self) -> np.ndarray:
+    """Whether a patient has any value of a feature that the models are shown. `[N, F]` bool"""
+    return (~np.isnan(self.visits.values)).any(1)
 
 
 def grid(cohort: Cohort, data: ConfigDict) -> Visits:
@@ -41,6 +46,19 @@ def load(context: Context) -> Data:
 def encoder(context: Context, data: Data, tokenizer: Tokenizer | None) -> Encoder:
   c = context.config
   return Encoder(data.cohort, data.visits, tokenizer, settings.prompt(c), c.prompt.bucket)
+
+
+def prediction_hours(data: Data, window_hours: float) -> np.ndarray:
+  """When each patient is predicted, on the cohort's clock: as soon as all that is shown is known. `[N]`
+
+  With a window that is the end of the last visit within it, for the whole record the last value: the end of its visit
+  may lie behind the end of the stay.
+  """
+  if window_hours:
+    return np.minimum(data.visits.hours.max(1), window_hours)
+  last = np.zeros(len(data.cohort), np.float32)
+  np.maximum.at(last, data.cohort.patient, data.cohort.hour)
+  return last
 
 
 def prevalence(data: Data) -> float:

@@ -4,8 +4,8 @@
    (self-consistency), an unparsed answer counting as the train prevalence. The policies of
    `evaluate.inference_policies` also answer in the other ways of `evaluate.inference` (stages/inference.py).
 2. The features it names, and its own attention while it wrote, are read on the first answer.
-3. AUROC, AUPRC, agreement and their controls, all with intervals by patient; scikit-learn's baselines beside them,
-   the leakage audit, subgroups.
+3. AUROC, AUPRC, agreement and their controls, all with intervals by patient, and the early score where the source knows
+   when stays end; scikit-learn's baselines beside them, the leakage audit, subgroups.
 4. metrics.json, predictions.parquet, cases.json, report.html and the table on the terminal.
 """
 
@@ -21,7 +21,7 @@ from absl import logging
 
 from eagrl_jax import masked
 from eagrl_jax.evaluation import agreement, bootstrap, metrics, report
-from eagrl_jax.stages import beside, cases, inference
+from eagrl_jax.stages import beside, cases, early, inference
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -81,12 +81,14 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
   n, k = context.config.evaluate.bootstrap, context.config.reward.top_k
   salience = expert_stage.load_salience(context)[rows]
   truth = data.cohort.truth.salience[rows] if data.cohort.truth is not None else None
-  present = data.expert.observed[rows].astype(bool).any(1)
+  present = data.measured[rows]
+  ahead = early.of(context, data, data, rows)
   table: dict[str, dict] = {}
   for name, prob in probs.items():
     table[name] = bootstrap.bootstrap(label, prob, n) | {
         'min_precision_recall': metrics.min_precision_recall(label, prob),
-        'calibration_error': metrics.expected_calibration_error(label, prob)}
+        'calibration_error': metrics.expected_calibration_error(label, prob),
+        **(ahead.entry(prob) if ahead else {})}
     if name in arms:
       arm = arms[name]
       wrote = arm.attention.sum(1) > 0
@@ -105,6 +107,7 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
     pairs += [(name, name.partition('_')[0]), (name, 'expert')]
   return {'task': data.cohort.task, 'cohort': data.cohort.name, 'n_test': len(rows), 'prevalence': float(label.mean()),
           'unparsed_score': data_lib.prevalence(data), 'seed': context.config.seed, 'top_k': k, 'arms': table,
+          **({'early': ahead.settings()} if ahead else {}),
           'paired': bootstrap.paired_rows(label, probs, pairs, n=n),
           'audit': beside.audit(context, data, probs, rows),
           'subgroups': beside.by_subgroup(context, data, probs, rows)}
@@ -119,9 +122,7 @@ def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, l
                       probs: dict[str, np.ndarray]) -> None:
   """One row a patient and arm, with MEDS-evaluation's column names; ids are hashed unless `evaluate.plain_ids`."""
   names = [a for a in probs for _ in rows]
-  window = context.config.data.window_hours
-  last = data.visits.hours.max(1)[rows]
-  time = np.minimum(last, window) if window else last
+  time = data_lib.prediction_hours(data, context.config.data.window_hours)[rows]
   prob = np.concatenate([probs[a] for a in probs]).astype(np.float64)
   repeat = len(probs)
   ids = [str(i) for i in data.cohort.subject_id[rows]]
@@ -131,7 +132,7 @@ def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, l
       'subject_id': ids * repeat,
       'prediction_time': np.tile(time, repeat),  # hours since the patient's first record
       'boolean_value': np.tile(label.astype(bool), repeat),
-      'predicted_boolean_value': prob >= 0.5,
+      'predicted_boolean_value': prob >= context.config.evaluate.threshold,
       'predicted_boolean_probability': prob,
       'arm': names,
       'split': ['held_out'] * len(names)})

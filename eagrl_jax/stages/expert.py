@@ -15,6 +15,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from eagrl_jax import rng
+from eagrl_jax.ehr import channels
 from eagrl_jax.evaluation.metrics import auroc
 from eagrl_jax.expert import salience
 from eagrl_jax.expert import train as expert_train
@@ -73,7 +74,8 @@ def train_and_read(context: Context) -> None:
   np.save(folder / 'prob.npy', prob)
   rows, stability = data.splits.valid, {}
   for source in salience.SOURCES:
-    per_member = salience.member_salience(params, config.model, data.expert, source)
+    per_member = salience.member_salience(params, config.model, data.expert, source,
+                                          channel_feature=channels.owners(data.cohort.features))
     stability[source] = salience.stability(per_member[:, rows], top_k)
     np.save(folder / f'salience_{source}.npy', salience.ensemble_salience(per_member))
   figures = {'valid_auroc': auroc(data.cohort.label[rows], prob.mean(0)[rows]), 'top_k': top_k,

@@ -41,6 +41,7 @@ class Match:
             + f'; {self.unknown} of the data are unknown to the run and ignored')
 
 
+@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
   """A cohort on another feature table: by name or alias, in its units and within its hard ranges.
 
@@ -95,10 +96,11 @@ def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None
 
 
 def blinded(cohort: Cohort) -> Cohort:
-  """Without what only the past knows: outcomes become 0 for all, the truth of a simulation goes."""
-  return dataclasses.replace(cohort, label=np.zeros(len(cohort), np.int8), truth=None)
+  """Without what only the past knows: outcomes become 0 for all, the end of stays and the truth of a simulation go."""
+  return dataclasses.replace(cohort, label=np.zeros(len(cohort), np.int8), truth=None, stay_end=None)
 
 
+@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: long_csv.Columns,
                     sex_codes: dict[str, int] | None, encoding: str, delimiter: str, task: str,
                     setting: str, decimal: str = '.') -> tuple[Cohort, Match]:
@@ -129,16 +131,19 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
   np.minimum.at(start, events.patient, events.hour)
   known = feature_of[events.feature] >= 0
   events = dataclasses.replace(events, **{f: getattr(events, f)[known] for f in (
-      'patient', 'feature', 'unit', 'word', 'hour', 'value')})
+      'patient', 'feature', 'unit', 'word', 'hour', 'available', 'value')})
   value = long_csv.convert(events, table, feature_of, count)
   keep = ~np.isnan(value)
+  replaced = long_csv.superseded(events, table, feature_of, value, keep)
+  keep &= ~replaced
   ids = np.array(list(events.patients), str)
   age, sex = read_statics(statics, ids, columns, sex_codes, reading)
   steps = (('read', len(ids), 'patients'), ('read', count['rows'], 'rows'),
            ('without patient, time or feature', count['incomplete'], 'rows'),
            ('of a feature that the run does not know', int((~known).sum()), 'values'),
            ('without value', count['empty'], 'values'), ('text', count['text'], 'values'),
-           ('assay limit written as < or >', count['censored'], 'values'))
+           ('assay limit written as < or >', count['censored'], 'values'),
+           *([(long_csv.SUPERSEDED, int(replaced.sum()), 'values')] if replaced.any() else []))
   cohort = Cohort(
       name='new', task=task, setting=setting, features=table, subject_id=ids, age=age, sex=sex,
       label=np.zeros(len(ids), np.int8), patient=events.patient[keep],

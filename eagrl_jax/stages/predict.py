@@ -95,10 +95,10 @@ def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_
   arm = inference.answer(context, policy_name, encoder, policy, rows, unparsed, example=draws(cohort.subject_id))
   logging.info('%s: %.1f %% of the answers parsed', policy_name, 100 * arm.parsed.mean())
   ids = [str(i) if plain_ids else evaluate.hashed_id(str(i), context.config.seed) for i in cohort.subject_id]
-  last, window = data.visits.hours.max(1), context.config.data.window_hours
   pq.write_table(pa.table({
       'subject_id': ids,
-      'prediction_time': np.minimum(last, window) if window else last,  # hours since the patient's first record
+      # hours since the patient's first record
+      'prediction_time': data_lib.prediction_hours(data, context.config.data.window_hours),
       'predicted_boolean_probability': arm.prob.astype(np.float64), 'parsed': arm.parsed.astype(np.float64),
       'refused': arm.refused.astype(np.float64),
       'expert_probability': finished.expert_prob(context, data).astype(np.float64)}), folder / 'predictions.parquet')

@@ -98,7 +98,7 @@ def guidance(context: Context, data: data_lib.Data) -> np.ndarray:
   salience, control = expert_stage.load_salience(context), context.config.rl.align_control
   if control == 'expert':
     return salience
-  measured = np.asarray(data.expert.observed.astype(bool).any(1))
+  measured = data.measured
   if control == 'prevalence':
     return alignment.prevalence_control(salience, data.splits.train, measured)
   key = rng.stage_key(context.config.seed, 'random control')

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
-from eagrl_jax.ehr import normalise
+from eagrl_jax.ehr import channels, normalise
 from eagrl_jax.ehr.records import Visits
 from eagrl_jax.evaluation import bootstrap, faithfulness, perturb, report
 from eagrl_jax.evaluation.perturb import Condition
@@ -154,7 +154,8 @@ def expert_input(data: data_lib.Data, statistics: normalise.Statistics, rows: np
   batch = normalise.apply(statistics, visits, data.cohort.take(rows))
   if order is None:
     return batch
-  move = lambda x: np.take_along_axis(x, order[:, None], 2)
+  at = channels.moved(data.cohort.features, order)[:, None]
+  move = lambda x: np.take_along_axis(x, at, 2)
   return dataclasses.replace(batch, values=move(batch.values), observed=move(batch.observed))
 
 
@@ -175,7 +176,8 @@ def write(context: Context, data: data_lib.Data, statistics: normalise.Statistic
         kind: (chosen, predict(perturb.only(values, ~chosen)), predict(perturb.only(values, chosen)))
         for kind, chosen in tried.items()}}
     members = salience_lib.member_salience(params, config.model, expert_input(data, statistics, rows, values),
-                                           context.config.expert.salience)
+                                           context.config.expert.salience,
+                                           channel_feature=channels.owners(data.cohort.features))
   write_json(context.folder('robustness') / 'metrics.json',
              summarise(context, data, rows, conditions, said, sets, members))
   logging.info('report: %s', report.write_report(context.workdir))

@@ -132,7 +132,7 @@ def ask(context: Context, stage: str, arm: str, folder: pathlib.Path) -> dict:
     answers = inference.digits(context, arm, encoder, policy, rows, silent)
   else:
     answers = inference.answer(context, arm, encoder, policy, rows, data_lib.prevalence(data))
-    present = data.expert.observed[rows].astype(bool).any(1)
+    present = data.measured[rows]
     figures['jaccard_at_k'] = agreement.named_agreement(
         answers.named, present, context.config.reward.top_k, expert=expert_stage.load_salience(context)[rows],
         truth=None, n=context.config.evaluate.bootstrap)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.records import Cohort, hashed_order
 from eagrl_jax.evaluation import baselines, bootstrap, metrics, report
-from eagrl_jax.stages import beside, checks, finished, foreign, inference, pipeline, prepare
+from eagrl_jax.stages import beside, checks, early, finished, foreign, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -114,17 +114,19 @@ def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: for
   probs = {name: arm.prob for name, arm in arms.items()} | {'expert': finished.expert_prob(context, blind)}
   probs |= {kind: fitted_at_home(kind, home, data, context.config.seed) for kind in BASELINES}
   label, known = data.cohort.label.astype(int), at_home(context)
+  ahead = early.of(context, home, data, rows)
   table: dict[str, dict] = {}
   for name, prob in probs.items():
     table[name] = bootstrap.bootstrap(label, prob, n) | {
-        'calibration_error': metrics.expected_calibration_error(label, prob), 'auroc_at_home': known.get(name)}
+        'calibration_error': metrics.expected_calibration_error(label, prob), 'auroc_at_home': known.get(name),
+        **(ahead.entry(prob) if ahead else {})}
     if name in arms:
       table[name] |= {'parse_rate': float(arms[name].parsed.mean()), 'refusal_rate': float(arms[name].refused.mean())}
   return {
       'task': data.cohort.task, 'cohort': data.cohort.name, 'trained_on': home.cohort.name, 'n_test': len(rows),
       'n_train': len(home.splits.train), 'prevalence': float(label.mean()), 'unparsed_score': unparsed,
       'mapped_features': len(match.mapped), 'features': dataclasses.asdict(match), 'arms': table,
-      'paired': bootstrap.paired_rows(label, probs, PAIRS, n=n)}
+      'paired': bootstrap.paired_rows(label, probs, PAIRS, n=n), **({'early': ahead.settings()} if ahead else {})}
 
 
 def fitted_at_home(kind: str, home: data_lib.Data, data: data_lib.Data, seed: int) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import test_meds
 import test_tjh
 from test_long_csv import make
 from test_validation import cohort_of
@@ -20,6 +21,7 @@ from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, tjh, wide_csv
 from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.evaluation import metrics
+from eagrl_jax.stages import foreign
 from eagrl_jax.types import EagrlError
 
 HEAD = 'patient,time,feature,value,unit\n'
@@ -117,6 +119,28 @@ def test_05_a_column_of_two_specimens_needs_its_specimen():
   assert len(checked(few, FeatureSpec('pH', hard_low=6.8, hard_high=7.8))[0].value) == 58
 
 
+def test_05_two_groups_of_values_within_one_range_need_it_too(tmp_path):
+  rng = np.random.default_rng(0)
+  milligrams, millimoles = rng.lognormal(4.8, 0.2, 60).tolist(), rng.lognormal(1.9, 0.2, 20).tolist()
+  both = milligrams + millimoles
+
+  def taken(values, spec, patients=80):
+    cohort = cohort_of(sorted((i % patients, i, 0, v) for i, v in enumerate(values)), patients, specs=(spec,))
+    return validation.validate(cohort)
+  wide, told = FeatureSpec('glucose', hard_low=0, hard_high=2000), FeatureSpec('glucose', specimen='blood')
+  cohort = taken(both, wide)
+  assert len(cohort.value) == 0 and len(cohort.rejects) == 80
+  assert steps_of(cohort)['two groups of values, not used until features give its specimen: glucose'] == 80
+  assert set(cohort.rejects.reason) == {'two groups of values, its specimen is not given'}
+  assert len(taken(both, told).value) == 80
+  # One group; too few others (12 of 272); hardly a gap; an indicator; an assay's limit beside values.
+  for values in (milligrams, rng.lognormal(4.8, 0.2, 260).tolist() + millimoles[:12],
+                 [*np.linspace(0, 10, 40), *np.linspace(15, 25, 40)], [0.0, 1.0] * 30, milligrams + [9000.0] * 20):
+    assert len(taken(values, FeatureSpec('x'), len(values)).value) == len(values)
+  # Two patients, each with a level of its own.
+  assert len(taken([v for pair in zip(millimoles, milligrams) for v in pair], wide, patients=2).value) == 40
+
+
 def test_06_comparators_marks_and_decimal_commas(tmp_path):
   entries = ['<0.05', '>21', '12*', 'Hemolyzed', '3']
   rows = ''.join(f'a,{i},x,{v},\n' for i, v in enumerate(entries)) + 'b,0,x,"1,5",\n'
@@ -141,6 +165,25 @@ def test_07_codes_for_missing_values():
   assert aside == [('x', -999, 'looks like a code for missing')] * 3
 
 
+@pytest.mark.parametrize(('codes', 'found', 'kept'), [
+    ([-999.0] * 3, 3, 30), ([888.0] * 3, 3, 30), ([-3.5] * 3 , 3, 30), ([-99.0] * 3 + [-999.0] * 3, 6, 30),
+    ([-99.0] * 3 + [9999.0] * 3, 6, 30), ([-999.0], 0, 31), ([250.0] * 3, 0, 33), ([9.0] * 3, 0, 33)])
+def test_07_codes_that_nobody_listed(tmp_path, codes, found, kept):
+  """Also before values are averaged; an assay's limit is not taken for one."""
+  values = [5.0 + i % 4 / 4 for i in range(30)] + codes
+  cohort, count, aside = checked(spread(values), FeatureSpec('x'))
+  assert count.get('looks like a code for missing: x', 0) == found == len(aside) and len(cohort.value) == kept
+  odd = count.get('frequent and far from all others, kept; is it a code for missing: x', 0)
+  assert odd == (3 if codes[0] in (250, 9) else 0)
+  events = [(1 + i % 2, i // 2, 'LAB//1', v) for i, v in enumerate(values)]
+  labels = [(1, 24, True), (2, 24, False)]
+  test_meds.make(tmp_path, events=events, labels=labels, spec='- {name: x, aliases: [LAB//1]}\n')
+  cohort = test_meds.load(tmp_path, bin_hours=1000.0)
+  assert steps_of(cohort).get('looks like a code for missing: x', 0) == found == len(rejected(cohort))
+  if found:
+    assert 5 <= cohort.value.min() and cohort.value.max() < 6
+
+
 def test_08_a_constant_or_empty_feature_keeps_its_slot():
   cohort, *_ = checked([(p, h, 0, 4.0) for p in range(3) for h in range(3)]
                        + [(p, 0, 1, float(p)) for p in range(3)], *(FeatureSpec(n) for n in ('flat', 'varies', 'none')))
@@ -156,6 +199,37 @@ def test_09_duplicates_are_counted_and_conflicts_averaged():
                              FeatureSpec('x'))
   assert cohort.value.tolist() == [2, 3, 1]
   assert count['identical duplicate'] == 1 and count['conflicting values at one time, averaged'] == 1
+
+
+def test_09_a_corrected_value_takes_the_place_of_the_first(tmp_path):
+  spec = '- {name: x, repeats: %s}\n- {name: y}\n'
+  head = 'patient,time,feature,value,available\n'
+  # x at hour 1: 4.1 became available last, of 9.9 nobody says when; at hour 2 the file's order decides; y has no rule
+  rows = head + 'a,1,x,4.1,3\na,1,x,8.2,2\na,1,x,9.9,\na,2,x,5,\na,2,x,6,\nb,1,x,7,9\nb,1,x,7,9\na,1,y,2,\na,1,y,4,\n'
+  cohort = read(tmp_path, rows.encode(), spec=spec % 'last')
+  kept = sorted(zip(cohort.subject_id[cohort.patient].tolist(), cohort.hour.tolist(), cohort.feature.tolist(),
+                    np.round(cohort.value.astype(float), 2).tolist()))
+  assert kept == [('a', 0, 0, 4.1), ('a', 0, 1, 3), ('a', 1, 0, 6), ('b', 0, 0, 7)]
+  assert steps_of(cohort)['superseded by a later value of the same time'] == 3
+  assert [(v, r) for n, v, r in rejected(cohort) if n == 'x'] == [
+      (pytest.approx(v), 'superseded by a later value of the same time') for v in (5, 8.2, 9.9)]
+  known, _ = foreign.read_unlabelled('csv', str(tmp_path / 'e.csv'), '', store.read_features(tmp_path / 'f.yaml'),
+                                     columns=long_csv.Columns(), sex_codes=None, encoding='utf8', delimiter=',',
+                                     task='mortality', setting='')
+  assert known.value.max() == 7 and steps_of(known)['superseded by a later value of the same time'] == 3
+  assert round(float(read(tmp_path, rows.encode(), spec=spec % 'mean').value.max()), 2) == 7.4  # as without the rule
+  for wrong, match in (('first', 'repeats must be mean or last'),):
+    refused(match, lambda: read(tmp_path, rows.encode(), spec=spec % wrong))
+
+
+def test_09_so_in_a_wide_file_and_not_where_there_is_no_order(tmp_path):
+  (tmp_path / 'w.csv').write_text('patient,time,x\na,1,8.2\na,1,4.1\nb,1,7\n')
+  (tmp_path / 'o.csv').write_text(OUTCOMES)
+  (tmp_path / 'f.yaml').write_text('- {name: x, repeats: last}\n')
+  cohort = wide_csv.load(tmp_path / 'w.csv', tmp_path / 'o.csv', features=tmp_path / 'f.yaml')
+  assert sorted(np.round(cohort.value.astype(float), 2).tolist()) == [4.1, 7]
+  test_meds.make(tmp_path, spec=test_meds.SPEC.replace('hard_low: 10', 'hard_low: 10, repeats: last'))
+  refused("'heart rate': repeats last needs the order of a csv", lambda: test_meds.load(tmp_path))
 
 
 def test_10_unsorted_times_mixed_zones_and_days(tmp_path):
@@ -233,6 +307,16 @@ def test_17_age_is_computed_capped_and_possible(tmp_path):
   refused('1 patients have an age outside 0 to 120', lambda: hospital('shifted', 300), '300')
 
 
+def test_17_above_89_years_there_is_one_group(tmp_path):
+  outcomes = 'patient,label,age\na,0,89\nb,1,97\nc,0,90\nd,1,\n'
+  cohort = read(tmp_path, ''.join(f'{p},0,x,1,\n' for p in 'abcd'), outcomes)
+  age = dict(zip(cohort.subject_id.tolist(), cohort.age.tolist()))
+  assert (age['a'], age['b'], age['c']) == (89, 90, 90) and np.isnan(age['d'])
+  assert steps_of(cohort)['older than 89 years, given 90'] == 1
+  refused('1 ages are outside 0 to 120 years', lambda: read(
+      tmp_path, 'a,0,x,1,\nb,0,x,1,\n', outcomes.replace('97', '300')), '300')
+
+
 def test_18_sex_needs_a_mapping(tmp_path):
   rows, outcomes = 'a,0,x,1,\nb,0,x,1,\n', 'patient,label,sex\na,0,1\nb,1,2\n'
   refused("2 entries of 'sex' have an unknown code", lambda: read(tmp_path, rows, outcomes))
@@ -280,6 +364,20 @@ def test_20_other_words_for_a_level_and_unknown_ones(tmp_path):
   assert sorted(cohort.value.tolist()) == [2, 2, 4]
   assert steps_of(cohort)['level of an ordinal feature written as a word'] == 2 and steps_of(cohort)['text'] == 1
   assert [r for *_, r in rejected(cohort)] == ['text']
+
+
+def test_20_a_number_that_is_no_level(tmp_path):
+  spec = '- {name: eye opening, kind: ordinal, levels: [[1, none], [2, to pain], [4, spontaneous]]}\n'
+  rows = 'a,0,eye opening,4,\na,1,eye opening,0,\na,2,eye opening,3,\nb,0,eye opening,1,\n'  # 0: not assessed
+  cohort = read(tmp_path, rows, spec=spec)
+  assert sorted(cohort.value.tolist()) == [1, 4] and steps_of(cohort)['no level of the feature: eye opening'] == 2
+  assert [(v, r) for _, v, r in rejected(cohort)] == [(0, 'no level of the feature'), (3, 'no level of the feature')]
+  events = [(1, 5, 'LAB//1', 0), (1, 6, 'LAB//1', 4), (2, 3, 'LAB//1', 2), (2, 4, 'LAB//1', 1)]
+  test_meds.make(tmp_path, events=events, spec=spec.replace('kind:', 'aliases: [LAB//1], kind:'))
+  cohort = test_meds.load(tmp_path, bin_hours=24.0)
+  assert sorted(cohort.value.tolist()) == [1.5, 4]  # a mean of a visit may lie between levels
+  assert steps_of(cohort)['no level of the feature: eye opening'] == 1
+  assert rejected(cohort) == [('eye opening', 0, 'no level of the feature')]
 
 
 def test_21_renamed_columns_and_features(tmp_path):

@@ -40,8 +40,8 @@ def moment(hour):
   return None if hour is None else START + datetime.timedelta(hours=hour)
 
 
-def make(tmp_path, events=EVENTS, labels=LABELS, spec=SPEC, columns=None, unit=None, zone=None):
-  shards = (events[::2], events[1::2])
+def make(tmp_path, events=EVENTS, labels=LABELS, spec=SPEC, columns=None, unit=None, zone=None, shards=None):
+  shards = shards or (events[::2], events[1::2])
   for name, rows in zip(('train/0', 'held_out/0'), shards):
     table = {'subject_id': pa.array([r[0] for r in rows], pa.int64()),
              'time': pa.array([moment(r[1]) for r in rows], pa.timestamp('us')),

@@ -331,6 +331,23 @@ def test_a_run_that_went_no_further_has_no_empty_sections(tmp_path):
   assert not {'robustness', 'faithfulness', 'transfer', 'ways'} & set(page.ids)
 
 
+def test_the_early_score_is_a_column_where_there_is_one(tmp_path, html):
+  assert 'early score' not in html and '>ES<' not in html
+  folder = fake_run(tmp_path)
+  metrics = json.loads((folder / 'evaluate/metrics.json').read_text())
+  metrics['early'] = {'tau_hours': 97.4, 'threshold': 0.4, 'n': 151}
+  for i, name in enumerate(('base', 'sft', 'rl')):  # the expert's is undefined
+    metrics['arms'][name]['early_score'] = {'point': -0.125 + i, 'ci95': [-0.25 + i, 0.0625 + i]}
+  dump(folder / 'evaluate/metrics.json', metrics)
+  page = report.write_report(folder).read_text(encoding='utf-8')
+  assert page.count('>ES<') == 1 and '151 patients whose stay is known' in page
+  assert 'threshold of 0.40 and half a usual stay of 97 h' in page
+  assert '−0.125 <span class="ci">−0.250–0.062</span>' in page and '1.875 <span class="ci">1.750–2.062' in page
+  known = {'config': {'seed': 0}, 'manifest': {}, 'environment': {}, 'robustness': None, 'transfer': []}
+  answer = lambda result: next(r['answer'] for r in checklist.table(known | {'result': result}) if r['item'] == '12e')
+  assert 'early score' in answer(metrics) and 'early score' not in answer({})
+
+
 def test_robustness_shows_the_change_of_every_arm_beside_chance(run, html):
   result = json.loads((run / 'robustness/metrics.json').read_text())
   part = html[html.index('id="robustness"'):html.index('id="faithfulness"')]

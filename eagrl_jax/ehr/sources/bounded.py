@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from eagrl_jax.ehr import crossfield, validation
+from eagrl_jax.ehr import crossfield, sentinels, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, plain_unit
 from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
 from eagrl_jax.ehr.sources import damage
@@ -27,7 +27,7 @@ Steps = list[tuple[str, int, str]]
 
 _MEMORY = '1GB'  # of the database; its temporary files take the rest
 _NO_UNIT = ('', 'unk', 'none', 'units', 'na', 'n/a')
-_GOOD = 'isfinite(value) AND NOT coded AND value BETWEEN low AND high'
+_GOOD = 'isfinite(value) AND NOT coded AND value BETWEEN low AND high AND known'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +43,13 @@ class Grid:
 def database() -> Iterator[duckdb.DuckDBPyConnection]:
   """A database in a temporary folder (that of TMPDIR), with the empty table `events`.
 
-  One thread: the sums behind a mean then never depend on scheduling.
+  One thread: the sums behind a mean then never depend on scheduling. UTC: a time with a zone never depends on where
+  the machine stands.
   """
   with tempfile.TemporaryDirectory(prefix='cohort-') as folder:
     db = duckdb.connect(f'{folder}/rows.db', config={
         'memory_limit': _MEMORY, 'temp_directory': folder, 'threads': 1, 'preserve_insertion_order': False,
-        'autoinstall_known_extensions': False})
+        'autoinstall_known_extensions': False, 'TimeZone': 'UTC'})
     try:
       db.execute('CREATE TABLE events (patient INTEGER, hour DOUBLE, feature SMALLINT, value DOUBLE)')
       yield db
@@ -122,15 +123,21 @@ def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid,
   Raises:
     EagrlError: a feature's values lie outside its hard range, or fit another unit better.
   """
+  for spec in features:
+    if spec.repeats == 'last':
+      raise EagrlError(f'features: {spec.name!r}: repeats last needs the order of a csv or wide_csv, which this source '
+                       'does not have; use mean')
   _rescale(db, features, steps)
   low, high = validation.hard_limits(features)
-  db.execute('CREATE TABLE ranges (feature SMALLINT, low DOUBLE, high DOUBLE, sentinels DOUBLE[])')
-  db.executemany('INSERT INTO ranges VALUES (?, ?, ?, ?)', [
-      (f, float(low[f]), float(high[f]), list(spec.sentinels)) for f, spec in enumerate(features)])
-  db.execute('CREATE VIEW judged AS SELECT e.*, low, high, list_contains(sentinels, value) AS coded '
-             'FROM events e JOIN ranges USING (feature)')
+  db.execute('CREATE TABLE ranges (feature SMALLINT, low DOUBLE, high DOUBLE, sentinels DOUBLE[], levels DOUBLE[])')
+  db.executemany('INSERT INTO ranges VALUES (?, ?, ?, ?, ?)', [
+      (f, float(low[f]), float(high[f]), list(spec.sentinels), [level for level, _ in spec.levels] or None)
+      for f, spec in enumerate(features)])
+  db.execute('CREATE VIEW judged AS SELECT e.*, low, high, list_contains(sentinels, value) AS coded, '
+             'levels IS NULL OR list_contains(levels, value) AS known FROM events e JOIN ranges USING (feature)')
   db.execute('CREATE TABLE rejects (patient INTEGER, hour DOUBLE, feature SMALLINT, value DOUBLE, reason VARCHAR)')
   _refuse_and_count(db, features, steps)
+  _unlisted_codes(db, features, steps)
   _contradictions(db, features, steps)
   visit = f'floor(hour / {float(grid.bin_hours)})'
   latest = f'SELECT patient, feature, max(hour) AS hour, avg(value) AS value FROM judged WHERE {_GOOD} ' \
@@ -154,6 +161,25 @@ def _rescale(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps
         steps.append((f'converted from {low:g} to {high:g}: {spec.name}', converted, 'values'))
 
 
+def _unlisted_codes(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
+  """What `sentinels` finds, before a code is averaged with values."""
+  rows = db.execute(f'SELECT feature, count(*) FROM judged WHERE {_GOOD} GROUP BY feature ORDER BY feature').fetchall()
+  for f, total in rows:
+    if total < validation.ENOUGH:
+      continue
+    low, high = (db.execute(f'SELECT value, count(*) FROM judged WHERE {_GOOD} AND feature = {f} GROUP BY value '
+                            f'ORDER BY value {order} LIMIT {sentinels.EDGES}').fetchall() for order in ('ASC', 'DESC'))
+    codes, odd = sentinels.suspected(low, high, total)
+    for step, found in ((sentinels.CODE, codes), (sentinels.ODD, odd)):
+      here = f'feature = {f} AND value IN ({", ".join(map(repr, found))})'
+      if found:
+        steps.append((f'{step}: {features[f].name}', count(db, f'FROM judged WHERE {_GOOD} AND {here}'), 'values'))
+      if found and step == sentinels.CODE:
+        db.execute(f'INSERT INTO rejects SELECT patient, hour, feature, value, ? FROM judged WHERE {_GOOD} AND {here}',
+                   [step])
+        db.execute(f'DELETE FROM events WHERE {here}')
+
+
 def _contradictions(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
   """The rules of `crossfield`, before values are averaged over a visit."""
   found = list(crossfield.applicable(features))
@@ -173,16 +199,19 @@ def _contradictions(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps
 
 
 def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
-  outside = f'isfinite(value) AND NOT coded AND NOT ({_GOOD})'
+  inside = 'isfinite(value) AND NOT coded AND value BETWEEN low AND high'
+  outside = 'isfinite(value) AND NOT coded AND NOT (value BETWEEN low AND high)'
   counts = db.execute(
       f'SELECT feature, count(*), count(*) FILTER (NOT isfinite(value)), count(*) FILTER (isfinite(value) AND coded), '
-      f'count(*) FILTER ({outside}) FROM judged GROUP BY feature ORDER BY feature').fetchall()
+      f'count(*) FILTER ({outside}), count(*) FILTER ({inside} AND NOT known) FROM judged GROUP BY feature '
+      'ORDER BY feature').fetchall()
   steps.append(('read', sum(row[1] for row in counts), 'values'))
   db.execute(f'''
       INSERT INTO rejects SELECT patient, hour, feature, value,
-        CASE WHEN NOT isfinite(value) THEN 'not finite' WHEN coded THEN 'code for missing' ELSE 'outside hard range' END
+        CASE WHEN NOT isfinite(value) THEN 'not finite' WHEN coded THEN 'code for missing'
+          WHEN NOT (value BETWEEN low AND high) THEN 'outside hard range' ELSE {quoted(validation.NO_LEVEL)} END
       FROM judged WHERE NOT ({_GOOD})''')
-  for f, total, infinite, coded, wrong in counts:
+  for f, total, infinite, coded, wrong, stray in counts:
     spec = features[f]
     usable = total - infinite - coded
     for unit, scale, offset in spec.accepted_units if usable >= 20 and wrong > 0.2 * usable else ():
@@ -194,7 +223,8 @@ def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, ste
     if usable >= 20 and wrong > 0.5 * usable:
       raise EagrlError(f'features: {wrong} of {usable} values of {spec.name!r} lie outside its hard range; check its '
                        'unit and specimen')
-    for step, gone in (('not finite', infinite), ('code for missing', coded), ('outside hard range', wrong)):
+    for step, gone in (('not finite', infinite), ('code for missing', coded), ('outside hard range', wrong),
+                       (validation.NO_LEVEL, stray)):
       if gone:
         steps.append((f'{step}: {spec.name}', gone, 'values'))
     if usable >= 20 and wrong > 0.05 * usable and not spec.specimen:
@@ -205,15 +235,17 @@ def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, ste
       db.execute(f'DELETE FROM events WHERE feature = {f}')
 
 
+@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, steps: Steps, *, name: str, task: str,
-           setting: str, ids: list[str], age: np.ndarray, sex: np.ndarray, label: np.ndarray) -> Cohort:
+           setting: str, ids: list[str], age: np.ndarray, sex: np.ndarray, label: np.ndarray,
+           stay_end: np.ndarray | None = None) -> Cohort:
   """The validated cohort of the patients with these ids, whose places in the list are their numbers in `events`."""
   found, aside = collect(db, features, grid, steps)
   steps.append((f'after binning to {grid.bin_hours:g} h', len(found['value']), 'values'))
   made = Cohort(name=name, task=task, setting=setting, features=features, subject_id=np.array(ids, str),
                 age=np.asarray(age, np.float32), sex=np.asarray(sex, np.int8), label=np.asarray(label, np.int8),
                 patient=found['patient'], hour=found['hour'], feature=found['feature'], value=found['value'],
-                attrition=tuple(steps), rejects=Rejects(
+                attrition=tuple(steps), stay_end=stay_end, rejects=Rejects(
                     np.array(ids, object)[aside['patient']], aside['hour'],
                     np.array(features.names, object)[aside['feature']], aside['value'], aside['reason']))
   # Values are a visit's now, each with an hour of its own: that two share one says nothing any more.

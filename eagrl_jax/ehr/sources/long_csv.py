@@ -24,6 +24,7 @@ from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
 from eagrl_jax.types import EagrlError
 
 _LATE = 0.01  # share of rows after the outcome above which the clocks cannot be trusted
+SUPERSEDED = 'superseded by a later value of the same time'
 SEX = {'m': 1, 'male': 1, 'f': 0, 'female': 0}
 _LABEL = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
 
@@ -67,6 +68,7 @@ class Events:
   value: np.ndarray  # float64
 
 
+@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns(), features: str | Path | None = None,
          name: str = 'csv', task: str = 'mortality', setting: str = 'patients in hospital',
          sex_codes: Mapping[str, int] | None = None, reading: Reading = Reading()) -> Cohort:
@@ -110,7 +112,9 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
     raise EagrlError(f'data.{columns.until}: {late.sum()} of {mine.sum()} rows lie after it; check that both files use '
                      'one clock, or leave those rows out of the events')
   number = mine & ~np.isnan(value)
-  keep = number & ~late & ~unknown_yet
+  usable = number & ~late & ~unknown_yet
+  replaced = superseded(events, table, feature_of, value, usable)
+  keep = usable & ~replaced
   steps = [('read', len(events.patients), 'patients'), ('read', count['rows'], 'rows'),
            ('without patient, time or feature', count['incomplete'], 'rows'),
            ('without value', count['empty'], 'values'), ('text', count['text'], 'values'),
@@ -118,7 +122,8 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
            *((step, n, 'values') for step, n in (
                ('level of an ordinal feature written as a word', count['worded']),
                ('after the outcome or prediction', int((late & mine).sum())),
-               ('available only after the outcome or prediction', int((unknown_yet & mine).sum()))) if n),
+               ('available only after the outcome or prediction', int((unknown_yet & mine).sum())),
+               (SUPERSEDED, int(replaced.sum()))) if n),
            ('without outcome', len(events.patients) - len(known), 'patients'),
            ('outcome left empty', count['unlabelled'], 'patients'),
            ('outcome without a row', len(ids) - len(known), 'patients')]
@@ -131,7 +136,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   cohort = dataclasses.replace(cohort, rejects=_rejects(
       events, table, feature_of, start, value,
       {'text': mine & (events.word >= 0) & np.isnan(value), 'after the outcome or prediction': late & number,
-       'available only after the outcome or prediction': unknown_yet & number}))
+       'available only after the outcome or prediction': unknown_yet & number, SUPERSEDED: replaced}))
   cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, name)))
   validation.check(cohort)
   return cohort
@@ -300,8 +305,31 @@ def _features(events: Events, path: str | Path | None, columns: Columns) -> tupl
   return table, np.array([table.require(name, 'data.path') for name in names], np.int32)
 
 
+def superseded(events: Events, table: FeatureTable, feature_of: np.ndarray, value: np.ndarray,
+               usable: np.ndarray) -> np.ndarray:
+  """Values of features with `repeats: last` that another one of the same patient and time takes the place of.
+
+  Args:
+    value: [rows] in the specs' units. usable: [rows] bool, those that count.
+
+  Returns:
+    `[rows]` bool. Equal values are left to be counted as duplicates.
+  """
+  out = np.zeros(len(value), bool)
+  chosen = np.array([spec.repeats == 'last' for spec in table], bool)
+  rows = np.flatnonzero(usable & chosen[feature_of[events.feature]])
+  if len(rows):
+    since = np.nan_to_num(events.available[rows], nan=-np.inf)
+    order = rows[np.lexsort((rows, since, feature_of[events.feature[rows]], events.hour[rows], events.patient[rows]))]
+    cell = np.stack([events.patient[order], events.hour[order], feature_of[events.feature[order]]])
+    last = np.append(np.any(np.diff(cell) != 0, axis=0), True)
+    final = order[np.flatnonzero(last)[np.cumsum(np.append(0, last[:-1]))]]  # the last row of each row's cell
+    out[order] = value[order] != value[final]
+  return out
+
+
 def _decimals(value: np.ndarray) -> int:
-  value = value[~np.isnan(value)]
+  value = value[np.isfinite(value)]
   exact = (d for d in range(3) if not len(value) or np.mean(np.abs(value - np.round(value, d)) < 1e-9) >= 0.95)
   return next(exact, 3)
 

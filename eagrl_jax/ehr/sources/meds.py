@@ -3,6 +3,10 @@
 Only events at or before the prediction time are read. A code is a feature's when it is spelt as the feature's name
 or an alias in the features file, or when it is so without its last `//` part, which then is the unit. A column
 `unit`, where there is one, goes before both. Age comes from MEDS_BIRTH, sex from a code such as GENDER//F.
+
+Labels are those that ACES writes, one file or a folder of shards; other columns, as its triggers and windows, are not
+read. Times may be of any resolution, with a zone (then both in one) or without. The same label twice counts once; two
+different ones of a patient at one time are refused.
 """
 
 from __future__ import annotations
@@ -11,6 +15,8 @@ from pathlib import Path
 
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from eagrl_jax.ehr import store
 from eagrl_jax.ehr.features import FeatureTable
@@ -52,15 +58,15 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
   table, steps = store.read_features(features), Steps()
   with bounded.database() as db:
     root = Path(path)
-    data, have = _parquet(db, root / 'data' if (root / 'data').is_dir() else root, 'data.path', _DATA)
-    labels, asked = _parquet(db, Path(outcomes), 'data.outcomes', _LABELS)
-    if ('ZONE' in have['time']) != ('ZONE' in asked['prediction_time']):
+    data, have, zoned = _parquet(root / 'data' if (root / 'data').is_dir() else root, 'data.path', _DATA)
+    labels, _, labels_zoned = _parquet(Path(outcomes), 'data.outcomes', _LABELS)
+    if zoned != labels_zoned:
       raise EagrlError('data.outcomes: of time and prediction_time one has a time zone and the other has none; write '
                        'both in one way')
     with bounded.reading('data.outcomes', Path(outcomes).name):
       _choose(db, labels, grid, steps)
     with bounded.reading('data.path', root.name):
-      _read(db, data, 'unit' if 'unit' in have else 'NULL', table, grid, steps)
+      _read(db, data, 'CAST(unit AS VARCHAR)' if 'unit' in have else 'NULL', table, grid, steps)
       people = db.execute(f'''
           SELECT any_value(s.subject_id) AS id, any_value(label) AS label,
             date_diff('day', min(time) FILTER (code = 'MEDS_BIRTH'), any_value(s.cut)) / 365.25 AS age,
@@ -74,26 +80,54 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
         age=age, sex=np.asarray(people['sex']), label=np.asarray(people['label']))
 
 
-def _parquet(db: duckdb.DuckDBPyConnection, path: Path, field: str,
-             columns: tuple[str, ...]) -> tuple[str, dict[str, str]]:
-  """An SQL source of all shards, once their columns are checked; and the columns it has, with their types."""
+def _parquet(path: Path, field: str, columns: tuple[str, ...]) -> tuple[str, set[str], bool]:
+  """An SQL source of all shards, once their columns are checked; the columns it has; whether times have a zone.
+
+  Args:
+    columns: a patient, a time and what else there must be.
+  """
   files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path] if path.is_file() else []
   if not files:
     raise EagrlError(f'{field}: {path.name} holds no parquet file; give the folder of a MEDS data set or label set')
-  source = f'read_parquet([{", ".join(map(bounded.quoted, files))}], union_by_name=true)'
-  with bounded.reading(field, path.name):
-    have = {row[0]: row[1] for row in db.execute(f'DESCRIBE SELECT * FROM {source}').fetchall()}
+  try:
+    schemas = [pq.read_schema(file) for file in files]
+  except (OSError, pa.ArrowException):
+    raise EagrlError(f'{field}: {path.name} is damaged or holds a file that is no parquet; get it again') from None
+  have = {name for schema in schemas for name in schema.names}
   for column in columns:
     if column not in have:
       raise EagrlError(f'{field}: {path.name} has no column {column!r}; convert it to MEDS 0.3 or later')
-  return source, have
+  who, when = ([s.field(c).type for s in schemas if c in s.names] for c in columns[:2])
+  if wrong := [kind for kind in who if not (pa.types.is_integer(kind) or _is_text(kind))]:
+    raise EagrlError(f'{field}: {columns[0]!r} in {path.name} is of type {wrong[0]}; write whole numbers')
+  if wrong := [kind for kind in when if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind))]:
+    raise EagrlError(f'{field}: {columns[1]!r} in {path.name} is of type {wrong[0]}; write timestamps')
+  codes = [s.field('code').type for s in schemas if 'code' in columns and 'code' in s.names]
+  if wrong := [kind for kind in codes if not _is_text(kind.value_type if pa.types.is_dictionary(kind) else kind)]:
+    raise EagrlError(f"{field}: 'code' in {path.name} is of type {wrong[0]}; write text")
+  zoned = {pa.types.is_timestamp(kind) and kind.tz is not None for kind in when}
+  if len(zoned) > 1:
+    raise EagrlError(f'{field}: some files of {path.name} write {columns[1]!r} with a time zone and some without; use '
+                     'one way')
+  utc = f'CAST(CAST({columns[1]} AS TIMESTAMPTZ) AS TIMESTAMP)'  # whatever the resolution
+  return (f'(SELECT * REPLACE ({utc} AS {columns[1]}) FROM read_parquet([{", ".join(map(bounded.quoted, files))}], '
+          'union_by_name=true))', have, zoned.pop())
+
+
+def _is_text(kind: pa.DataType) -> bool:
+  return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps) -> None:
   """Makes the table `stays`: patient, subject_id, start and cut of the window, label."""
   db.execute(f'CREATE TABLE asked AS SELECT CAST(subject_id AS VARCHAR) AS subject_id, '
-             f'CAST(prediction_time AS TIMESTAMP) AS cut, CAST(boolean_value AS BOOLEAN) AS label FROM {labels}')
-  steps.append(('labels read', bounded.count(db, 'FROM asked'), 'rows'))
+             f'prediction_time AS cut, CAST(boolean_value AS BOOLEAN) AS label FROM {labels}')
+  rows = bounded.count(db, 'FROM asked')
+  steps.append(('labels read', rows, 'rows'))
+  for column, name, fix in (('label', 'boolean_value', 'give a yes-or-no task, of ACES one whose window has a label'),
+                            ('cut', 'prediction_time', 'of ACES, give a window index_timestamp')):
+    if rows and not bounded.count(db, f'FROM asked WHERE {column} IS NOT NULL'):
+      raise EagrlError(f'data.outcomes: {name!r} is empty in all {rows} labels; {fix}')
   two = bounded.count(db, 'FROM (SELECT 1 FROM asked WHERE label IS NOT NULL GROUP BY subject_id, cut '
                           'HAVING min(label) <> max(label))')
   if two:
@@ -101,12 +135,15 @@ def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps
   for reason, condition in (('outcome left empty', 'label IS NULL'),
                             ('without subject_id or prediction_time', 'subject_id IS NULL OR cut IS NULL')):
     steps.append((reason, bounded.drop(db, 'asked', condition), 'rows'))
+  again = bounded.count(db, 'FROM asked') - bounded.count(db, 'FROM (SELECT DISTINCT * FROM asked)')
+  if again:
+    steps.append(('the same label again', again, 'rows'))
   start = f'cut - to_microseconds({round(grid.window_hours * 3.6e9)})' if grid.window_hours else 'NULL::TIMESTAMP'
   db.execute(f'CREATE TABLE stays AS SELECT row_number() OVER (ORDER BY subject_id) - 1 AS patient, subject_id, '
              f'{start} AS start, cut, CAST(label AS TINYINT) AS label '
              'FROM (SELECT subject_id, min(cut) AS cut, arg_min(label, cut) AS label FROM asked GROUP BY subject_id)')
   patients = bounded.count(db, 'FROM stays')
-  steps += [('not the first prediction time of a patient', bounded.count(db, 'FROM asked') - patients, 'rows'),
+  steps += [('not the first prediction time of a patient', bounded.count(db, 'FROM asked') - again - patients, 'rows'),
             ('with a label', patients, 'patients')]
 
 
@@ -129,7 +166,7 @@ def _read(db: duckdb.DuckDBPyConnection, data: str, unit: str, table: FeatureTab
   db.execute(f'''
       CREATE TABLE found AS
       SELECT s.patient, c.feature, CASE {fate} ELSE -1 END AS fate, numeric_value * scale + shift AS value,
-        time, s.start FROM (SELECT subject_id, CAST(time AS TIMESTAMP) AS time, code, {unit} AS unit,
+        time, s.start FROM (SELECT subject_id, time, code, {unit} AS unit,
           CAST(numeric_value AS DOUBLE) AS numeric_value FROM {data}) d
       JOIN codes c ON d.code = c.code AND d.unit IS NOT DISTINCT FROM c.unit
       JOIN stays s ON CAST(d.subject_id AS VARCHAR) = s.subject_id''')

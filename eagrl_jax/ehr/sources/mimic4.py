@@ -54,7 +54,7 @@ def load(path: str | Path, *, task: str, index: str, grid: Grid) -> Cohort:
     return bounded.cohort(
         db, FEATURES, grid, steps, name=f'mimic4_{index}_{"first" if grid.window_hours else "last_days"}', task=task,
         setting=mimic4_stays.setting(index, grid.window_hours), ids=stays.ids, age=stays.age, sex=stays.sex,
-        label=stays.label)
+        label=stays.label, stay_end=stays.end)
 
 
 def _file(folder: Path, name: str) -> Path:

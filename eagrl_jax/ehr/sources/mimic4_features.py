@@ -1,9 +1,9 @@
 """The 17 variables of the published MIMIC-IV benchmarks, and the items of MIMIC-IV that measure them.
 
-Twelve are numbers and five have levels: 2 + 4 + 6 + 5 + 13, in all 42 channels where levels are written
-one by one. A verbal response behind a tube is not assessed: it counts neither by itself nor in the total.
-pH is of blood alone; dipsticks, urine and other fluids have items of their own. The saturation of a blood gas is
-left out: one item holds arterial and venous blood.
+Twelve are numbers and five have levels: 2 + 4 + 6 + 5 + 13, in all 42 channels of the expert, which reads levels one
+by one; a prompt shows 17 variables. A verbal response behind a tube is not assessed: it counts neither by itself nor
+in the total. pH is of blood alone; dipsticks, urine and other fluids have items of their own. The saturation of a
+blood gas is left out: one item holds arterial and venous blood.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _REFILL = ((0.0, 'below 3 s'), (1.0, 'above 3 s'))
 
 def _ordinal(name: str, levels: tuple[tuple[float, str], ...], normal: float, group: str, *aliases: str) -> FeatureSpec:
   return FeatureSpec(name, '', normal, normal, levels[0][0], levels[-1][0], decimals=0, kind='ordinal', levels=levels,
-                     group=group, aliases=aliases)
+                     group=group, aliases=aliases, encoding='one_hot')
 
 
 def _number(name: str, unit: str, ref: tuple[float, float] | None, hard: tuple[float, float], group: str, *aliases: str,

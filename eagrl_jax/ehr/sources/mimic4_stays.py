@@ -47,6 +47,7 @@ class Task:
   label: str
   left_out: tuple[tuple[str, str], ...] = ()  # (reason, SQL)
   positives: tuple[tuple[str, str], ...] = ()  # (kind, SQL), counted in the attrition table
+  at_end: bool = False  # the outcome is decided when the hospital stay ends
 
 
 _READMISSION = f'coalesce({_READMITTED}, false) OR coalesce({_DIED_AFTER}, false)'
@@ -54,8 +55,8 @@ _KINDS = (('positive: readmitted within 30 days', f'coalesce({_READMITTED}, fals
           ('positive: died within 30 days, not readmitted',
            f'coalesce({_DIED_AFTER}, false) AND NOT coalesce({_READMITTED}, false)'))
 TASKS = {
-    ('mortality', 'icu'): Task('died'),
-    ('mortality', 'hospital'): Task('died'),
+    ('mortality', 'icu'): Task('died', at_end=True),
+    ('mortality', 'hospital'): Task('died', at_end=True),
     ('readmission', 'hospital'): Task(_READMISSION, (('died before leaving the hospital', 'died'),), _KINDS),
     ('readmission', 'icu'): Task(_READMISSION, (
         ('died before leaving intensive care', f'died AND death <= stop + INTERVAL {_CHARTED_LATE} HOUR'),), _KINDS),
@@ -70,6 +71,7 @@ class Stays:
   age: np.ndarray  # [N] float32, in the year of the stay
   sex: np.ndarray  # [N] int8
   label: np.ndarray  # [N] int8
+  end: np.ndarray | None  # [N] float32, hours from `origin` to discharge or death; None where that decides no outcome
 
 
 def choose(db: duckdb.DuckDBPyConnection, task: str, index: str, window_hours: float, steps: Steps) -> Stays:
@@ -118,15 +120,17 @@ def choose(db: duckdb.DuckDBPyConnection, task: str, index: str, window_hours: f
   origin, cut = ('start', f'start + {_hours(window_hours)}') if window_hours else ("date_trunc('day', start)", _end())
   db.execute(f'CREATE TABLE stays AS SELECT row_number() OVER (ORDER BY subject_id) - 1 AS patient, subject_id, start, '
              f'{origin} AS origin, {cut} AS cut, CASE WHEN age > {_OLDEST} THEN {_OLDEST + 1} ELSE age END AS age, '
-             f'sex, CAST(coalesce({spec.label}, false) AS TINYINT) AS label '
-             'FROM candidates')
-  found = db.execute('SELECT subject_id, coalesce(age, nan) AS age, sex, label FROM '
+             f'sex, CAST(coalesce({spec.label}, false) AS TINYINT) AS label, '
+             'CASE WHEN died THEN least(death, discharge) ELSE discharge END AS gone FROM candidates')
+  found = db.execute("SELECT subject_id, coalesce(age, nan) AS age, sex, label, greatest(0, coalesce(date_diff("
+                     "'microsecond', origin, gone) / 3.6e9, nan)) AS stay_end FROM "
                      "(SELECT *, CAST('nan' AS DOUBLE) AS nan FROM stays) ORDER BY patient").fetchnumpy()
   if not len(found['label']):
     raise EagrlError('data.path: no stay is left; the attrition would be: '
                      + ', '.join(f'{step} {count}' for step, count, _ in steps))
   return Stays(found['subject_id'].astype(str).tolist(), np.asarray(found['age'], np.float32),
-               np.asarray(found['sex'], np.int8), np.asarray(found['label'], np.int8))
+               np.asarray(found['sex'], np.int8), np.asarray(found['label'], np.int8),
+               np.asarray(found['stay_end'], np.float32) if spec.at_end else None)
 
 
 def setting(index: str, window_hours: float) -> str:

@@ -28,9 +28,10 @@ _HEADER = b'Time,Parameter,Value'
 _LARGEST = 4 << 20  # bytes of one stay; real ones are below 50 kB
 _STATIC = ('RecordID', 'Age', 'Gender')
 _DESCRIPTORS = (*_STATIC, 'Height', 'ICUType')  # and the first Weight: written at 00:00 of every stay
-_LABEL = 'In-hospital_death'
+_LABEL, _STAY = 'In-hospital_death', 'Length_of_stay'  # in days, -1 unknown
 
 
+@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequence[str | Path] | None = None) -> Cohort:
   """Reads one set or several.
 
@@ -51,7 +52,7 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
     files = [Path(outcomes)] if isinstance(outcomes, str | Path) else [Path(p) for p in outcomes]
   if not paths or len(files) != len(paths):
     raise EagrlError('data.outcomes: give one outcomes file for each set')
-  label = _outcomes(files)
+  label, days = _outcomes(files)
   stays = [(name, body) for p in paths for name, body in (_folder(p) if p.is_dir() else _archive(p))]
   names = np.array([name for name, _ in stays], str)
   if len(np.unique(names)) != len(names):
@@ -78,7 +79,8 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
       sex=np.where(np.isin(gender, (0, 1)), gender, -1).astype(np.int8),
       label=np.array([label.get(name, 0) for name in names], np.int8), patient=stay[event].astype(np.int32),
       hour=hour[event].astype(np.float32), feature=feature[event].astype(np.int16),
-      value=number.value[event].astype(np.float32), attrition=steps)
+      value=number.value[event].astype(np.float32), attrition=steps,
+      stay_end=np.array([24 * days.get(name, np.nan) for name in names], np.float32) if days else None)
   order = hashed_order(names, cohort.name)
   cohort = validation.validate(cohort.take(order[(known & ~bare)[order]]))
   validation.check(cohort)
@@ -162,23 +164,31 @@ def _static(stay: np.ndarray, parameter: pa.DictionaryArray, value: np.ndarray, 
   return out
 
 
-def _outcomes(files: list[Path]) -> dict[str, int]:
+def _outcomes(files: list[Path]) -> tuple[dict[str, int], dict[str, float]]:
+  """Of every stay the outcome and, where it is known, the days that it lasted in hospital from 00:00 on."""
   label: dict[str, int] = {}
+  days: dict[str, float] = {}
   for file in files:
     if not file.is_file():
       raise EagrlError(f'data.outcomes: there is no file {file.name}; it belongs beside the set')
     try:
       table = pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(
-          column_types={'RecordID': pa.string(), _LABEL: pa.float64()}))
+          column_types={'RecordID': pa.string(), _LABEL: pa.float64(), _STAY: pa.float64()}))
+      columns = {name.strip(): name for name in table.column_names}
     except (pa.ArrowException, UnicodeDecodeError):
       raise EagrlError(f'data.outcomes: {file.name} is not the comma-separated outcomes file') from None
-    columns = {name.strip(): name for name in table.column_names}
+    twice = [name for name in ('RecordID', _LABEL, _STAY) if table.column_names.count(columns.get(name)) > 1]
+    if twice:
+      raise EagrlError(f'data.outcomes: {file.name} has two columns {twice[0]!r}; keep one')
     for name in ('RecordID', _LABEL):
       if name not in columns:
         raise EagrlError(f'data.outcomes: {file.name} has no column {name!r}; it has {", ".join(columns)}')
-    for stay, died in zip(table[columns['RecordID']].to_pylist(), table[columns[_LABEL]].to_pylist()):
+    lasted = table[columns[_STAY]].to_pylist() if _STAY in columns else [None] * len(table)
+    for stay, died, length in zip(table[columns['RecordID']].to_pylist(), table[columns[_LABEL]].to_pylist(), lasted):
       if died not in (0, 1):
         continue
+      if isinstance(length, int | float) and length >= 0:  # of a header with spaces the kind of the column is guessed
+        days[str(stay).strip()] = length
       if label.setdefault(str(stay).strip(), int(died)) != died:
         raise EagrlError('data.outcomes: a stay has two different outcomes; keep one')
-  return label
+  return label, days

@@ -1,7 +1,7 @@
 """TJH: COVID-19 inpatients of Tongji Hospital, one xlsx (doi 10.1038/s42256-020-0180-7, MIT licence).
 
-The order of patients in the file is the outcome, and the admission and discharge times give away
-the length of stay: neither leaves this module.
+The order of patients in the file is the outcome and does not leave this module. Admission and discharge times give away
+the length of stay: of them only the end of the stay leaves it, as an outcome.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _PH, _WBC, _RBC, _HEMATOCRIT = (FEATURES.require(name, 'tjh') for name in
                                 ('blood pH', 'white blood cell count', 'red blood cell count', 'hematocrit'))
 
 
+@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
   """Reads the published workbook.
 
@@ -91,7 +92,7 @@ def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
       age=np.array([_age(facts[p][0]) for p in known], np.float32),
       sex=np.array([_SEX.get(facts[p][1], -1) for p in known], np.int8),
       label=np.array([int(facts[p][2]) for p in known], np.int8), patient=patient, hour=hour, feature=feature,
-      value=value, attrition=tuple(steps))
+      value=value, attrition=tuple(steps), stay_end=np.array([_stay(facts[p][3], first[p]) for p in known], np.float32))
   if not len(cohort):
     raise EagrlError('data.path: no patient has a dated row and an outcome of 0 or 1; check those columns')
   cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, cohort.name)))
@@ -196,10 +197,20 @@ def _blood_only(row: dict[int, float], count: collections.Counter[str]) -> dict[
 
 def _moment(cell: Any, column: str) -> datetime.datetime:
   try:
-    return cell if isinstance(cell, datetime.datetime) else datetime.datetime.fromisoformat(str(cell))
+    moment = cell if isinstance(cell, datetime.datetime) else datetime.datetime.fromisoformat(str(cell))
+    if moment.tzinfo is None:  # one with a zone cannot be compared with the others, which have none
+      return moment
+    raise ValueError
   except ValueError:
-    raise EagrlError(f'data.path: the column {column!r} holds something that is not a date; '
+    raise EagrlError(f'data.path: the column {column!r} holds something that is not a date without a time zone; '
                      'format it as a date') from None
+
+
+def _stay(discharge: Any, first: datetime.datetime) -> float:
+  """Hours from the first dated row to discharge or death; 0 where that came before, NaN where it is not said."""
+  if discharge is None:
+    return float('nan')
+  return max(0.0, (_moment(discharge, 'Discharge time') - first).total_seconds() / 3600)
 
 
 def _age(cell: Any) -> float:

@@ -52,6 +52,12 @@ def test_the_vocabulary_matrix_stays_where_it_lies(programs, mesh, program):
 
 
 @pytest.mark.parametrize('mesh', MESHES)
+def test_nothing_is_moved_between_trainer_and_sampler(programs, mesh):
+  """An update leaves every array where the next one, and the sampler, which was compiled for that, take it."""
+  assert programs[mesh]['moved'] == []
+
+
+@pytest.mark.parametrize('mesh', MESHES)
 def test_a_devices_logits_are_of_its_own_slice(programs, mesh):
   """No exchange leaves a row's V logits on a device in the update, nor adds up shares of them."""
   assert [shape for _, shape in programs[mesh]['update'] if VOCAB in shape and WIDTH not in shape] == []
@@ -131,8 +137,14 @@ def texts(shape: tuple[int, int, int]) -> dict[str, str]:
   # As small as chunks get: two of them.
   with mock.patch.object(logprobs, 'CHUNK_LOGITS', 1):
     text = jax.jit(head).lower(state.params, hidden).compile().as_text()
-  return {'head': text, 'head_loop': loops(text), 'update': update.lower(state, batch).compile().as_text(),
-          'sample': jax.jit(sample).lower(state.params, batch.prompt, key).compile().as_text()}
+  trained = update.lower(state, batch).compile()
+  left = jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), state,
+                      trained.output_shardings[0])
+  same = jax.tree.map(lambda x, y: x.sharding.is_equivalent_to(y.sharding, x.ndim), state, left)
+  moved = [jax.tree_util.keystr(path) for path, it in jax.tree_util.tree_leaves_with_path(same) if not it]
+  sampled = jax.jit(sample).lower(left.params, batch.prompt, key).compile()
+  return {'head': text, 'head_loop': loops(text), 'update': trained.as_text(), 'sample': sampled.as_text(),
+          'moved': '\n'.join(moved)}
 
 
 if __name__ == '__main__':
@@ -140,5 +152,5 @@ if __name__ == '__main__':
   if len(sys.argv) > 1:  # to read
     print(json.dumps(compiled))
   else:
-    print(json.dumps({name: {k: collectives(text) for k, text in programs.items()}
+    print(json.dumps({name: {k: text.split() if k == 'moved' else collectives(text) for k, text in programs.items()}
                       for name, programs in compiled.items()}))

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from eagrl_jax.evaluation import bootstrap, figures, report
+from eagrl_jax.evaluation import bootstrap, drawing, learning, report
 from eagrl_jax.evaluation.files import flat, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, interval, interval_text, number, range_text, signed
 from eagrl_jax.types import EagrlError
@@ -160,10 +160,10 @@ def write(runs: Sequence[Run], out: Path) -> Path:
       loader=jinja2.PackageLoader('eagrl_jax.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
       trim_blocks=True, lstrip_blocks=True)
   environment.filters.update(num=number, signed=signed, count=lambda n: f'{n:,}')
-  curves = [(stage, [Markup(svg) for _, svg in figures.overlaid({run.name: run.logs[stage] for run in runs}, stage)])
+  curves = [(stage, [Markup(svg) for _, svg in learning.overlaid({run.name: run.logs[stage] for run in runs}, stage)])
             for stage in report.STAGES]
   page = environment.get_template('compare.html.j2').render(
-      runs=[{'name': run.name, 'token': figures.run_token(i), 'result': run.result} for i, run in enumerate(runs)],
+      runs=[{'name': run.name, 'token': drawing.run_token(i), 'result': run.result} for i, run in enumerate(runs)],
       arms=arms(runs), paired=paired(runs), curves=[(stage, svgs) for stage, svgs in curves if svgs],
       config=differences([run.settings for run in runs]), versions=differences([run.versions for run in runs]))
   try:

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from eagrl_jax.evaluation import checklist, figures, metrics, sections
+from eagrl_jax.evaluation import checklist, drawing, figures, learning, marks, metrics, sections
 from eagrl_jax.evaluation.files import flat, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
 from eagrl_jax.types import EagrlError
@@ -79,7 +79,7 @@ def arm_rows(result: Mapping) -> list[dict]:
     named = named if isinstance(named, Mapping) and 'mean' not in named else {'expert': named}
     rate = interval(arm.get('parse_rate'))
     rows.append({
-        'name': name, 'gloss': ARMS.get(name, ''), 'token': figures.token(name),
+        'name': name, 'gloss': ARMS.get(name, ''), 'token': drawing.token(name),
         **{m: interval(arm.get(m)) for m in metrics.METRICS}, 'parse_rate': rate and rate['mean'],
         **{f'jaccard_{kind}': interval(named.get(kind)) for kind in ('expert', 'random', 'truth', 'random_truth')},
         'kl': interval(kl), 'kl_permuted': interval(kl.get('permuted')) if isinstance(kl, Mapping) else None})
@@ -99,7 +99,7 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   headline = [a for a in arms if a['name'] in ('base', 'rl', 'expert') and a['auroc']]  # before, after, the expert
   predictions = _predictions(workdir / 'evaluate/predictions.parquet')
   logs = {stage: read_lines(workdir / stage / 'metrics.jsonl') for stage in STAGES}
-  curves = [(stage, [Markup(svg) for _, svg in figures.learning_curves(rows, stage)]) for stage, rows in logs.items()]
+  curves = [(stage, [Markup(svg) for _, svg in learning.learning_curves(rows, stage)]) for stage, rows in logs.items()]
   rewards = read_json(workdir / 'search/rewards.json')
   robustness = read_json(workdir / 'robustness/metrics.json')
   transfer = {path.parent.name: read_json(path) for path in sorted(workdir.glob('transfer/*/metrics.json'))}
@@ -164,7 +164,7 @@ def _subgroups(found: Mapping) -> list[dict]:
       row = rows.setdefault(group['name'], {'name': group['name'], 'n': group['n'], 'positives': group['positives'],
                                             'arms': []})
       value = None if group['auroc'] is None else interval({'point': group['auroc'], 'ci95': group['ci95']})
-      row['arms'].append({'name': arm, 'token': figures.token(arm), 'value': value,
+      row['arms'].append({'name': arm, 'token': drawing.token(arm), 'value': value,
                           'bar': _bar(value, arm, 0.4, 0.5)})
   return list(rows.values())
 
@@ -219,7 +219,7 @@ def _case(case: Mapping) -> dict:
     values = [v if finite(v) else None for v in f['values']]
     rows.append({'name': f['name'], 'unit': f.get('unit') or '', 'range': _range(low, high), 'flag': flag,
                  'last': '–' if last is None else f'{last:g}',
-                 'spark': Markup(figures.sparkline(values, case['hours'], low, high)),
+                 'spark': Markup(marks.sparkline(values, case['hours'], low, high)),
                  'weight': max(f.get('salience') or 0, f.get('attention') or 0)})
   rows.sort(key=lambda r: -r['weight'])
   names = [f['name'] for f in features]
@@ -247,7 +247,7 @@ def _bar(value: Mapping | None, arm: str, low: float, mark: float | None) -> Mar
   if value is None or not finite(value['mean']):
     return Markup('')
   lo, hi = (value[k] if finite(value[k]) else value['mean'] for k in ('lo', 'hi'))
-  return Markup(figures.interval_bar(value['mean'], lo, hi, arm, low, mark))
+  return Markup(marks.interval_bar(value['mean'], lo, hi, arm, low, mark))
 
 
 def _mean(value: Mapping | None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from eagrl_jax.evaluation import figures
+from eagrl_jax.evaluation import drawing, figures
 from eagrl_jax.evaluation.formats import finite, interval
 
 KINDS = {'sampling': 'Same prompts, other random draws', 'order': 'Features in another order',
@@ -35,7 +35,7 @@ def robustness(result: Mapping | None) -> dict[str, Any] | None:
         m: [_change(row['arms'][arm], m) for arm in arms] for m in ('auroc', 'auprc')}})
   return {
       'n': result['n'], 'samples': result['samples'], 'rows': rows,
-      'arms': [{'name': arm, 'token': figures.token(arm)} for arm in arms],
+      'arms': [{'name': arm, 'token': drawing.token(arm)} for arm in arms],
       'unchanged': {m: [interval(result['unchanged'][arm][m]) for arm in arms] for m in ('auroc', 'auprc')},
       'notes': [_units(row) for row in result['conditions'] if row['kind'] == 'units'],
       'figures': [Markup(svg) for kind in words if (svg := _curve(result, kind, words[kind]))]}
@@ -66,7 +66,7 @@ def faithfulness(result: Mapping | None) -> list[dict]:
   for arm, sets in ((result or {}).get('faithfulness') or {}).items():
     for i, (kind, found) in enumerate(sets.items()):
       over = found.get('over_random') or {}
-      rows.append({'arm': arm, 'token': figures.token(arm), 'first': i == 0, 'span': len(sets),
+      rows.append({'arm': arm, 'token': drawing.token(arm), 'first': i == 0, 'span': len(sets),
                    'set': 'its own most salient' if (arm, kind) == ('expert', 'own') else SETS[kind],
                    'size': interval(found['size']), **{m: interval(found[m]) for m in MEASURES},
                    **{f'{m}_over': interval(over.get(m)) for m in MEASURES}})
@@ -86,7 +86,7 @@ def transfer(found: Mapping[str, Mapping], glosses: Mapping[str, str]) -> list[d
   """A table a cohort that the run's models were taken to."""
   tables = []
   for name, result in found.items():
-    rows = [{'name': arm, 'gloss': glosses.get(arm, ''), 'token': figures.token(arm),
+    rows = [{'name': arm, 'gloss': glosses.get(arm, ''), 'token': drawing.token(arm),
              **{m: interval(values.get(m)) for m in ('auroc', 'auprc', 'brier')},
              'home': interval(values.get('auroc_at_home'))}
             for arm, values in (result.get('arms') or {}).items()]
@@ -104,7 +104,7 @@ def costs(result: Mapping) -> list[dict]:
   for name, arm in (result.get('arms') or {}).items():
     cost = arm.get('cost')
     if isinstance(cost, Mapping) and cost:
-      rows.append({'name': name, 'token': figures.token(name), 'auroc': interval(arm.get('auroc')),
+      rows.append({'name': name, 'token': drawing.token(name), 'auroc': interval(arm.get('auroc')),
                    'parse_rate': arm.get('parse_rate'), 'seconds': cost.get('seconds'),
                    'new_tokens': cost.get('new_tokens'), 'compiled': bool(cost.get('with_compilation'))})
   return sorted(rows, key=lambda row: (not finite(row['seconds']), row['seconds'] if finite(row['seconds']) else 0))

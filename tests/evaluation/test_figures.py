@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 import pytest
 
-from eagrl_jax.evaluation import figures
+from eagrl_jax.evaluation import drawing, figures, learning, marks
 
 SVG = '{http://www.w3.org/2000/svg}'
 
@@ -48,8 +48,8 @@ def test_svg_is_deterministic_themable_and_inline(arms):
 
 
 def test_every_colour_is_distinct_and_visible_on_white():
-  assert len(set(figures.COLOURS.values())) == len(figures.COLOURS)
-  for name, value in figures.COLOURS.items():
+  assert len(set(drawing.COLOURS.values())) == len(drawing.COLOURS)
+  for name, value in drawing.COLOURS.items():
     channel = [int(value[i:i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channel]
     contrast = 1.05 / (0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
@@ -59,15 +59,15 @@ def test_every_colour_is_distinct_and_visible_on_white():
 def test_learning_curves_one_a_metric_last_row_of_a_step_counts():
   rows = [{'step': s, 'loss': 10.0 - s, 'time': 1.0, 'flag': True, 'names': ['a']} for s in range(5)]
   rows += [{'step': 4, 'loss': 2.5}, {'step': 4, 'val': 0.5}, {'step': 2, 'val': float('nan')}]
-  curves = dict(figures.learning_curves(rows, 'rl'))
+  curves = dict(learning.learning_curves(rows, 'rl'))
   assert list(curves) == ['loss']  # val has one finite point
   assert 'aria-label="rl: loss from 10 at step 0 to 2.5 at step 4."' in curves['loss']
   assert 'rl · loss' in texts(curves['loss'])
-  assert figures.learning_curves([], 'rl') == []
+  assert learning.learning_curves([], 'rl') == []
 
 
 def test_smoothing_does_not_bend_a_constant_series_at_its_ends():
-  svg = dict(figures.learning_curves([{'step': s, 'x': 3.0} for s in range(100)], 'sft'))['x']
+  svg = dict(learning.learning_curves([{'step': s, 'x': 3.0} for s in range(100)], 'sft'))['x']
   line = max(ET.fromstring(svg).iter(f'{SVG}path'), key=lambda p: 'stroke-width: 1.8' in p.get('style', ''))
   heights = {pair.split()[1] for pair in re.findall(r'[ML] ([\d.]+ [\d.]+)', line.get('d'))}
   assert len(heights) == 1
@@ -84,23 +84,23 @@ def test_rewards_and_bars_print_their_counts_and_order():
 
 
 def test_sparkline_by_hand():
-  svg = figures.sparkline([1.0, None, 3.0], [0.0, 12.0, 24.0], 1.0, 2.0)
+  svg = marks.sparkline([1.0, None, 3.0], [0.0, 12.0, 24.0], 1.0, 2.0)
   root = ET.fromstring(svg)
   assert root.find('polyline').get('points') == '4.0,25.0 116.0,3.0'
   band = root.find('rect')
   assert (float(band.get('y')), float(band.get('height'))) == (14.0, 11.0)
   assert root.get('aria-label') == '2 values from 1 to 3'
-  assert figures.sparkline([None], [0.0], 1.0, 2.0) == ''
-  assert 'band' not in figures.sparkline([5.0], [0.0], None, None)
+  assert marks.sparkline([None], [0.0], 1.0, 2.0) == ''
+  assert 'band' not in marks.sparkline([5.0], [0.0], None, None)
 
 
 def test_a_distant_reference_band_does_not_flatten_the_values():
-  root = ET.fromstring(figures.sparkline([10.0, 12.0], [0.0, 1.0], 0.0, 1000.0))
+  root = ET.fromstring(marks.sparkline([10.0, 12.0], [0.0, 1.0], 0.0, 1000.0))
   heights = [float(p.split(',')[1]) for p in root.find('polyline').get('points').split()]
   assert heights[0] - heights[1] > 5
 
 
 def test_interval_bar_places_dot_interval_and_chance():
-  root = ET.fromstring(figures.interval_bar(0.7, 0.55, 0.85, 'rl', low=0.4, mark=0.4))
+  root = ET.fromstring(marks.interval_bar(0.7, 0.55, 0.85, 'rl', low=0.4, mark=0.4))
   assert float(root.find('circle').get('cx')) == 70
   assert root.find("line[@class='mark']").get('x1') == '3.0' and 'var(--rl)' in root.get('style')

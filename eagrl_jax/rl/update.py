@@ -21,6 +21,7 @@ from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import AttentionTap, forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl import alignment, losses
+from eagrl_jax.rl.gradients import Stats, accumulate, guarded_step, split
 from eagrl_jax.types import Array, ArrayLike, EagrlError, Params, PromptBatch, Rollout
 
 MAX_LOG_RATIO = 20.0  # far outside any clip; keeps exp and its gradient finite
@@ -86,14 +87,6 @@ class UpdateConfig:
       raise EagrlError(f'rl.dual_clip={self.dual_clip} must exceed 1, or be 0 for off')
     if self.kl_coef < 0 or self.c_align < 0:
       raise EagrlError(f'rl.kl={self.kl_coef} and rl.c_align={self.c_align} must not be negative')
-
-
-@struct.dataclass
-class Stats:
-  """What a loss reports: `sums` add up over micro-batches, of `peaks` (never negative) the largest counts."""
-
-  sums: dict[str, Array]
-  peaks: dict[str, Array]
 
 
 @struct.dataclass
@@ -170,55 +163,6 @@ def policy_loss(params: Params, part: Weighted, lm_cfg: LMConfig, cfg: UpdateCon
   return loss, jax.lax.stop_gradient(Stats(sums=sums, peaks=peaks))
 
 
-def accumulate(
-    loss_fn: Callable[[Params, Any], tuple[Array, Stats]], params: Params, batch: Any, micro: int
-) -> tuple[Params, Stats]:
-  """Gradient and statistics of `batch`, `micro` leading rows at a time under `lax.scan`.
-
-  `loss_fn` returns a sum over rows.
-
-  Raises:
-    EagrlError: `micro` does not divide the number of rows.
-  """
-  rows = jax.tree.leaves(batch)[0].shape[0]
-  if rows % micro:
-    raise EagrlError(f'micro_batch={micro} must divide the batch of {rows} prompts')
-  grad_fn = jax.grad(loss_fn, has_aux=True)
-  if rows == micro:
-    return grad_fn(params, batch)
-  parts = _split(batch, rows // micro)
-
-  def step(carry, part):
-    grads, stats = carry
-    g, s = grad_fn(params, part)
-    grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, g)
-    merged = Stats(jax.tree.map(jnp.add, stats.sums, s.sums), jax.tree.map(jnp.maximum, stats.peaks, s.peaks))
-    return (grads, merged), None
-
-  first = jax.tree.map(lambda x: x[0], parts)
-  stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(loss_fn, params, first)[1])
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
-  (grads, stats), _ = jax.lax.scan(step, (zeros, stats), parts)
-  return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), stats
-
-
-def guarded_step(
-    state: Any, grads: Params, loss: Array, optimizer: optax.GradientTransformation
-) -> tuple[Any, dict[str, Array]]:
-  """Optimiser step; a non-finite loss or gradient changes nothing but `state.step`, and `finite` says so."""
-  norm = optax.tree.norm(grads)
-  finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  keep = lambda new, old: jnp.where(finite, new, old)
-  state = state.replace(
-      params=jax.tree.map(keep, params, state.params),
-      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-      step=state.step + 1,
-  )
-  return state, {'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
-
-
 def check_taps(cfg: UpdateConfig, lm_cfg: LMConfig) -> None:
   """Refuses layers and heads of attention that the policy does not have."""
   taps = (('layers', cfg.align_layers, lm_cfg.n_layers), ('heads', cfg.align_heads, lm_cfg.n_heads))
@@ -289,12 +233,4 @@ def policy_steps(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _share(batch: RLBatch, i: int, n: int) -> RLBatch:
-  return jax.tree.map(lambda x: x[i], _split(batch, n))
-
-
-def _split(batch: Any, n: int) -> Any:
-  """n shares of the rows, `[R, ...] -> [n, R / n, ...]`; the i-th takes every n-th row from the i-th on.
-
-  So an axis that is sharded over devices stays spread over all of them.
-  """
-  return jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (-1, n, *x.shape[1:])), 0, 1), batch)
+  return jax.tree.map(lambda x: x[i], split(batch, n))

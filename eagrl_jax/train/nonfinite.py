@@ -29,7 +29,7 @@ def check(mode: str) -> None:
 class Watch:
   """Judges the steps of one stage; a bad one leaves its examples' rows (never their content) in `nonfinite.jsonl`.
 
-  An update that is not finite has changed neither weights nor optimiser (`rl.update.guarded_step`).
+  An update that is not finite has changed neither weights nor optimiser (`rl.gradients.guarded_step`).
 
   Args:
     folder: of the stage.

@@ -14,7 +14,7 @@ from eagrl_jax.lm import lora
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
-from eagrl_jax.rl.update import Stats, accumulate, guarded_step
+from eagrl_jax.rl.gradients import Stats, accumulate, guarded_step
 from eagrl_jax.types import Array, ArrayLike, EagrlError, Params, PromptBatch
 
 

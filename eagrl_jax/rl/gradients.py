@@ -1,0 +1,81 @@
+"""Gradient of a batch, some rows at a time, and a step that a non-finite gradient cannot spoil.
+
+Of reinforcement learning and of supervised training alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from eagrl_jax.types import Array, EagrlError, Params
+
+
+@struct.dataclass
+class Stats:
+  """What a loss reports: `sums` add up over micro-batches, of `peaks` (never negative) the largest counts."""
+
+  sums: dict[str, Array]
+  peaks: dict[str, Array]
+
+
+def accumulate(
+    loss_fn: Callable[[Params, Any], tuple[Array, Stats]], params: Params, batch: Any, micro: int
+) -> tuple[Params, Stats]:
+  """Gradient and statistics of `batch`, `micro` leading rows at a time under `lax.scan`.
+
+  `loss_fn` returns a sum over rows.
+
+  Raises:
+    EagrlError: `micro` does not divide the number of rows.
+  """
+  rows = jax.tree.leaves(batch)[0].shape[0]
+  if rows % micro:
+    raise EagrlError(f'micro_batch={micro} must divide the batch of {rows} prompts')
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+  if rows == micro:
+    return grad_fn(params, batch)
+  parts = split(batch, rows // micro)
+
+  def step(carry, part):
+    grads, stats = carry
+    g, s = grad_fn(params, part)
+    grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, g)
+    merged = Stats(jax.tree.map(jnp.add, stats.sums, s.sums), jax.tree.map(jnp.maximum, stats.peaks, s.peaks))
+    return (grads, merged), None
+
+  first = jax.tree.map(lambda x: x[0], parts)
+  stats = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(loss_fn, params, first)[1])
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), params)
+  (grads, stats), _ = jax.lax.scan(step, (zeros, stats), parts)
+  return jax.tree.map(lambda g, p: g.astype(p.dtype), grads, params), stats
+
+
+def guarded_step(
+    state: Any, grads: Params, loss: Array, optimizer: optax.GradientTransformation
+) -> tuple[Any, dict[str, Array]]:
+  """Optimiser step; a non-finite loss or gradient changes nothing but `state.step`, and `finite` says so."""
+  norm = optax.tree.norm(grads)
+  finite = jnp.isfinite(norm) & jnp.isfinite(loss)
+  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+  params = optax.apply_updates(state.params, updates)
+  keep = lambda new, old: jnp.where(finite, new, old)
+  state = state.replace(
+      params=jax.tree.map(keep, params, state.params),
+      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
+      step=state.step + 1,
+  )
+  return state, {'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
+
+
+def split(batch: Any, n: int) -> Any:
+  """n shares of the rows, `[R, ...] -> [n, R / n, ...]`; the i-th takes every n-th row from the i-th on.
+
+  So an axis that is sharded over devices stays spread over all of them.
+  """
+  return jax.tree.map(lambda x: jnp.swapaxes(jnp.reshape(x, (-1, n, *x.shape[1:])), 0, 1), batch)

@@ -26,8 +26,8 @@ from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.disk import write_json
 from eagrl_jax.stages.inference import Arm
-from eagrl_jax.stages.pipeline import write_json
 from eagrl_jax.train import processes
 
 

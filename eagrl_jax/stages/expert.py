@@ -23,7 +23,7 @@ from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
-from eagrl_jax.stages.pipeline import write_json
+from eagrl_jax.stages.disk import write_json
 from eagrl_jax.train import preemption
 from eagrl_jax.train.checkpoint import Checkpoints, load_params, save_params
 from eagrl_jax.train.metrics import MetricWriter

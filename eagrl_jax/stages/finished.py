@@ -25,8 +25,8 @@ from eagrl_jax.ehr.splits import Splits
 from eagrl_jax.expert import train as expert_train
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import disk, graph, prepare, settings
 from eagrl_jax.stages import expert as expert_stage
-from eagrl_jax.stages import pipeline, prepare, settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
@@ -51,7 +51,7 @@ def opened(workdir: pathlib.Path, mesh: ConfigDict, needs: tuple[str, ...]) -> I
   config = ConfigDict(_tuples(saved))
   check_run(workdir, config, needs)
   own = make_mesh(**mesh.to_dict())
-  with pipeline.exclusive(workdir), jax.set_mesh(own):
+  with disk.exclusive(workdir), jax.set_mesh(own):
     yield Context(config, workdir, own)
 
 
@@ -67,7 +67,7 @@ def check_run(workdir: pathlib.Path, config: ConfigDict, needs: tuple[str, ...])
 
   The source's own files are not needed any more: where they are gone or have changed, that is logged.
   """
-  stages, done = pipeline.with_inputs(*needs), {}
+  stages, done = graph.with_inputs(*needs), {}
   for name in (stage.name for stage in stages):
     try:
       done[name] = json.loads((workdir / name / 'done.json').read_text())
@@ -78,9 +78,9 @@ def check_run(workdir: pathlib.Path, config: ConfigDict, needs: tuple[str, ...])
     raise EagrlError(f'--workdir={workdir}: {mixed[0]} was made from other stages than those in the folder; run '
                      'configs/rl.py there until it is done')
   for stage in stages:
-    if pipeline.stage_hash(stage, config, done[stage.name]['inputs']) == done[stage.name]['hash']:
+    if graph.stage_hash(stage, config, done[stage.name]['inputs']) == done[stage.name]['hash']:
       continue
-    if any(pipeline.source_files(stage.name, config) or ()):
+    if any(graph.source_files(stage.name, config) or ()):
       logging.info('%s: its source files are not here, or have changed since; what it made of them is used', stage.name)
     else:
       raise EagrlError(f'--workdir={workdir}: config.json is not the config that {stage.name} was made with; run '
@@ -144,7 +144,7 @@ def publish(workdir: pathlib.Path, folder: str, name: str, made_from: dict,
   part = workdir / folder / f'.{name}.part'
   shutil.rmtree(part, ignore_errors=True)  # of a run that was cut short; nothing finished is ever there
   part.mkdir(parents=True)
-  pipeline.write_json(part / 'manifest.json', {'made_from': made_from, **write(part)})
+  disk.write_json(part / 'manifest.json', {'made_from': made_from, **write(part)})
   if target.exists():
     aside = workdir / 'superseded' / f'{folder}-{name}-{time.time_ns()}'
     aside.parent.mkdir(exist_ok=True)

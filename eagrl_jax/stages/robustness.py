@@ -30,8 +30,8 @@ from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.disk import write_json
 from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
-from eagrl_jax.stages.pipeline import write_json
 from eagrl_jax.stages.policy import sample
 from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.evaluation import agreement
 from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import checks, finished, inference, pipeline
+from eagrl_jax.stages import checks, disk, finished, graph, inference, pipeline
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -69,9 +69,9 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
       print(f'seed {seed}: ' + ', '.join(f'{name} {state}' for name, state in _states(config, workdir, seed).items()))
     pipeline.describe(own(config, c.seeds[0]), run_folder(workdir, c.seeds[0]))
     return
-  with pipeline.disk_faults(workdir):
+  with disk.faults(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
-  with pipeline.exclusive(workdir):
+  with disk.exclusive(workdir):
     for i, seed in enumerate(c.seeds):
       logging.info('study: seed %d (%d of %d)', seed, i + 1, len(c.seeds))
       pipeline.run(own(config, seed), run_folder(workdir, seed))
@@ -110,7 +110,7 @@ def cell(config: ConfigDict, workdir: pathlib.Path, seed: int, arm: str) -> None
   if arm not in ASKED:
     logging.info('study: seed %d, %s', seed, arm)
     pipeline.run(mine, folder)
-  hashes = pipeline.stage_hashes(mine)
+  hashes = graph.stage_hashes(mine)
   stage = 'base' if arm in ASKED else 'rl'
   made_from = {'policy': hashes[stage], 'expert': hashes['expert'], 'evaluate': hashes['evaluate']}
   mesh = make_mesh(**mine.mesh.to_dict())
@@ -173,7 +173,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> str:
   shown = (*(a for a in order if a in rows), *(a for a in rows if a not in order))
   arms = {a: rows[a] | _means(extra[a]) for a in shown}
   study = {**cohort, 'seeds': list(config.study.seeds), 'arms': arms, 'claims': study_lib.claims(rows)}
-  pipeline.write_json(workdir / 'study.json', study)
+  disk.write_json(workdir / 'study.json', study)
   text = study_lib.markdown(study)
   part = workdir / 'study.md.part'
   part.write_text(text)

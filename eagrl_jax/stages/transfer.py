@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.records import Cohort, hashed_order
 from eagrl_jax.evaluation import baselines, bootstrap, metrics, report
-from eagrl_jax.stages import beside, checks, early, finished, foreign, inference, pipeline, prepare
+from eagrl_jax.stages import beside, checks, disk, early, finished, foreign, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -62,7 +62,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
 
     def write(folder: pathlib.Path) -> dict:
       summary = judge(context, home, data, match)
-      pipeline.write_json(folder / 'metrics.json', summary)
+      disk.write_json(folder / 'metrics.json', summary)
       print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
       return {'attrition': data.cohort.attrition, 'environment': pipeline.environment()}
 

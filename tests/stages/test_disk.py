@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from eagrl_jax.stages import pipeline
+from eagrl_jax.stages import disk, graph, pipeline
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.types import EagrlError
 
@@ -59,7 +59,7 @@ def test_something_in_the_way_is_one_line(name, prepared, same, micro_config):
   config, place = micro_config(target='base'), prepared / name
   if name != 'base':
     place.parent.mkdir()
-    pipeline.write_json(prepared / 'base' / 'started.json', {'hash': pipeline.stage_hashes(config)['base']})
+    disk.write_json(prepared / 'base' / 'started.json', {'hash': graph.stage_hashes(config)['base']})
   place.mkdir() if place.suffix else place.write_text('mine')
   with pytest.raises(EagrlError) as error:
     pipeline.run(config, prepared)
@@ -95,7 +95,7 @@ def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch, micro
 
 
 def test_a_users_own_file_is_not_blamed_on_the_folder(tmp_path):
-  with pytest.raises(FileNotFoundError), pipeline.disk_faults(tmp_path / 'w'):
+  with pytest.raises(FileNotFoundError), disk.faults(tmp_path / 'w'):
     (tmp_path / 'absent.csv').read_text()
 
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eagrl_jax.ehr import splits, store
-from eagrl_jax.stages import checks, pipeline, settings
+from eagrl_jax.stages import checks, graph, pipeline, settings
 from eagrl_jax.types import EagrlError
 
 PATIENTS = [f'p{i}' for i in range(40)]
@@ -167,9 +167,9 @@ def test_replaced_weights_in_a_folder_are_noticed(config, tmp_path):
   (tmp_path / 'hf').mkdir()
   (tmp_path / 'hf' / 'model.safetensors').write_bytes(b'one')
   config.lm.checkpoint = str(tmp_path / 'hf')
-  before = pipeline.stage_hashes(config)['base']
+  before = graph.stage_hashes(config)['base']
   (tmp_path / 'hf' / 'model.safetensors').write_bytes(b'another')
-  assert pipeline.stage_hashes(config)['base'] != before
+  assert graph.stage_hashes(config)['base'] != before
 
 
 @pytest.mark.parametrize('variant', ['', 'tjh', 'tjh24', 'physionet2012', 'pretrained', 'csv', 'mimic4',

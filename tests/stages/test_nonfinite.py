@@ -14,7 +14,7 @@ import pytest
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.lm import lora
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import lessons, pipeline, policy, rl, settings
+from eagrl_jax.stages import graph, lessons, pipeline, policy, rl, settings
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.train.optimizer import make_optimizer
@@ -26,7 +26,7 @@ def rows(path):
 
 
 def begin(finished, workdir, stage):
-  for done in pipeline.NAMES[:pipeline.NAMES.index(stage)]:
+  for done in graph.NAMES[:graph.NAMES.index(stage)]:
     shutil.copytree(finished / done, workdir / done)
 
 

@@ -12,12 +12,12 @@ import transformers
 from eagrl_jax.ehr import store
 from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import evaluate, pipeline, policy
+from eagrl_jax.stages import disk, evaluate, graph, pipeline, policy
 from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
 
-DONE = pipeline.NAMES[:pipeline.NAMES.index('evaluate') + 1]  # where a default run stops
+DONE = graph.NAMES[:graph.NAMES.index('evaluate') + 1]  # where a default run stops
 
 
 def test_a_run_leaves_the_promised_folder(finished):
@@ -64,8 +64,8 @@ def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(fini
 def test_hashes_follow_config_and_inputs(micro_config):
   base, changed = micro_config(), micro_config()
   changed.expert.epochs += 1
-  a, b = pipeline.stage_hashes(base), pipeline.stage_hashes(changed)
-  assert [s for s in pipeline.NAMES if a[s] != b[s]] == ['expert', 'search', 'sft', 'rl', 'evaluate', 'robustness',
+  a, b = graph.stage_hashes(base), graph.stage_hashes(changed)
+  assert [s for s in graph.NAMES if a[s] != b[s]] == ['expert', 'search', 'sft', 'rl', 'evaluate', 'robustness',
                                                                'export']
 
 
@@ -74,7 +74,7 @@ def test_where_an_engine_runs_is_no_reason_to_train_again(micro_config):
   for config, where in zip(configs, ('own', 'http://a:1/v1', 'http://b:2/v1')):
     config.rl.rollouts = where
   configs[2].rl.rollouts_timeout = 5.0
-  own, a, b = (pipeline.stage_hashes(c)['rl'] for c in configs)
+  own, a, b = (graph.stage_hashes(c)['rl'] for c in configs)
   assert own != a == b
 
 
@@ -87,7 +87,7 @@ def test_resuming_gives_the_same_result(stage, finished, micro_config, tmp_path,
   """Interrupted after its first checkpoint and run again == never interrupted, bit for bit."""
   config = micro_config(target=stage)
   workdir = tmp_path / 'w'
-  for done in pipeline.NAMES[:pipeline.NAMES.index(stage)]:
+  for done in graph.NAMES[:graph.NAMES.index(stage)]:
     shutil.copytree(finished / done, workdir / done)
   save = Checkpoints.save
 
@@ -140,7 +140,7 @@ def test_export_is_a_hugging_face_directory_of_the_same_weights(finished, micro_
 
 
 def test_a_second_run_in_one_folder_is_refused(micro_config, tmp_path):
-  with pipeline.exclusive(tmp_path), pytest.raises(EagrlError, match='in use by another run'):
+  with disk.exclusive(tmp_path), pytest.raises(EagrlError, match='in use by another run'):
     pipeline.run(micro_config(target='prepare'), tmp_path)
   pipeline.run(micro_config(target='prepare'), tmp_path)
 
@@ -149,7 +149,7 @@ def test_an_unknown_stage_is_refused(micro_config):
   config = micro_config()
   config.target = 'rll'
   with pytest.raises(EagrlError, match='target'):
-    pipeline.selected(config)
+    graph.selected(config)
 
 
 @pytest.mark.parametrize(('weight', 'expected'), [(0.0, [0, 1]), (1.0, [0.2, 0.6]), (0.5, [0.1, 0.8])])

@@ -12,10 +12,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from absl import logging as absl_logging
+from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.stages import evaluate, finished, foreign, pipeline, predict
+from eagrl_jax.stages import evaluate, finished, foreign, graph, predict
 from eagrl_jax.types import EagrlError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -160,6 +161,44 @@ def test_a_wide_file_with_plain_ids_and_one_feature(run, cohort, tmp_path):
   assert manifest['made_from']['policy'] == 'base'
 
 
+def stays(folder):
+  """A set of PhysioNet 2012 of two patients in intensive care, without outcomes."""
+  folder.mkdir()
+  for number, rate in ((11, 73), (12, 120)):
+    rows = ['Time,Parameter,Value', f'00:00,RecordID,{number}', '00:00,Age,54', '00:00,Gender,0', f'00:30,HR,{rate}',
+            '01:00,Lactate,2.5']
+    (folder / f'{number}.txt').write_text('\n'.join(rows) + '\n')
+  return folder
+
+
+def test_patients_of_another_source_need_no_outcomes(run, tmp_path):
+  c = config(path=str(stays(tmp_path / 'set-new')), source='physionet2012', policy='base')
+  c.evaluate.plain_ids = True
+  predict.run(c, run)
+  table, lines, manifest = read(run, 'set-new')
+  assert sorted(table['subject_id']) == ['11', '12'] and len(lines) == 2
+  assert {'heart rate', 'lactate'} <= set(manifest['features']['mapped'])
+  assert not [step for step, *_ in manifest['attrition'] if 'outcome' in step]
+
+
+def test_the_run_s_own_question_is_asked(run, cohort, tmp_path):
+  own = ConfigDict(json.loads((run / 'config.json').read_text()))
+  trained = dataclasses.replace(cohort, task='readmission')
+  c = config(path=str(stays(tmp_path / 'set-new')), source='physionet2012')
+  new, _ = predict.read(c.predict, own, trained)
+  assert (new.task, new.setting) == ('readmission', cohort.setting) and not new.label.any()
+  c.predict.statics = write(tmp_path / 'Outcomes-new.txt', ('RecordID', 'In-hospital_death'), [(11, 1)])
+  assert store.fingerprint(predict.read(c.predict, own, trained)[0]) == store.fingerprint(new)  # given, and not read
+
+
+def test_the_last_days_before_an_outcome_are_no_window(run, tmp_path):
+  own = ConfigDict(json.loads((run / 'config.json').read_text()))
+  own.data.update(window_hours=0.0)
+  with pytest.raises(EagrlError, match='^data.window_hours=0: .* with --config.data.window_hours above 0'), \
+      foreign.speaking_of('predict'):
+    predict.read(config(path=str(tmp_path), source='mimic4').predict, own, None)
+
+
 def test_a_dry_run_only_looks(run, long, capsys):
   predict.run(config(path=long, name='dry'), run, dry_run=True)
   assert 'features of the run' in capsys.readouterr().out and not (run / 'predictions' / 'dry').exists()
@@ -266,8 +305,8 @@ def test_the_files_that_a_run_was_made_from_are_not_needed(run, micro_config, tm
   c = micro_config()
   c.data.update(source='csv', path=str(tmp_path / 'gone.csv'))
   inputs = {}
-  for stage in pipeline.STAGES[:6]:  # as if they had been made from that file
-    done = {'hash': pipeline.stage_hash(stage, c, {n: inputs[n] for n in stage.needs}),
+  for stage in graph.STAGES[:6]:  # as if they had been made from that file
+    done = {'hash': graph.stage_hash(stage, c, {n: inputs[n] for n in stage.needs}),
             'inputs': {n: inputs[n] for n in stage.needs}}
     if stage.name == 'prepare':
       done['hash'] = '0' * 16

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import pipeline, policy
+from eagrl_jax.stages import graph, pipeline, policy
 from eagrl_jax.train import preemption
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
@@ -42,7 +42,7 @@ def get_config():
 def undisturbed(finished, tmp_path_factory):
   """A finished run of `get_config`."""
   workdir = tmp_path_factory.mktemp('undisturbed')
-  for done in pipeline.NAMES[:pipeline.NAMES.index('rl')]:
+  for done in graph.NAMES[:graph.NAMES.index('rl')]:
     shutil.copytree(finished / done, workdir / done)
   pipeline.run(get_config(), workdir)
   sft, rl = (jax.tree.leaves(policy.load(workdir / stage, make_mesh()).params) for stage in ('sft', 'rl'))
@@ -58,7 +58,7 @@ def test_a_stage_that_is_told_to_end_goes_on_as_if_it_never_had(stage, call, num
                                                                tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
   from benchmarks.kills import differences
-  before = pipeline.NAMES[:pipeline.NAMES.index(stage)]
+  before = graph.NAMES[:graph.NAMES.index(stage)]
   for done in before:
     shutil.copytree(undisturbed / done, tmp_path / done)
   ended = subprocess.run(

@@ -12,7 +12,7 @@ from eagrl_jax.ehr.prompt import TASKS, PromptConfig, render
 from eagrl_jax.evaluation import perturb
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl.reading import read_attention
-from eagrl_jax.stages import cases, pipeline, policy, robustness
+from eagrl_jax.stages import cases, graph, pipeline, policy, robustness
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import settings as settings_lib
@@ -20,7 +20,7 @@ from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import pad_answers, parse_rollout
 from eagrl_jax.types import EagrlError, Rollout
 
-BEFORE = pipeline.NAMES[:pipeline.NAMES.index('robustness')]
+BEFORE = graph.NAMES[:graph.NAMES.index('robustness')]
 
 
 def settings(config):

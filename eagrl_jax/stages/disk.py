@@ -1,0 +1,107 @@
+"""A run's folder: held by one run, claimed stage by stage, written file by whole file.
+
+`<stage>/started.json` holds the hash of work under way, so an interrupted stage resumes from its checkpoints;
+`<stage>/done.json` is written last. A folder with another hash is moved to `superseded/`, never overwritten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Iterator
+
+from absl import logging
+
+from eagrl_jax.types import EagrlError
+
+# Stay when a stage goes on.
+RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt')
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # whatever the file, it is the disk's fault
+
+
+@contextlib.contextmanager
+def exclusive(workdir: pathlib.Path) -> Iterator[None]:
+  """Holds a run folder for this process; the lock ends with the process, whatever ends it.
+
+  Raises:
+    EagrlError: another run holds it.
+  """
+  with (workdir / '.lock').open('w') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise EagrlError(f'--workdir={workdir} is in use by another run; wait for it, or choose another folder') from e
+    except OSError:
+      logging.warning('%s lies on a file system without locks: nothing stops a second run there', workdir)
+    yield
+
+
+@contextlib.contextmanager
+def faults(workdir: pathlib.Path) -> Iterator[None]:
+  """Turns what the disk refuses under `workdir` into one line; a file elsewhere, a user's input, stays as it is.
+
+  Raises:
+    EagrlError: the disk is full, or something stands in the way of a file of the run.
+  """
+  try:
+    yield
+  except EagrlError:
+    raise
+  except Exception as e:
+    # Orbax and libraries in Rust raise types of their own and name the system's error in the text.
+    named = re.search(r"(?:os_error_code='|os error )(\d+)", str(e))
+    if not isinstance(e, OSError) and not named:
+      raise
+    code = int(named[1]) if named else getattr(e, 'errno', None)
+    path = pathlib.Path(os.fsdecode(getattr(e, 'filename', None) or '')).absolute()
+    inside = path.is_relative_to(workdir.absolute()) and bool(getattr(e, 'filename', None))
+    if not inside and code not in FULL:
+      raise
+    at = f' ({path.relative_to(workdir.absolute())})' if inside and path != workdir.absolute() else ''
+    raise EagrlError(f'--workdir={workdir} cannot be written: {os.strerror(code or errno.EIO)}{at}; make room there '
+                     'and run the same command again, nothing finished is lost, or choose another folder') from e
+
+
+def claim(folder: pathlib.Path, digest: str) -> bool:
+  """Marks the folder as ours; False where the stage is done already.
+
+  What another config left there is moved aside, and so are an unfinished run's results.
+  A stage that goes on writes its results anew: those that it had time to write before it was cut off may be half of
+  one. Checkpoints and metrics stay, a stage resumes from them.
+  """
+  if read_hash(folder / 'done.json') == digest:
+    return False
+  owner = read_hash(folder / 'started.json')
+  attic = folder.parent / 'superseded' / f'{folder.name}-{owner or "unknown"}-{time.time_ns()}'
+  if folder.exists() and owner != digest:
+    attic.parent.mkdir(exist_ok=True)
+    folder.rename(attic)
+    logging.info('%s belongs to another config: moved to %s', folder.name, attic.relative_to(folder.parent))
+  elif folder.exists():
+    for path in folder.iterdir():
+      if path.name not in RESUMED and not path.name.startswith('events.'):
+        attic.mkdir(parents=True, exist_ok=True)
+        path.rename(attic / path.name)
+  folder.mkdir(parents=True, exist_ok=True)
+  write_json(folder / 'started.json', {'hash': digest})
+  return True
+
+
+def read_hash(path: pathlib.Path) -> str | None:
+  try:
+    return json.loads(path.read_text())['hash']
+  except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    return None
+
+
+def write_json(path: pathlib.Path, content: object) -> None:
+  """Writes a file that is either the old one or the whole new one."""
+  part = path.with_suffix('.part')
+  part.write_text(json.dumps(content, indent=2, default=str))
+  part.replace(path)

@@ -1,0 +1,92 @@
+"""What stages there are, what each is made from, and the hash that tells whether it must be made again.
+
+A stage's hash covers the config sections it reads, its files outside the run, and the hashes of the stages before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+
+from ml_collections import ConfigDict
+
+from eagrl_jax.types import EagrlError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+  name: str
+  sections: tuple[str, ...]  # config sections it reads
+  needs: tuple[str, ...]  # stages it reads
+  alone: bool = False  # of several processes the first one does it
+
+
+STAGES = (
+    Stage('prepare', ('data',), (), alone=True),
+    Stage('expert', ('expert',), ('prepare',), alone=True),
+    Stage('base', ('lm', 'base', 'prompt', 'reward', 'search'), ('prepare',)),
+    Stage('search', ('search', 'reward', 'prompt'), ('prepare', 'expert', 'base')),
+    Stage('sft', ('sft', 'prompt'), ('prepare', 'base', 'search')),
+    Stage('rl', ('rl', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'sft')),
+    Stage('evaluate', ('evaluate', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
+    Stage('robustness', ('robustness', 'evaluate', 'reward', 'prompt'),
+          ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
+    Stage('export', ('export',), ('base', 'sft', 'rl', 'evaluate')),
+)
+NAMES = tuple(s.name for s in STAGES)
+
+
+def stage_hashes(config: ConfigDict) -> dict[str, str]:
+  """Hash of every stage: its config sections, the seed, its source files and its inputs."""
+  hashes: dict[str, str] = {}
+  for stage in STAGES:
+    hashes[stage.name] = stage_hash(stage, config, {n: hashes[n] for n in stage.needs})
+  return hashes
+
+
+def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
+  """Hash of one stage that is made from `inputs`, the hashes of the stages it needs."""
+  sections = {s: config[s].to_dict() for s in stage.sections}
+  if 'rl' in sections:  # where an engine runs and how long it is waited for change no result
+    del sections['rl']['rollouts_timeout']
+    sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
+  content = {'config': sections, 'seed': config.seed, 'inputs': inputs}
+  files = source_files(stage.name, config)
+  if files is not None:
+    content['files'] = [_file_mark(path) for path in files]
+  return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def source_files(stage: str, config: ConfigDict) -> list[str] | None:
+  """What a stage reads from outside the run, '' where a field is not set; None for a stage that reads the run alone."""
+  if stage == 'prepare':
+    return [config.data[k] for k in ('path', 'outcomes', 'splits', 'features')]
+  return [config.lm.checkpoint] if stage == 'base' and config.lm.checkpoint != 'tiny' else None
+
+
+def _file_mark(path: str) -> str:
+  """Size and time of a file, or of every file of a folder: enough to notice a change, cheap for gigabytes."""
+  root = pathlib.Path(path).expanduser()
+  if not path or not root.exists():
+    return ''
+  hidden = lambda p: any(part.startswith('.') for part in p.relative_to(root).parts)  # .git changes when looked at
+  files = sorted(p for p in root.rglob('*') if p.is_file() and not hidden(p)) if root.is_dir() else [root]
+  marks = [f'{p.relative_to(root)}:{(stat := p.stat()).st_size}:{stat.st_mtime_ns}' for p in files]
+  return hashlib.sha256('\n'.join(marks).encode()).hexdigest()
+
+
+def selected(config: ConfigDict) -> list[Stage]:
+  """`config.target` and the stages that it is made from, in order."""
+  if config.target not in NAMES:
+    raise EagrlError(f'target={config.target!r} is no stage; choose one of {", ".join(NAMES)}')
+  return with_inputs(config.target)
+
+
+def with_inputs(*names: str) -> list[Stage]:
+  """Stages and those that they are made from, in order."""
+  needed, wanted = {s.name: s.needs for s in STAGES}, list(names)
+  for name in wanted:  # grows as it is walked
+    wanted += [n for n in needed[name] if n not in wanted]
+  return [s for s in STAGES if s.name in wanted]

@@ -2,7 +2,8 @@
 
     python -m eagrl_jax.main --config=configs/predict.py --workdir=runs/first --config.predict.path=new.csv
 
-All else is the run's own: only what stands here can be changed.
+New patients of every kind are read without outcomes: a TJH workbook, PhysioNet 2012 set, MIMIC-IV or YAIB folder
+without them, or with the cells empty. All else is the run's own: only what stands here can be changed.
 """
 
 from ml_collections import ConfigDict
@@ -16,7 +17,9 @@ def get_config(variant: str = ''):
       predict=ConfigDict(dict(
           path='',  # file or folder of the new patients
           source='',  # as data.source; '' = that of the run, csv where that is synthetic
-          statics='',  # csv, wide_csv: a CSV of patient, age, sex, '' = not known; else the source's data.outcomes
+          # csv, wide_csv: a CSV of patient, age, sex, '' = not known; meds: subject_id and prediction_time, of a label
+          # set, boolean_value may be empty or absent; the others need none
+          statics='',
           policy='rl',  # base | sft | rl
           name='',  # of the output's folder; '' = that of the file
           # how a CSV is written; '' = as the run's

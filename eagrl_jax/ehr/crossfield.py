@@ -94,6 +94,7 @@ def apply(cohort: Cohort) -> tuple[Cohort, list[tuple[str, int, str]]]:
       for role in rule.aside:
         reason[rows[role][wrong]] = rule.reason
   drop, value = reason != '', cohort.value.copy()
+  censor = None if cohort.censor is None else cohort.censor.copy()
   parts = find(cohort.features, GCS)
   if len(parts) == len(GCS):
     total, *three = _together(cohort, moment, parts)
@@ -102,9 +103,10 @@ def apply(cohort: Cohort) -> tuple[Cohort, list[tuple[str, int, str]]]:
     if wrong.any():
       steps.append((GCS_REASON, int(wrong.sum()), 'values'))
       reason[total[wrong]], value[total[wrong]] = GCS_REASON, true[wrong]
+      if censor is not None:
+        censor[total[wrong]] = 0
   cohort = put_aside(cohort, reason)
-  return dataclasses.replace(cohort, patient=cohort.patient[~drop], hour=cohort.hour[~drop],
-                             feature=cohort.feature[~drop], value=value[~drop]), steps
+  return dataclasses.replace(cohort, value=value, censor=censor).pick(~drop), steps
 
 
 def _together(cohort: Cohort, moment: np.ndarray, features: list[int]) -> list[np.ndarray]:

@@ -70,6 +70,9 @@ REPHRASED_FORMAT = (
     'Where no estimate is possible, let the final answer be "I do not know".\n')
 
 
+MARKS = {-1: '<', 0: '', 1: '>'}  # of `Cohort.censor`
+
+
 @dataclasses.dataclass(frozen=True)
 class PromptConfig:
   """How a record is written.
@@ -136,14 +139,19 @@ def flag(spec: FeatureSpec, value: float) -> str:
   return side * 2 if excess > width / 2 else side
 
 
-def write_value(spec: FeatureSpec, value: float) -> str:
-  """A value at assay precision; an ordinal level as its word; large values without decimals."""
+def write_value(spec: FeatureSpec, value: float, mark: str = '') -> str:
+  """A value at assay precision; an ordinal level as its word; large values without decimals.
+
+  A value with a mark is a limit, which rounding could make a false one: '<0.04' is not '<0.0'.
+  """
   for level, word in spec.levels:
     if value == level:
-      return word
+      return mark + word
   decimals = 0 if abs(value) >= 100 else spec.decimals
   text = f'{value:.{decimals}f}'
-  return '0' + text[2:] if text.startswith('-0') and float(text) == 0 else text
+  if mark and abs(value) < 100 and not np.isclose(float(text), value, rtol=1e-6, atol=0):
+    text = f'{value:.4g}'
+  return mark + ('0' + text[2:] if text.startswith('-0') and float(text) == 0 else text)
 
 
 def _range(spec: FeatureSpec) -> str:
@@ -153,20 +161,22 @@ def _range(spec: FeatureSpec) -> str:
   return f'{ends[0]} to {ends[1]}'.strip()
 
 
-def _line(spec: FeatureSpec, series: np.ndarray, style: str, keep: int) -> str:
-  # In: series [T] with NaN where not measured.  Out: at most `keep` of its latest entries.
+def _line(spec: FeatureSpec, series: np.ndarray, sign: np.ndarray, style: str, keep: int) -> str:
+  # In: series [T] with NaN where not measured, sign [T].  Out: at most `keep` of its latest entries.
   if style == 'compact':
-    seen = series[~np.isnan(series)][-keep:]
-    return f' {spec.name} {flag(spec, seen[-1]) or "ok"} {" ".join(write_value(spec, v) for v in seen)}\n'
-  shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v) for v in series[-keep:])
+    at = np.flatnonzero(~np.isnan(series))[-keep:]
+    shown = ' '.join(write_value(spec, series[t], MARKS[sign[t]]) for t in at)
+    return f' {spec.name} {flag(spec, series[at[-1]]) or "ok"} {shown}\n'
+  shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v, MARKS[s])
+                    for v, s in zip(series[-keep:], sign[-keep:]))
   return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
 
 
-def _fit(series: dict[int, np.ndarray], features: FeatureTable, config: PromptConfig):
+def _fit(series: dict[int, np.ndarray], signs: np.ndarray, features: FeatureTable, config: PromptConfig):
   """Lines within the character budget. `-> ({feature: line}, dropped values, dropped features)`."""
 
   def shown(keep, order):
-    return {f: _line(features[f], series[f], config.style, keep) for f in order}
+    return {f: _line(features[f], series[f], signs[:, f], config.style, keep) for f in order}
 
   def count(keep, order):
     # The full style cuts positions, the compact style cuts observations.
@@ -194,7 +204,8 @@ def _fit(series: dict[int, np.ndarray], features: FeatureTable, config: PromptCo
 
 
 def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: float, sex: int, *, task: str,
-           setting: str, config: PromptConfig, order: np.ndarray | None = None) -> Prompt:
+           setting: str, config: PromptConfig, order: np.ndarray | None = None,
+           censor: np.ndarray | None = None) -> Prompt:
   """Writes one patient.
 
   Args:
@@ -202,12 +213,14 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
     hours: [T] hours since the first record.
     age: years, NaN unknown. sex: 1 male, 0 female, -1 unknown.
     order: permutation of the features; the table's order when None.
+    censor: [T, F] -1 or 1 where a value is a limit, written with < or >; all are exact when None.
   """
   standard = config.wording == 'standard'
   question, quantity = (TASKS if standard else REPHRASED_TASKS)[task]
   order = np.arange(len(features)) if order is None else order
   series = {int(f): values[:, f] for f in order if not np.all(np.isnan(values[:, f]))}
-  lines, dropped_values, dropped_features = _fit(series, features, config)
+  signs = np.zeros(values.shape, np.int8) if censor is None else censor
+  lines, dropped_values, dropped_features = _fit(series, signs, features, config)
   who = {1: 'male', 0: 'female'}.get(int(sex), 'unknown')
   years = 'unknown' if np.isnan(age) else f'{min(age, 90):.0f}'
 

@@ -61,6 +61,7 @@ class Cohort:
   truth: Truth | None = None
   rejects: Rejects | None = None  # of what was read; for people, nothing reads them
   stay_end: np.ndarray | None = None  # [N] float32 hours on the clock of `hour`, NaN unknown; an outcome, no input
+  censor: np.ndarray | None = None  # [events] int8: -1 below the value, as '<5', 1 above, 0 exact; None: all are exact
 
   def __len__(self) -> int:
     return len(self.label)
@@ -77,9 +78,14 @@ class Cohort:
     truth = self.truth and Truth(self.truth.salience[rows], self.truth.risk[rows])
     stay_end = None if self.stay_end is None else self.stay_end[rows]
     return dataclasses.replace(
-        self, subject_id=self.subject_id[rows], age=self.age[rows], sex=self.sex[rows], label=self.label[rows],
-        patient=patient[keep], hour=self.hour[keep], feature=self.feature[keep], value=self.value[keep], truth=truth,
-        stay_end=stay_end)
+        self.pick(keep), subject_id=self.subject_id[rows], age=self.age[rows], sex=self.sex[rows],
+        label=self.label[rows], patient=patient[keep], truth=truth, stay_end=stay_end)
+
+  def pick(self, events: np.ndarray) -> Cohort:
+    """The same patients with these events alone: a mask, or row numbers in the order wanted."""
+    return dataclasses.replace(
+        self, patient=self.patient[events], hour=self.hour[events], feature=self.feature[events],
+        value=self.value[events], censor=None if self.censor is None else self.censor[events])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +95,7 @@ class Visits:
   values: np.ndarray  # [N, T, F] float32, raw units
   hours: np.ndarray  # [N, T] float32, end of the bin (or day) since the first record
   valid: np.ndarray  # [N, T] bool
+  censor: np.ndarray | None = None  # [N, T, F] int8, as of `Cohort`; 0 where nothing was measured
 
 
 def hashed_order(subject_id: np.ndarray, salt: str = '') -> np.ndarray:
@@ -105,7 +112,7 @@ def to_visits(cohort: Cohort, bin_hours: float, max_visits: int, aggregate: str 
     bin_hours: width of a visit; empty bins are dropped, so visits may be unevenly spaced.
     max_visits: the latest visits kept; older ones are folded into the first kept row, which
       takes for each feature the latest folded value it does not have itself.
-    aggregate: 'mean' or 'last' inside a bin.
+    aggregate: 'mean' or 'last' inside a bin. A mean is below (above) its value where all of its values are.
     window_hours: only events with hour < window_hours are used; None uses all.
 
   Raises:
@@ -136,6 +143,10 @@ def to_visits(cohort: Cohort, bin_hours: float, max_visits: int, aggregate: str 
     cells = sums / (stop - start)
   else:
     cells = value[order][stop - 1]
+  sign = None
+  if cohort.censor is not None:
+    signs = cohort.censor[use][order]
+    sign = shared_sign(signs, start) if aggregate == 'mean' else signs[stop - 1]
 
   values = np.full((n, max_visits, f), np.nan, np.float32)
   hours = np.zeros((n, max_visits), np.float32)
@@ -144,4 +155,16 @@ def to_visits(cohort: Cohort, bin_hours: float, max_visits: int, aggregate: str 
   values[owner[visit], row[visit], feat] = cells
   hours[owner, row] = (keys % span + 1) * bin_hours
   valid = np.arange(max_visits)[None, :] < np.minimum(count, max_visits)[:, None]
-  return Visits(values, hours, valid)
+  if sign is None:
+    return Visits(values, hours, valid)
+  censor = np.zeros(values.shape, np.int8)
+  censor[owner[visit], row[visit], feat] = sign
+  return Visits(values, hours, valid, censor)
+
+
+def shared_sign(censor: np.ndarray, start: np.ndarray) -> np.ndarray:
+  """The sign that all values of a group have, else 0. `[n]`, groups begin at `start [G]`. `-> [G]`"""
+  if not len(start):
+    return np.zeros(0, np.int8)
+  low, high = np.minimum.reduceat(censor, start), np.maximum.reduceat(censor, start)
+  return np.where(low == high, low, 0).astype(np.int8)

@@ -1,6 +1,7 @@
 """A cohort in a folder: MEDS-like events and labels as parquet, specs and counts as JSON.
 
-    events.parquet    subject_id, time (hours since the first record), code, numeric_value, unit
+    events.parquet    subject_id, time (hours since the first record), code, numeric_value, unit, where there are any
+                      values below or above a limit censor (-1, 1, else 0)
     labels.parquet    subject_id, boolean_value, age, sex, where it is known stay_end (hours); the order of rows is the
                       order of patients
     features.json     the feature table
@@ -49,6 +50,8 @@ def fingerprint(cohort: Cohort) -> str:
     arrays += [(cohort.truth.salience, '<f4'), (cohort.truth.risk, '<f4')]
   if cohort.stay_end is not None:
     arrays.append((cohort.stay_end, '<f4'))
+  if cohort.censor is not None and cohort.censor.any():
+    arrays.append((cohort.censor, 'i1'))
   for array, dtype in arrays:
     digest.update(np.ascontiguousarray(array, dtype).tobytes())
   return digest.hexdigest()
@@ -64,11 +67,14 @@ def save(cohort: Cohort, folder: str | Path) -> None:
   ids = pa.array(cohort.subject_id.astype(str).tolist(), pa.string())
   code, unit = (pa.array([getattr(s, k) for s in cohort.features], pa.string()) for k in ('name', 'unit'))
   feature = pa.array(cohort.feature)
-  pq.write_table(pa.table({
+  events = {
       'subject_id': pa.DictionaryArray.from_arrays(pa.array(cohort.patient), ids),
       'time': pa.array(cohort.hour), 'code': pa.DictionaryArray.from_arrays(feature, code),
       'numeric_value': pa.array(cohort.value),
-      'unit': pa.DictionaryArray.from_arrays(feature, unit).dictionary_decode()}), folder / 'events.parquet')
+      'unit': pa.DictionaryArray.from_arrays(feature, unit).dictionary_decode()}
+  if cohort.censor is not None and cohort.censor.any():
+    events['censor'] = pa.array(cohort.censor, pa.int8())
+  pq.write_table(pa.table(events), folder / 'events.parquet')
   labels = {'subject_id': ids, 'boolean_value': pa.array(cohort.label.astype(bool)),
             'age': pa.array(cohort.age), 'sex': pa.array(cohort.sex)}
   if cohort.stay_end is not None:
@@ -126,7 +132,9 @@ def load(folder: str | Path) -> Cohort:
     manifest = json.loads((folder / 'manifest.json').read_text(encoding='utf-8'))
     features = FeatureTable.from_json(json.loads((folder / 'features.json').read_text(encoding='utf-8')))
     labels = pq.read_table(folder / 'labels.parquet')
-    events = pq.read_table(folder / 'events.parquet', columns=['subject_id', 'time', 'code', 'numeric_value'])
+    read = ('subject_id', 'time', 'code', 'numeric_value', 'censor')
+    there = pq.read_schema(folder / 'events.parquet').names
+    events = pq.read_table(folder / 'events.parquet', columns=[name for name in read if name in there])
     ids = labels['subject_id'].to_numpy(zero_copy_only=False).astype(str)
     truth = None
     if manifest['synthetic']:
@@ -140,7 +148,8 @@ def load(folder: str | Path) -> Cohort:
         patient=_codes(events['subject_id'], ids, np.int32), hour=events['time'].to_numpy(),
         feature=_codes(events['code'], features.names, np.int16), value=events['numeric_value'].to_numpy(),
         attrition=tuple((step, count, unit) for step, count, unit in manifest['attrition']), truth=truth,
-        stay_end=labels['stay_end'].to_numpy() if 'stay_end' in labels.column_names else None)
+        stay_end=labels['stay_end'].to_numpy() if 'stay_end' in labels.column_names else None,
+        censor=events['censor'].to_numpy() if 'censor' in events.column_names else None)
     stored = manifest['sha256']
   except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
     raise EagrlError(f'cohort: {folder.name} is missing, unfinished or damaged; run prepare again') from None

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from eagrl_jax.ehr import crossfield, sentinels
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.ehr.records import Cohort, shared_sign
 from eagrl_jax.types import EagrlError
 
 Attrition = tuple[tuple[str, int, str], ...]
@@ -26,6 +26,7 @@ NO_LEVEL = 'no level of the feature'
 OLDEST = 89  # years; who is older is of one group, given 90
 _TWO_SPECIMENS = 0.05  # share of impossible values above which a column may mix specimens
 _DISTINCT, _OWNERS = 5, 10  # values and patients that a group of values has at least
+OUTSIDE = 0.01  # share of rows before the start or after the outcome above which the clocks cannot be trusted
 ENOUGH = 20  # values of a feature below which its distribution says nothing
 
 
@@ -34,7 +35,8 @@ class Numbers:
   """Text parsed to numbers."""
 
   value: np.ndarray  # [rows] float64, NaN where empty or text
-  censored: int  # entries written as '<0.05' or '>21', read as the assay limit
+  censor: np.ndarray  # [rows] int8: -1 where written as '<0.05' or '≤0.05', 1 as '>21' or '≥21', else 0
+  censored: int  # entries of either kind, read as the assay limit
   text: int  # entries that are no number
 
 
@@ -49,7 +51,11 @@ def parse_numbers(texts: pa.Array | Sequence[str | None], decimal: str = '.') ->
   censored = pc.sum(pc.match_substring_regex(matched, '[<>≤≥]')).as_py() or 0
   bare = pc.utf8_trim_whitespace(pc.replace_substring_regex(matched, r'^\s*[<>≤≥]=?\s*|^\s*\+', ''))
   value = pc.cast(bare, pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
-  return Numbers(value, censored, len(column) - column.null_count - pc.sum(number).as_py() if len(column) else 0)
+  censor = np.zeros(len(column), np.int8)
+  for sign, marks in ((-1, '[<≤]'), (1, '[>≥]')) if censored else ():
+    censor[pc.fill_null(pc.match_substring_regex(matched, marks), False).to_numpy(zero_copy_only=False)] = sign
+  text = len(column) - column.null_count - pc.sum(number).as_py() if len(column) else 0
+  return Numbers(value, censor, censored, text)
 
 
 def hard_limits(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
@@ -76,8 +82,7 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
   steps: list[tuple[str, int, str]] = []
   older = (cohort.age > OLDEST) & (cohort.age <= 120) & (cohort.age != OLDEST + 1)  # above that `check` refuses
   _count(steps, f'older than {OLDEST} years, given {OLDEST + 1}', older, 'patients')
-  cohort = dataclasses.replace(cohort, value=_rescale(cohort, steps),
-                               age=np.where(older, np.float32(OLDEST + 1), cohort.age))
+  cohort = dataclasses.replace(_rescale(cohort, steps), age=np.where(older, np.float32(OLDEST + 1), cohort.age))
   value, feature = cohort.value, cohort.feature
   reason = np.full(len(value), '', object)
   drop = ~np.isfinite(value)
@@ -126,9 +131,7 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
       reason[mine] = 'two groups of values, its specimen is not given'
   keep = reason == ''
 
-  cohort = crossfield.put_aside(cohort, reason)
-  cohort = dataclasses.replace(cohort, patient=cohort.patient[keep], hour=cohort.hour[keep],
-                               feature=feature[keep], value=value[keep])
+  cohort = crossfield.put_aside(cohort, reason).pick(keep)
   cohort = _merge_duplicates(cohort, steps)
   if at_one_time:
     cohort, contradictions = crossfield.apply(cohort)
@@ -138,7 +141,8 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
   if not seen.all():
     cohort = cohort.take(np.flatnonzero(seen))
   steps += [('kept', len(cohort), 'patients'), ('kept', len(cohort.value), 'values')]
-  return dataclasses.replace(cohort, attrition=(*cohort.attrition, *steps))
+  censor = cohort.censor if cohort.censor is not None and cohort.censor.any() else None
+  return dataclasses.replace(cohort, attrition=(*cohort.attrition, *steps), censor=censor)
 
 
 def _count(steps: list[tuple[str, int, str]], step: str, mask: np.ndarray, unit: str) -> None:
@@ -146,14 +150,16 @@ def _count(steps: list[tuple[str, int, str]], step: str, mask: np.ndarray, unit:
     steps.append((step, int(mask.sum()), unit))
 
 
-def _rescale(cohort: Cohort, steps: list[tuple[str, int, str]]) -> np.ndarray:
-  value = cohort.value.copy()
+def _rescale(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Cohort:
+  value, censor = cohort.value.copy(), None if cohort.censor is None else cohort.censor.copy()
   for f, spec in enumerate(cohort.features):
     for low, high, scale, offset in spec.rescale:
       mine = (cohort.feature == f) & (cohort.value >= np.float32(low)) & (cohort.value <= np.float32(high))
       _count(steps, f'converted from {low:g} to {high:g}: {spec.name}', mine, 'values')
       value[mine] = scale * value[mine] + offset
-  return value
+      if censor is not None and scale < 0:
+        censor[mine] *= -1
+  return dataclasses.replace(cohort, value=value, censor=censor)
 
 
 def _other_units(spec: FeatureSpec, outside: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
@@ -207,11 +213,12 @@ def edges(value: np.ndarray) -> tuple[list[sentinels.Edge], list[sentinels.Edge]
 
 
 def _merge_duplicates(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Cohort:
-  order = np.lexsort((cohort.value, cohort.feature, cohort.hour, cohort.patient))
+  censor = np.zeros(len(cohort.value), np.int8) if cohort.censor is None else cohort.censor
+  order = np.lexsort((censor, cohort.value, cohort.feature, cohort.hour, cohort.patient))
   patient, hour = cohort.patient[order], cohort.hour[order]
-  feature, value = cohort.feature[order], cohort.value[order]
+  feature, value, censor = cohort.feature[order], cohort.value[order], censor[order]
   same_cell = (np.diff(patient) == 0) & (np.diff(hour) == 0) & (np.diff(feature) == 0)
-  repeated = np.append(False, same_cell & (np.diff(value) == 0))[:len(value)]
+  repeated = np.append(False, same_cell & (np.diff(value) == 0) & (np.diff(censor) == 0))[:len(value)]
   _count(steps, 'identical duplicate', repeated, 'values')
 
   start = np.flatnonzero(np.append(True, ~same_cell)[:len(value)])
@@ -219,11 +226,15 @@ def _merge_duplicates(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Coho
   _count(steps, 'conflicting values at one time, averaged', distinct > 1, 'values')
   sums = np.add.reduceat(np.where(repeated, 0.0, value.astype(np.float64)), start) if len(start) else distinct
   mean = np.where(distinct == 1, value[start], sums / np.maximum(distinct, 1)).astype(np.float32)
-  return dataclasses.replace(cohort, patient=patient[start], hour=hour[start], feature=feature[start], value=mean)
+  return dataclasses.replace(cohort, patient=patient[start], hour=hour[start], feature=feature[start], value=mean,
+                             censor=None if cohort.censor is None else shared_sign(censor, start))
 
 
-def check(cohort: Cohort) -> None:
+def check(cohort: Cohort, labelled: bool = True) -> None:
   """Refuses a cohort that no stage can use.
+
+  Args:
+    labelled: False for new patients, whose labels say nothing.
 
   Raises:
     EagrlError: no patients or events, one class only, repeated ids, events out of order or out of
@@ -233,6 +244,7 @@ def check(cohort: Cohort) -> None:
   if not n or not events:
     raise EagrlError('data: the cohort is empty; check the path and the columns')
   sizes = {'subject_id': n, 'age': n, 'sex': n, 'patient': events, 'hour': events, 'feature': events}
+  sizes |= {} if cohort.censor is None else {'censor': events}
   for field, size in sizes.items():
     if len(getattr(cohort, field)) != size:
       raise EagrlError(f'data.{field}: has {len(getattr(cohort, field))} entries and needs {size}')
@@ -242,6 +254,7 @@ def check(cohort: Cohort) -> None:
   age = cohort.age[~np.isnan(cohort.age)]
   step = np.diff(cohort.patient)
   end = np.zeros(0) if cohort.stay_end is None else cohort.stay_end
+  censor = np.zeros(0) if cohort.censor is None else cohort.censor
   problems = (
       (repeats, 'subject_id', 'ids are repeated; give each patient one row'),
       (int(np.sum(~np.isin(cohort.label, (0, 1)))), 'label', 'labels are neither 0 nor 1; recode them'),
@@ -249,6 +262,7 @@ def check(cohort: Cohort) -> None:
       (int(np.sum((age < 0) | (age > 120))), 'age', 'ages are outside 0 to 120 years; compute them again'),
       (int(np.sum((end < 0) | np.isinf(end))), 'stay_end', 'stays end before they begin; count from the first record'),
       (int(np.sum(~np.isfinite(cohort.value))), 'value', 'values are NaN or infinite; leave them out'),
+      (int(np.sum(~np.isin(censor, (-1, 0, 1)))), 'censor', 'signs are not -1 (below), 0 (exact) or 1; recode them'),
       (int(np.sum(~(cohort.hour >= 0) | np.isinf(cohort.hour))), 'hour', 'times are negative or NaN; count from 0'),
       (int(np.sum((cohort.patient < 0) | (cohort.patient >= n))), 'patient', 'row numbers do not exist'),
       (int(np.sum((cohort.feature < 0) | (cohort.feature >= f))), 'feature', 'ids are not in the feature table'),
@@ -261,6 +275,6 @@ def check(cohort: Cohort) -> None:
   if len(np.unique(cohort.patient)) != n:
     raise EagrlError(f'data: {n - len(np.unique(cohort.patient))} patients have no event; leave them out')
   positives = int(np.sum(cohort.label == 1))
-  if positives in (0, n):
+  if labelled and positives in (0, n):
     raise EagrlError(f'data.label: all {n} patients are {"positive" if positives else "negative"}; '
                      'the task needs both outcomes, check the outcome column')

@@ -18,6 +18,7 @@ USEFUL = 'Is this sub-question useful?'
 DRILL = 16  # features that the reading drill lists
 ASKED = 8  # flags that the first lesson asks for
 SHRUG = 0.2  # how often the probability is 0.50; the rest gives search and RL every number to choose from
+LIMITS = {-1: 'below ', 0: '', 1: 'above '}  # of `Cohort.censor`; in an answer '<' would begin a tag
 REACH = 1.2  # scattered values reach this many widths of the reference range beyond it: five flags, none rare
 
 
@@ -86,13 +87,14 @@ def _flag(spec: FeatureSpec, seen: np.ndarray) -> str:
   return flag(spec, float(seen[-1])) or 'ok'
 
 
-def _describe(spec: FeatureSpec, seen: np.ndarray) -> str:
+def _describe(spec: FeatureSpec, seen: np.ndarray, sign: int) -> str:
   # The answer begins like a compact line: a small decoder learns to copy long before it learns to rephrase.
-  return f'{spec.name} {_flag(spec, seen)} {write_value(spec, float(seen[-1]))}, {_trend(spec, seen)}'
+  last = write_value(spec, float(seen[-1]), LIMITS[sign])
+  return f'{spec.name} {_flag(spec, seen)} {last}, {_trend(spec, seen)}'
 
 
 def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int], task: str, top_k: int, max_steps: int,
-                 rng: np.random.Generator) -> Exercise:
+                 rng: np.random.Generator, censor: np.ndarray | None = None) -> Exercise:
   """One answer to a rendered record.
 
   Args:
@@ -100,8 +102,11 @@ def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int],
     visible: features that the prompt shows.
     top_k: length of the list of important features.
     max_steps: the most sub-questions; at least one is written.
+    censor: [T, F] as `prompt.render` is given it.
   """
   seen = {f: values[~np.isnan(values[:, f]), f] for f in visible}
+  sign = dict.fromkeys(visible, 0) if censor is None else {
+      f: int(censor[~np.isnan(values[:, f]), f][-1]) for f in visible}
   # Out-of-range features are asked about and listed more often: a reading habit, no knowledge of the outcome.
   grade = np.array([1 + 2 * len(flag(features[f], float(seen[f][-1]))) for f in visible], float)
   weight = grade / grade.sum()
@@ -110,7 +115,7 @@ def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int],
   for i, f in enumerate(asked, 1):
     spec = features[int(f)]
     parts += [(f'<Subquestion {i}> How is the {spec.name}? </Subquestion {i}>\n<Answer {i}>', False),
-              (f' {_describe(spec, seen[int(f)])}', True), (f' </Answer {i}>\n', False)]
+              (f' {_describe(spec, seen[int(f)], sign[int(f)])}', True), (f' </Answer {i}>\n', False)]
   named = rng.choice(visible, size=min(top_k, len(visible)), replace=False, p=weight)
   probability = 0.5 if rng.random() < SHRUG else rng.integers(1, 100) / 100
   parts.append((f'<Final subquestion> {final_question(task)} </Final subquestion>\n'

@@ -2,6 +2,8 @@
 
 A resample is a row of multiplicities, not of indices. The order of the scores never changes,
 so all resamples are scored at once by cumulative sums over one sorted vector.
+
+A resample of patients that all have one outcome scores nothing. It is drawn again within the classes, and counted.
 """
 
 from __future__ import annotations
@@ -20,9 +22,44 @@ def resample_counts(n_patients: int, n: int = 1000, seed: int = 42) -> np.ndarra
   """How often each patient is drawn. Depends on nothing but the three arguments. int32 [n, n_patients]."""
   if n < 1:
     raise EagrlError(f'evaluate.n_resamples must be at least 1, got {n}')
-  draws = np.random.default_rng(seed).integers(0, max(n_patients, 1), (n, n_patients))
-  flat = draws + np.arange(n)[:, None] * n_patients
-  return np.bincount(flat.ravel(), minlength=n * n_patients).reshape(n, n_patients).astype(np.int32)
+  return _draw(np.random.default_rng(seed), n, n_patients)
+
+
+def _draw(rng: np.random.Generator, n: int, size: int) -> np.ndarray:
+  """How often each of `size` is among as many draws with replacement. int32 `[n, size]`"""
+  flat = rng.integers(0, max(size, 1), (n, size)) + np.arange(n)[:, None] * size
+  return np.bincount(flat.ravel(), minlength=n * size).reshape(n, size).astype(np.int32)
+
+
+def resamples(label: ArrayLike, n: int = 1000, seed: int = 42,
+              patient: ArrayLike | None = None) -> tuple[np.ndarray, int]:
+  """How often each row is drawn, and how many resamples were drawn again because all their rows had one outcome.
+
+  Those are drawn within the classes: of patients with positive rows alone, with negative rows alone and with both, as
+  many of each as there are. They depend on labels, owners and seed, not on scores, so arms stay paired.
+
+  Args:
+    label: [N] 0 or 1; where it holds one class, nothing is drawn again.
+    patient: [N] owner of each row, drawn with all its rows; None: one row a patient.
+
+  Returns:
+    `[n, N]` int32, and the count.
+  """
+  positive = np.asarray(label) == 1
+  owner = np.arange(len(positive)) if patient is None else np.unique(np.asarray(patient), return_inverse=True)[1]
+  if len(owner) != len(positive):
+    raise EagrlError(f'evaluate: {len(owner)} patient rows for {len(positive)} labels')
+  patients = int(owner.max(initial=-1)) + 1
+  drawn = resample_counts(patients, n, seed)
+  counts = drawn if patient is None else drawn[:, owner]
+  again = np.flatnonzero(~((counts[:, positive] > 0).any(1) & (counts[:, ~positive] > 0).any(1)))
+  if not len(again) or positive.all() or not positive.any():
+    return counts, 0
+  kind = sum(2**i * (np.bincount(owner, rows, patients) > 0) for i, rows in enumerate((positive, ~positive)))
+  rng = np.random.default_rng((seed, 1))
+  for members in (np.flatnonzero(kind == k) for k in (1, 2, 3)):
+    drawn[again[:, None], members] = _draw(rng, len(again), len(members))
+  return drawn if patient is None else drawn[:, owner], len(again)
 
 
 def weighted_scores(label: ArrayLike, prob: ArrayLike, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -67,16 +104,18 @@ def bootstrap(label: ArrayLike, prob: ArrayLike, n: int = 1000, seed: int = 42,
     patient: [N] owner of each row, drawn with all its rows; None: one row a patient.
 
   Returns:
-    {metric: {'point', 'mean', 'std', 'ci95': [lo, hi], 'n_resamples', 'skipped'}}; resamples with
-    one class are skipped for all metrics and counted; 'reason' is added where a value is NaN.
+    {metric: {'point', 'mean', 'std', 'ci95': [lo, hi], 'n_resamples', 'skipped', 'redrawn'}}; 'redrawn' counts the
+    resamples that had one class, see `resamples`. Where the labels have one class all are skipped, for all metrics;
+    'reason' is added where a value is NaN.
   """
   y, p = metrics.check(label, prob)
-  scores = weighted_scores(y, p, _row_counts(len(y), patient, n, seed))
+  counts, redrawn = resamples(y, n, seed, patient)
+  scores = weighted_scores(y, p, counts)
   keep = np.isfinite(scores['auroc'])
   result = {}
   for name, values in scores.items():
-    result[name] = {'point': metrics.METRICS[name](y, p), **spread_of(values[keep], len(values))}
-    reason = metrics.undefined(y) or (None if keep.sum() > 1 else 'fewer than two resamples hold both classes')
+    result[name] = {'point': metrics.METRICS[name](y, p), **spread_of(values[keep], len(values)), 'redrawn': redrawn}
+    reason = metrics.undefined(y) or (None if keep.sum() > 1 else 'fewer than two resamples')
     if reason:
       result[name]['reason'] = reason
   return result
@@ -87,13 +126,13 @@ def paired_difference(label: ArrayLike, prob_a: ArrayLike, prob_b: ArrayLike, n:
   """Arm a minus arm b on the same resamples, for every metric.
 
   Returns:
-    {metric: {'diff', 'ci95', 'p', 'n_resamples', 'skipped'}}. 'diff' is the difference of the point
+    {metric: {'diff', 'ci95', 'p', 'n_resamples', 'skipped', 'redrawn'}}. 'diff' is the difference of the point
     values; 'p' is two-sided, twice the smaller share of resamples at or beyond 0, each share
     counted with one more resample (so never 0).
   """
   y, a = metrics.check(label, prob_a)
   _, b = metrics.check(label, prob_b)
-  counts = _row_counts(len(y), patient, n, seed)
+  counts, redrawn = resamples(y, n, seed, patient)
   scores_a, scores_b = weighted_scores(y, a, counts), weighted_scores(y, b, counts)
   keep = np.isfinite(scores_a['auroc'])
   result = {}
@@ -104,7 +143,7 @@ def paired_difference(label: ArrayLike, prob_a: ArrayLike, prob_b: ArrayLike, n:
     result[name] = {
         'diff': point(y, a) - point(y, b), 'ci95': spread['ci95'],
         'p': min(1.0, float(2 * tail / (len(gap) + 1))) if len(gap) else float('nan'),
-        'n_resamples': spread['n_resamples'], 'skipped': spread['skipped']}
+        'n_resamples': spread['n_resamples'], 'skipped': spread['skipped'], 'redrawn': redrawn}
   return result
 
 
@@ -133,16 +172,6 @@ def mean_interval(values: ArrayLike, n: int = 1000, seed: int = 42) -> dict:
   spread = spread_of(means, n)
   return {'mean': float(v[defined].mean()) if defined.any() else float('nan'), 'std': spread['std'],
           'ci95': spread['ci95'], 'n': int(defined.sum()), 'n_resamples': spread['n_resamples']}
-
-
-def _row_counts(n_rows: int, patient: ArrayLike | None, n: int, seed: int) -> np.ndarray:
-  """Multiplicity of every row: its patient's. [n, n_rows]"""
-  if patient is None:
-    return resample_counts(n_rows, n, seed)
-  unique, owner = np.unique(np.asarray(patient), return_inverse=True)
-  if len(owner) != n_rows:
-    raise EagrlError(f'evaluate: {len(owner)} patient rows for {n_rows} labels')
-  return resample_counts(len(unique), n, seed)[:, owner]
 
 
 def spread_of(values: np.ndarray, drawn: int) -> dict:

@@ -40,17 +40,18 @@ def score(label: ArrayLike, prob: ArrayLike, left: ArrayLike, tau: float, thresh
     threshold: a probability from here on foretells the outcome.
 
   Returns:
-    {'point', 'mean', 'std', 'ci95', 'n_resamples', 'skipped', 'n': patients scored}; resamples in which nothing could
-    be foretold in time are skipped and counted, 'reason' is added where a value is NaN.
+    {'point', 'mean', 'std', 'ci95', 'n_resamples', 'skipped', 'redrawn', 'n': patients scored}; resamples in which
+    nothing could be foretold in time are skipped and counted, 'reason' is added where a value is NaN.
 
   Raises:
     EagrlError: lengths differ, a negative stay.
   """
   gain, best = gains(label, prob, left, tau, threshold)
-  counts = bootstrap.resample_counts(len(gain), n, seed).astype(np.float64)
+  drawn, redrawn = bootstrap.resamples(label, n, seed)
+  counts = drawn.astype(np.float64)
   values = _ratio(counts @ gain, counts @ best)
   point = float(_ratio(gain.sum(keepdims=True), best.sum(keepdims=True))[0])
-  result = {'point': point, **bootstrap.spread_of(values[np.isfinite(values)], n),
+  result = {'point': point, **bootstrap.spread_of(values[np.isfinite(values)], n), 'redrawn': redrawn,
             'n': int(np.isfinite(np.asarray(left, np.float64)).sum())}
   if not np.isfinite(point):
     result['reason'] = 'no patient with the outcome whose stay goes on after the prediction'

@@ -47,7 +47,7 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
     'p' is two-sided by resamples; 'p_holm' is Holm's (1979) over all arms of the metric.
   """
   y = np.asarray(label).astype(int)
-  counts = bootstrap.resample_counts(len(y), n)
+  counts, _ = bootstrap.resamples(y, n)
   points = {a: {s: {m: metrics.METRICS[m](y, np.asarray(p)) for m in METRICS} for s, p in by.items()}
             for a, by in probs.items()}
   scores = {a: {s: bootstrap.weighted_scores(y, p, counts) for s, p in by.items()} for a, by in probs.items()}

@@ -39,12 +39,22 @@ class Encoder:
     """Raw values of a patient's real visits. `-> [T, F]`, NaN where not measured."""
     return self.visits.values[row][self.visits.valid[row]]
 
+  def censor(self, row: int, values: np.ndarray | None = None) -> np.ndarray | None:
+    """Signs of a patient's values that are limits, see `Cohort.censor`. `-> [T, F]`, None where no patient has any.
+
+    Of `values` that stand in for its own, those that differ are exact: the mark belongs to what was measured.
+    """
+    if self.visits.censor is None:
+      return None
+    own = self.visits.censor[row][self.visits.valid[row]]
+    return own if values is None else np.where(values == self.values(row), own, 0)
+
   def prompt(self, row: int, order: np.ndarray | None = None, values: np.ndarray | None = None) -> Prompt:
     """The rendered record of one patient; `order` permutes its features, `values` stand in for its own."""
     c = self.cohort
     return render(c.features, self.values(row) if values is None else values,
                   self.visits.hours[row][self.visits.valid[row]], float(c.age[row]), int(c.sex[row]), task=c.task,
-                  setting=c.setting, config=self.config, order=order)
+                  setting=c.setting, config=self.config, order=order, censor=self.censor(row, values))
 
   def tokens(self, row: int, order: np.ndarray | None = None,
              values: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:

@@ -76,7 +76,8 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
   source = cohort.feature[keep]
   cohort = dataclasses.replace(
       cohort, features=table, truth=None, patient=cohort.patient[keep], hour=cohort.hour[keep], feature=to[source],
-      value=(scale[source] * cohort.value[keep] + offset[source]).astype(np.float32))
+      value=(scale[source] * cohort.value[keep] + offset[source]).astype(np.float32),
+      censor=None if cohort.censor is None else (np.sign(scale[source]) * cohort.censor[keep]).astype(np.int8))
   return validation.validate(cohort, at_one_time=False), match  # its source has looked for contradictions
 
 
@@ -131,8 +132,8 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
   np.minimum.at(start, events.patient, events.hour)
   known = feature_of[events.feature] >= 0
   events = dataclasses.replace(events, **{f: getattr(events, f)[known] for f in (
-      'patient', 'feature', 'unit', 'word', 'hour', 'available', 'value')})
-  value = long_csv.convert(events, table, feature_of, count)
+      'patient', 'feature', 'unit', 'word', 'hour', 'available', 'value', 'censor')})
+  value, censor = long_csv.convert(events, table, feature_of, count)
   keep = ~np.isnan(value)
   replaced = long_csv.superseded(events, table, feature_of, value, keep)
   keep &= ~replaced
@@ -148,7 +149,8 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
       name='new', task=task, setting=setting, features=table, subject_id=ids, age=age, sex=sex,
       label=np.zeros(len(ids), np.int8), patient=events.patient[keep],
       hour=(events.hour - start[events.patient])[keep].astype(np.float32),
-      feature=feature_of[events.feature][keep].astype(np.int16), value=value[keep].astype(np.float32), attrition=steps)
+      feature=feature_of[events.feature][keep].astype(np.int16), value=value[keep].astype(np.float32), attrition=steps,
+      censor=censor[keep])
   cohort = validation.validate(cohort.take(hashed_order(ids, cohort.name)))
   present = {int(f) for f in feature_of if f >= 0}
   return cohort, Match(tuple(s.name for i, s in enumerate(table) if i in present),
@@ -209,10 +211,12 @@ def read_statics(path: str, ids: np.ndarray, columns: long_csv.Columns, sex_code
 
 @contextlib.contextmanager
 def speaking_of(section: str) -> Iterator[None]:
-  """The readers name fields of `config.data`; here the same fields are those of another section."""
+  """The readers name fields of `config.data`; here the same fields are those of another section, but for the run's."""
   try:
     yield
   except EagrlError as e:
     text = str(e).replace('data.outcomes', 'data.statics')
     files = 'csv|tsv|txt|gz|tar|xlsx|parquet'  # a file may be called data.csv
-    raise EagrlError(re.sub(rf'(?<![\w.])(config\.)?data\.(?!{files})(?=[a-z])', rf'\1{section}.', text)) from e
+    own = 'window_hours|features'  # only the run's config says these
+    raise EagrlError(
+        re.sub(rf'(?<![\w.])(config\.)?data\.(?!{files})(?!(?:{own})\b)(?=[a-z])', rf'\1{section}.', text)) from e

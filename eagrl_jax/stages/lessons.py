@@ -33,8 +33,8 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
   # One width a lesson, so that the step compiles twice at most; the longest of a sample.
   sample, generator = rows[:128], np.random.default_rng((seed, 0))
   short_width = _width(short_lesson(short, sample, np.random.default_rng((seed, 0)), c)[1], encoder.tokenizer)
-  whole_width = _width([exercises(encoder, r, measured(r), generator, c.answers)
-                        for r in whole_records(encoder, sample, generator, c)], encoder.tokenizer)
+  whole_width = _width([exercises(encoder, row, r, measured(r), generator, c.answers)
+                        for row, r in zip(sample, whole_records(encoder, sample, generator, c))], encoder.tokenizer)
   step = start
   while True:
     brief = step < c.short_steps
@@ -48,8 +48,8 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
     else:
       records = whole_records(encoder, chosen, generator, c)
       prompt = encoder.batch(chosen, order, records)
-      texts = [exercises(encoder, record, np.unique(shown[shown >= 0]).tolist(), generator, c.answers)
-               for record, shown in zip(records, np.asarray(prompt.feature))]
+      texts = [exercises(encoder, row, record, np.unique(shown[shown >= 0]).tolist(), generator, c.answers)
+               for row, record, shown in zip(chosen, records, np.asarray(prompt.feature))]
     tokens, valid, weight = collate(texts, encoder.tokenizer, short_width if brief else whole_width, c.read_weight)
     yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, weight))
     step += 1
@@ -101,12 +101,12 @@ def whole_records(encoder: Encoder, chosen: np.ndarray, generator: np.random.Gen
   return records
 
 
-def exercises(encoder: Encoder, record: np.ndarray, visible: list[int], generator: np.random.Generator,
+def exercises(encoder: Encoder, row: int, record: np.ndarray, visible: list[int], generator: np.random.Generator,
               count: int) -> list[Exercise]:
-  """`count` rule-written answers to a record whose prompt shows `visible`, and three drills."""
-  features = encoder.cohort.features
+  """`count` rule-written answers to a patient's record whose prompt shows `visible`, and three drills."""
+  features, censor = encoder.cohort.features, encoder.censor(row, record)
   written = [warmup.write_answer(features, record, visible, encoder.cohort.task, encoder.config.top_k,
-                                 encoder.config.max_depth, generator) for _ in range(count)]
+                                 encoder.config.max_depth, generator, censor) for _ in range(count)]
   return written + [write(features, record, visible, generator)
                     for write in (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)]
 

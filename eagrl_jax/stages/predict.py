@@ -5,8 +5,9 @@
 3. Ask the policy as the evaluation does, and the expert.
 4. `<workdir>/predictions/<name>/`: predictions.parquet, reasoning.jsonl, manifest.json. Patient-level: never logged.
 
-A CSV is read without outcomes. The other sources need theirs to tell stays apart, as in training; these are removed
-before anything else sees the patients. A patient's answers depend on its id and record, not on who else is in the file.
+No source's outcomes are needed, and where they stand in its files they are not read: they change neither who is seen
+nor which rows. MEDS needs a label set for whom to predict and when; mortality of mimic4 needs a run of a prospective
+window. A patient's answers depend on its id and record, not on who else is in the file.
 """
 
 from __future__ import annotations
@@ -76,9 +77,11 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
         kind, c.path, c.statics, trained.features, columns=long_csv.Columns(**named),
         sex_codes=long_csv.parse_sex_codes(c.sex_codes or d.sex_codes), encoding=c.encoding or d.encoding,
         delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'), task=trained.task, setting=trained.setting)
+  if c.statics and kind != 'meds':
+    logging.info('predict.statics is not read: new patients of %s need no outcomes', kind)
   layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics})
-  cohort = foreign.blinded(prepare.read_source(layout, own.seed))
-  return foreign.remap(dataclasses.replace(cohort, setting=trained.setting), trained.features)
+  cohort = prepare.read_source(layout, own.seed, labelled=False)
+  return foreign.remap(dataclasses.replace(cohort, task=trained.task, setting=trained.setting), trained.features)
 
 
 def source(c: ConfigDict, own: ConfigDict) -> str:

@@ -15,6 +15,7 @@ import pathlib
 import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
+from scipy.stats import fisher_exact
 
 from eagrl_jax.ehr import normalise, splits, store, validation
 from eagrl_jax.ehr.records import Cohort
@@ -24,6 +25,8 @@ from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.data import grid
 from eagrl_jax.types import EagrlError
+
+_CHANCE = 1e-3  # p value below which the outcomes of the sexes differ by more than chance
 
 
 def run(context: Context) -> None:
@@ -38,6 +41,8 @@ def run(context: Context) -> None:
   splits.save(folder / 'splits.parquet', parts, cohort.subject_id)
   normalise.save(folder / 'statistics.json', statistics)
   logging.info('%s\n%s', cohort.name, attrition_table(cohort))
+  if c.source in ('csv', 'wide_csv', 'yaib') and c.sex_codes and (warning := sexes_apart(cohort)):
+    logging.warning('%s', warning)
   for name in ('train', 'valid', 'test'):
     label = cohort.label[getattr(parts, name)]
     logging.info('%-5s %5d patients, %.1f %% positive', name, len(label), 100 * label.mean())
@@ -70,8 +75,15 @@ def data_seed(config: ConfigDict) -> int:
   return config.seed if config.data.seed is None else config.data.seed
 
 
-def read_source(c: ConfigDict, seed: int) -> Cohort:
-  """The cohort that `data.source` names."""
+def read_source(c: ConfigDict, seed: int, labelled: bool = True) -> Cohort:
+  """The cohort that `data.source` names.
+
+  Args:
+    labelled: False reads new patients of a source whose features are its own: outcomes are neither needed nor read.
+      Those of a CSV come by `foreign.read_unlabelled`, in the features of a run.
+  """
+  if not labelled and c.source in ('synthetic', 'csv', 'wide_csv'):
+    raise ValueError(f'read_source: {c.source!r} is not read without outcomes')
   if c.source == 'synthetic':
     fields = {f.name for f in dataclasses.fields(synthetic.SyntheticConfig)}
     known = {k: v for k, v in c.to_dict().items() if k in fields and k != 'features'}
@@ -80,17 +92,18 @@ def read_source(c: ConfigDict, seed: int) -> Cohort:
     raise EagrlError(f'data.path={c.path!r} does not exist; give the {c.source} file with --config.data.path=')
   if c.source == 'tjh':
     # The published split counts two patients that have nothing but results dated after discharge.
-    return tjh.load(c.path, keep_after_discharge=c.get('protocol', '') == 'tjh_140_21_200')
+    return tjh.load(c.path, keep_after_discharge=c.get('protocol', '') == 'tjh_140_21_200', labelled=labelled)
   if c.source == 'physionet2012':
-    return physionet2012.load(c.path, c.outcomes or None)
+    return physionet2012.load(c.path, c.outcomes or None, labelled=labelled)
   visits = Grid(c.bin_hours, c.aggregate, c.window_hours)
   if c.source == 'mimic4':
-    return mimic4.load(c.path, task=c.task, index=c.index, grid=visits)
+    return mimic4.load(c.path, task=c.task, index=c.index, grid=visits, labelled=labelled)
   if c.source == 'meds':
-    return meds.load(c.path, c.outcomes, features=c.features or None, grid=visits, task=c.task, setting=c.setting)
+    return meds.load(c.path, c.outcomes, features=c.features or None, grid=visits, task=c.task, setting=c.setting,
+                     labelled=labelled)
   if c.source == 'yaib':
     return yaib.load(c.path, features=c.features or None, grid=visits, task=c.task, setting=c.setting,
-                     sex_codes=long_csv.parse_sex_codes(c.sex_codes))
+                     sex_codes=long_csv.parse_sex_codes(c.sex_codes), labelled=labelled)
   read = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[c.source]
   return read(c.path, c.outcomes, columns=long_csv.Columns(**c.columns.to_dict()), features=c.features or None,
               task=c.task, setting=c.setting, sex_codes=long_csv.parse_sex_codes(c.sex_codes),
@@ -104,6 +117,20 @@ def with_records(cohort: Cohort, window_hours: float) -> Cohort:
   if len(rows) == len(cohort):
     return cohort
   return _counted(cohort.take(rows), 'no record in the window', len(cohort) - len(rows))
+
+
+def sexes_apart(cohort: Cohort) -> str:
+  """A line where the outcome is more than twice as frequent in one sex and chance does not explain it, else ''.
+
+  It may be so. It is also what codes of sex look like that are mapped wrongly, or are not codes of sex.
+  """
+  counts = np.array([[np.sum((cohort.sex == sex) & (cohort.label == y)) for y in (1, 0)] for sex in (1, 0)])
+  rate = counts[:, 0] / np.maximum(counts.sum(1), 1)
+  if rate.max() <= 2 * rate.min() or fisher_exact(counts).pvalue >= _CHANCE:
+    return ''
+  (male, female), (men, women) = counts[:, 0], counts.sum(1)
+  return (f'{male} of {men} male and {female} of {women} female patients have the outcome, which chance does not '
+          'explain; check data.sex_codes')
 
 
 def attrition_table(cohort: Cohort) -> str:

@@ -3,6 +3,7 @@ put aside with a reason and counted (W), or repaired and counted (F)."""
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 
 import mimic4_fixture
@@ -11,17 +12,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import test_meds
+import test_physionet2012
+import test_prepare
 import test_tjh
+import test_yaib
 from test_long_csv import make
 from test_validation import cohort_of
 
 from eagrl_jax.ehr import normalise, splits, store, validation
-from eagrl_jax.ehr.features import FeatureSpec
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.prompt import PromptConfig
 from eagrl_jax.ehr.records import to_visits
-from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, tjh, wide_csv
+from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, physionet2012, tjh, wide_csv
 from eagrl_jax.ehr.sources.bounded import Grid
-from eagrl_jax.evaluation import metrics
-from eagrl_jax.stages import foreign
+from eagrl_jax.evaluation import bootstrap, metrics
+from eagrl_jax.stages import foreign, lessons
+from eagrl_jax.stages.encode import Encoder
 from eagrl_jax.types import EagrlError
 
 HEAD = 'patient,time,feature,value,unit\n'
@@ -155,6 +161,71 @@ def test_06_comparators_marks_and_decimal_commas(tmp_path):
   assert steps_of(cohort)['text'] == 1
 
 
+def test_06_the_side_of_a_limit_is_kept_to_the_prompt_and_the_answer(tmp_path):
+  spec = '- {name: x, unit: mg/dL, decimals: 0, accepted_units: [[inverse, -1, 0]]}\n'
+  rows = 'a,0,x,<5,mg/dL\na,1,x,7,mg/dL\na,24,x,<5,mg/dL\na,25,x,<3,mg/dL\na,48,x,> 21,mg/dL\n'
+  rows += 'b,0,x,<-6,inverse\nb,24,x,4,mg/dL\nb,24,x,<4,mg/dL\nb,48,x,<8,mg/dL\nb,48,x,<8,mg/dL\n'
+  cohort = read(tmp_path, rows, spec=spec)
+  store.save(cohort, tmp_path / 'out')
+  cohort = store.load(tmp_path / 'out')
+  row = {name: i for i, name in enumerate(cohort.subject_id.tolist())}
+  mine = cohort.patient == row['a']
+  assert cohort.censor[mine].tolist() == [-1, 0, -1, -1, 1] and cohort.value[mine].tolist() == [5, 7, 5, 3, 21]
+  assert cohort.censor[~mine].tolist() == [1, 0, -1] and cohort.value[~mine].tolist() == [6, 4, 8]
+  # at hour 24 of b an exact value and a limit contradict each other, at hour 48 two limits are one
+  assert steps_of(cohort)['conflicting values at one time, averaged'] == 1 == steps_of(cohort)['identical duplicate']
+  lines = {}
+  for aggregate in ('mean', 'last'):
+    encoder = Encoder(cohort, to_visits(cohort, 24.0, 4, aggregate), None, PromptConfig(style='compact'), 32)
+    lines[aggregate] = {who: encoder.prompt(i).text.splitlines()[1].strip() for who, i in row.items()}
+  assert lines == {'mean': {'a': 'x ok 6 <4 >21', 'b': 'x ok >6 4 <8'},
+                   'last': {'a': 'x ok 7 <3 >21', 'b': 'x ok >6 4 <8'}}
+  own = encoder.values(row['a'])
+  assert encoder.prompt(row['a'], values=np.where(own == 21, 22, own)).text.splitlines()[1] == ' x ok 7 <3 22'
+  told = {who: lessons.exercises(encoder, i, encoder.values(i), [0], np.random.default_rng(0), 1)[0].text
+          for who, i in row.items()}
+  assert ' x ok above 21, rising </Answer 1>' in told['a'] and ' x ok below 8, rising </Answer 1>' in told['b']
+
+
+def test_06_so_in_a_wide_file_and_of_new_patients(tmp_path):
+  (tmp_path / 'w.csv').write_text('patient,time,x,y\na,0,<5,1\nb,0,6,>2\n')
+  (tmp_path / 'o.csv').write_text(OUTCOMES)
+  cohort = wide_csv.load(tmp_path / 'w.csv', tmp_path / 'o.csv')
+  marked = lambda c: {(str(c.subject_id[p]), c.features[int(f)].name, float(v)): int(s) for p, f, v, s in zip(
+      c.patient, c.feature, c.value, c.censor) if s}
+  assert marked(cohort) == {('a', 'x', 5): -1, ('b', 'y', 2): 1}
+  run = FeatureTable((FeatureSpec('y', accepted_units=(('inverse', -1.0, 0.0),)), FeatureSpec('x')))
+  new, _ = foreign.read_unlabelled('wide_csv', str(tmp_path / 'w.csv'), '', run, columns=long_csv.Columns(),
+                                   sex_codes=None, encoding='utf8', delimiter=',', task='mortality', setting='')
+  assert marked(new) == marked(cohort)
+  turned = FeatureTable(tuple(dataclasses.replace(s, unit='inverse' if s.name == 'y' else '') for s in cohort.features))
+  mapped, _ = foreign.remap(dataclasses.replace(cohort, features=turned), run)
+  assert marked(mapped) == {('a', 'x', 5): -1, ('b', 'y', -2): -1}
+  exact = cohort.take(np.flatnonzero(cohort.subject_id == 'a')).pick(np.array([1]))
+  assert validation.validate(exact).censor is None  # no part of the bytes where nothing is a limit
+
+
+def test_06_so_where_values_are_converted_by_a_rule_or_made_a_sum():
+  turned = FeatureSpec('x', rescale=((10.0, 20.0, -1.0, 0.0),))
+  cohort = cohort_of([(0, 0, 0, 15.0), (0, 1, 0, 30.0), (1, 0, 0, 2.0)], 2, specs=(turned,))
+  cohort = validation.validate(dataclasses.replace(cohort, censor=np.array([1, 1, -1], np.int8)))
+  assert cohort.value.tolist() == [-15, 30, 2] and cohort.censor.tolist() == [-1, 1, -1]
+  cohort = cohort_of([(0, 0, f, v) for f, v in enumerate((14.0, 2.0, 6.0, 4.0))] + [(1, 0, 0, 15.0)], 2, specs=GCS)
+  cohort = validation.validate(dataclasses.replace(cohort, censor=np.ones(5, np.int8)))
+  assert cohort.value[0] == 12 and cohort.censor.tolist() == [0, 1, 1, 1, 1]
+  wrong = dataclasses.replace(cohort, label=np.array([0, 1], np.int8), censor=np.full(5, 2, np.int8))
+  refused('data.censor: 5 signs', lambda: validation.check(wrong))
+  refused('data.censor: has 4 entries and needs 5', lambda: validation.check(
+      dataclasses.replace(cohort, censor=np.ones(4, np.int8))))
+
+
+def test_06_the_last_of_two_values_keeps_its_own_side(tmp_path):
+  rows = 'a,0,x,5,\na,0,x,<5,\nb,0,x,<6,\nb,0,x,6,\n'
+  cohort = read(tmp_path, rows, spec='- {name: x, repeats: last}\n')
+  assert dict(zip(cohort.value.tolist(), cohort.censor.tolist())) == {5: -1, 6: 0}
+  assert steps_of(cohort)['superseded by a later value of the same time'] == 2
+
+
 def test_07_codes_for_missing_values():
   listed = FeatureSpec('x', sentinels=(-1.0, 999.0))
   cohort, count, aside = checked([*spread([5.0, 6.0, 7.0]), (0, 9, 0, -1), (1, 9, 0, 999)], listed)
@@ -255,6 +326,27 @@ def test_11_events_after_the_outcome_are_left_out_and_many_are_an_error(tmp_path
   assert steps_of(late)['after discharge'] == 2  # the published workbook has 71 of 6,120: counted, not refused
 
 
+def test_11_so_in_tables_that_count_from_admission(tmp_path):
+  def stays(early):
+    time = [*range(100), *range(100 - early), *[-3] * early]
+    return test_yaib.load(test_yaib.make(tmp_path, dyn={
+        'stay_id': [7] * 100 + [8] * 100, 'time': time, 'hr': [80.0] * 200, 'crea': [1.0] * 200, 'sbp': ...}))
+  cohort = stays(2)
+  assert steps_of(cohort)['before admission'] == 2 and cohort.hour.min() == 0
+  refused('3 of 200 rows of dyn.parquet lie before admission; count', lambda: stays(3), '-3')
+
+
+def test_11_so_in_a_set_of_48_hours(tmp_path):
+  def stays(late):
+    hours = [*(f'{i // 3:02}:{20 * (i % 3):02},HR,80' for i in range(1, 140 - late)), *['59:30,HR,77'] * late]
+    known = test_physionet2012.stay(11, *hours, icu=1), test_physionet2012.stay(14, *hours, icu=1)
+    return physionet2012.load(test_physionet2012.make(tmp_path, dict(zip((11, 14), known)), (
+        'RecordID,Length_of_stay,In-hospital_death\n11,5,0\n14,5,1\n')))
+  cohort = stays(1)
+  assert steps_of(cohort)['after 48 hours'] == 2 and cohort.hour.max() < 48 and 77 not in cohort.value
+  refused('4 of 290 rows lie after the 48 hours of the set', lambda: stays(2), '59')
+
+
 def test_12_a_value_stored_after_the_prediction_is_not_used(tmp_path):
   head = 'patient,time,feature,value,available\n'
   rows = ''.join(f'{p},{h},x,1,{h + 2}\n' for p in 'ab' for h in range(100))
@@ -322,6 +414,27 @@ def test_18_sex_needs_a_mapping(tmp_path):
   refused("2 entries of 'sex' have an unknown code", lambda: read(tmp_path, rows, outcomes))
   cohort = read(tmp_path, rows, outcomes, sex_codes=long_csv.parse_sex_codes('1=f,2=m'))
   assert dict(zip(cohort.subject_id.tolist(), cohort.sex.tolist())) == {'a': 0, 'b': 1}
+
+
+def test_18_an_outcome_that_hangs_on_the_sex_is_a_warning(tmp_path, caplog):
+  def said(male, female, codes='1=m,2=f'):
+    people = [(sex, i < positives) for sex, (positives, n) in (('1', male), ('2', female)) for i in range(n)]
+    rows = ''.join(f'k{i},0,x,{i % 7}\n' for i in range(len(people)))
+    config = test_prepare.csv(tmp_path)
+    (tmp_path / 'e.csv').write_text('patient,time,feature,value\n' + rows.replace(',x,', ',NA,13'))
+    (tmp_path / 'o.csv').write_text('patient,label,sex\n' + ''.join(
+        f'k{i},{y:d},{sex if codes else "mf"[int(sex) - 1]}\n' for i, (sex, y) in enumerate(people)))
+    config.data.sex_codes = codes
+    caplog.clear()
+    with caplog.at_level('WARNING', logger='absl'):
+      test_prepare.prepared(config, tmp_path)
+    return [r.getMessage() for r in caplog.records]
+  assert said((40, 100), (5, 100)) == ['40 of 100 male and 5 of 100 female patients have the outcome, which chance '
+                                       'does not explain; check data.sex_codes']
+  assert said((40, 100), (5, 100), '2=m,1=f')[0].startswith('5 of 100 male and 40 of 100 female')
+  assert said((40, 100), (0, 100)) and not said((40, 100), (5, 100), '')  # without a mapping nothing is swapped by one
+  assert said((120, 300), (59, 300)) and not said((120, 300), (60, 300))  # twice as frequent and no more
+  assert not said((8, 20), (2, 20))  # what chance may do
 
 
 PRESSURES = tuple(FeatureSpec(n, 'mmHg') for n in ('SBP', 'DBP', 'MAP'))
@@ -395,6 +508,8 @@ def test_22_empty_cohorts_and_single_classes(tmp_path):
   label, rows = np.array([0, 1, 0, 1, 0, 0]), np.arange(6)
   refused('the test part has 0 positives of 2', lambda: splits.check(
       splits.Splits(rows[:2], rows[2:4], rows[4:]), label, 'data.splits'))
+  rare = bootstrap.bootstrap(np.eye(9)[0], np.linspace(1, 0, 9), 50)['auroc']
+  assert rare['redrawn'] > 5 and (rare['n_resamples'], rare['skipped'], rare['mean']) == (50, 0, 1)
   assert np.isnan(metrics.auroc([0, 0], [.1, .2])) and 'only one class' in metrics.undefined(np.zeros(2, int))
 
 

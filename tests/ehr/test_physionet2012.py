@@ -77,6 +77,14 @@ def test_every_trap_is_handled_and_counted(tmp_path):
       ('kept', 3, 'patients'), ('kept', 12, 'values')}
 
 
+def test_a_value_below_a_limit_keeps_its_side(tmp_path):
+  cohort = physionet2012.load(make(tmp_path, STAYS | {14: stay(14, '03:15,Lactate,<0.5', '04:00,Lactate,0.7')}))
+  of = cohort.censor[cohort.patient == cohort.subject_id.tolist().index('14')]
+  assert events_of(cohort, '14')[(3.25, 'Lactate')] == 0.5 and sorted(of) == [-1, 0, 0]
+  assert np.sum(cohort.censor != 0) == 1 and physionet2012.load(make(tmp_path)).censor is None
+
+
+
 def test_archive_folder_and_compressions_agree(tmp_path):
   archive = physionet2012.load(make(tmp_path))
   folder = tmp_path / 'set-a'

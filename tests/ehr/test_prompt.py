@@ -30,6 +30,25 @@ def test_values_at_assay_precision(value, expected):
   assert write_value(SODIUM, value) == expected
 
 
+@pytest.mark.parametrize(('spec', 'value', 'expected'), [
+    (LACTATE, 0.5, '<0.5'), (LACTATE, 5, '<5.0'), (LACTATE, np.float32(0.05), '<0.05'), (LACTATE, 0.04, '<0.04'),
+    (SODIUM, 4.5, '<4.5'), (SODIUM, 140, '<140'), (SODIUM, 12345.6, '<12346'), (EYES, 4, '<Spontaneously')])
+def test_a_limit_stays_true_at_assay_precision(spec, value, expected):
+  assert write_value(spec, value, '<') == expected
+  assert write_value(SODIUM, 4.5) == '4'
+
+
+def test_values_below_and_above_a_limit_have_their_mark():
+  censor = np.array([[-1, 0, 0], [-1, 0, 0], [0, 1, 0]], np.int8)  # the second lactate was not measured
+  prompts = {style: render(TABLE, VALUES, np.array([0, 24, 60.0]), 64.2, 1, task='mortality', setting='adults',
+                           config=PromptConfig(style=style), censor=censor) for style in ('full', 'compact')}
+  assert ' lactate HH <1.0 4.5\n' in prompts['compact'].text and ' sodium H 140 150 >149\n' in prompts['compact'].text
+  assert '[<1.0, NaN, 4.5]' in prompts['full'].text and '[140, 150, >149]' in prompts['full'].text
+  for style, prompt in prompts.items():
+    assert prompt.text.replace('<1.0', '1.0').replace('>149', '149') == show(style).text
+    assert all(prompt.text[stop] == '\n' for *_, stop in prompt.spans)
+
+
 def test_full_style_lists_every_visit_and_names_levels():
   text = show().text
   assert '- lactate (Unit: mmol/L. Reference range: 0.5 to 2.): [1.0, NaN, 4.5]' in text

@@ -23,27 +23,34 @@ def random_cohort(seed: int, n: int = 9, f: int = 4, events: int = 120) -> Cohor
       sex=rng.integers(0, 2, n).astype(np.int8), label=rng.integers(0, 2, n).astype(np.int8),
       patient=patient[order], hour=hour[order], feature=rng.integers(0, f, events).astype(np.int16),
       value=rng.normal(size=events).astype(np.float32), attrition=(),
-      truth=Truth(rng.dirichlet(np.ones(f), n).astype(np.float32), rng.uniform(size=n).astype(np.float32)))
+      truth=Truth(rng.dirichlet(np.ones(f), n).astype(np.float32), rng.uniform(size=n).astype(np.float32)),
+      censor=rng.integers(-1, 2, events).astype(np.int8))
 
 
 def slow_visits(cohort, bin_hours, max_visits, aggregate, window):
   n, f = len(cohort), len(cohort.features)
   values = np.full((n, max_visits, f), np.nan, np.float32)
   hours, valid = np.zeros((n, max_visits), np.float32), np.zeros((n, max_visits), bool)
+  censor = np.zeros(values.shape, np.int8)
   for i in range(n):
-    bins: dict[int, dict[int, list[float]]] = {}
-    for p, h, k, v in zip(cohort.patient, cohort.hour, cohort.feature, cohort.value):
+    bins: dict[int, dict[int, list[tuple[float, int]]]] = {}
+    for p, h, k, v, s in zip(cohort.patient, cohort.hour, cohort.feature, cohort.value, cohort.censor):
       if p == i and (window is None or h < window):
-        bins.setdefault(math.floor(h / bin_hours), {}).setdefault(k, []).append(float(v))
-    rows = [(b, {k: np.mean(x) if aggregate == 'mean' else x[-1] for k, x in bins[b].items()}) for b in sorted(bins)]
+        bins.setdefault(math.floor(h / bin_hours), {}).setdefault(k, []).append((float(v), int(s)))
+    rows = [(b, {k: mean(x) if aggregate == 'mean' else x[-1] for k, x in bins[b].items()}) for b in sorted(bins)]
     while len(rows) > max_visits:
       (_, old), (b, new) = rows[0], rows[1]
       rows = [(b, {**old, **new}), *rows[2:]]
     for t, (b, row) in enumerate(rows):
       hours[i, t], valid[i, t] = (b + 1) * bin_hours, True
-      for k, v in row.items():
-        values[i, t, k] = v
-  return values, hours, valid
+      for k, (v, s) in row.items():
+        values[i, t, k], censor[i, t, k] = v, s
+  return values, hours, valid, censor
+
+
+def mean(pairs):
+  signs = {s for _, s in pairs}
+  return np.mean([v for v, _ in pairs]), signs.pop() if len(signs) == 1 else 0
 
 
 @pytest.mark.parametrize('aggregate', ['mean', 'last'])
@@ -53,17 +60,19 @@ def test_visits_equal_a_plain_loop(aggregate, bin_hours, max_visits, window):
   cohort = random_cohort(seed=3)
   assert len(np.unique(cohort.patient)) == len(cohort)
   found = to_visits(cohort, bin_hours, max_visits, aggregate, window)
-  values, hours, valid = slow_visits(cohort, bin_hours, max_visits, aggregate, window)
+  values, hours, valid, censor = slow_visits(cohort, bin_hours, max_visits, aggregate, window)
   np.testing.assert_allclose(found.values, values, rtol=1e-6)
   np.testing.assert_array_equal(found.hours, hours)
   np.testing.assert_array_equal(found.valid, valid)
+  np.testing.assert_array_equal(found.censor, censor)
+  exact = to_visits(dataclasses.replace(cohort, censor=None), bin_hours, max_visits, aggregate, window)
+  np.testing.assert_array_equal(exact.values, found.values)
+  assert exact.censor is None
 
 
 def test_a_patient_without_events_has_no_visit():
   cohort = random_cohort(seed=4)
-  rows = cohort.patient != 5
-  cohort = dataclasses.replace(cohort, patient=cohort.patient[rows], hour=cohort.hour[rows],
-                               feature=cohort.feature[rows], value=cohort.value[rows])
+  cohort = cohort.pick(cohort.patient != 5)
   visits = to_visits(cohort, 6, 4)
   assert not visits.valid[5].any() and visits.valid[np.arange(9) != 5, 0].all()
   assert np.isnan(visits.values[5]).all()
@@ -79,9 +88,9 @@ def test_take_equals_a_plain_loop():
   cohort = random_cohort(seed=1)
   rows = np.array([7, 0, 3, 8])
   part = cohort.take(rows)
-  want = [(new, h, k, v) for new, old in enumerate(rows)
-          for p, h, k, v in zip(cohort.patient, cohort.hour, cohort.feature, cohort.value) if p == old]
-  assert list(zip(part.patient, part.hour, part.feature, part.value)) == want
+  events = lambda c: zip(c.patient, c.hour, c.feature, c.value, c.censor)
+  want = [(new, *rest) for new, old in enumerate(rows) for p, *rest in events(cohort) if p == old]
+  assert list(events(part)) == want
   for field in ('subject_id', 'age', 'sex', 'label'):
     np.testing.assert_array_equal(getattr(part, field), getattr(cohort, field)[rows])
   np.testing.assert_array_equal(part.truth.salience, cohort.truth.salience[rows])
@@ -91,9 +100,7 @@ def test_take_equals_a_plain_loop():
 def test_take_sorts_events_and_refuses_a_repeated_row():
   cohort = random_cohort(seed=2)
   mixed = np.random.default_rng(0).permutation(len(cohort.value))
-  shuffled = dataclasses.replace(cohort, patient=cohort.patient[mixed], hour=cohort.hour[mixed],
-                                 feature=cohort.feature[mixed], value=cohort.value[mixed])
-  part = shuffled.take(np.arange(len(cohort)))
+  part = cohort.pick(mixed).take(np.arange(len(cohort)))
   np.testing.assert_array_equal(part.patient, cohort.patient)
   np.testing.assert_array_equal(part.hour, cohort.hour)
   with pytest.raises(ValueError, match='repeated'):

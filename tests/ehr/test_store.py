@@ -45,10 +45,29 @@ def test_round_trip_is_exact(tmp_path, truth):
       assert a.specs == b.specs
     elif field.name != 'truth':
       assert a == b
+  assert again.censor is None and 'censor' not in pq.read_schema(tmp_path / 'c' / 'events.parquet').names
   assert (again.truth is None) == (not truth)
   if truth:
     np.testing.assert_array_equal(again.truth.salience, cohort.truth.salience, strict=True)
     np.testing.assert_array_equal(again.truth.risk, cohort.truth.risk, strict=True)
+
+
+def test_values_that_are_limits_keep_their_sign(tmp_path):
+  cohort = make(False)
+  signs = np.random.default_rng(1).integers(-1, 2, len(cohort.value)).astype(np.int8)
+  limits = dataclasses.replace(cohort, censor=signs)
+  store.save(limits, tmp_path / 'limits')
+  np.testing.assert_array_equal(store.load(tmp_path / 'limits').censor, signs, strict=True)
+  for name, none in (('exact', None), ('zeros', np.zeros_like(signs))):  # the bytes of a cohort without any
+    store.save(dataclasses.replace(cohort, censor=none), tmp_path / name)
+    assert store.load(tmp_path / name).censor is None
+  same = [(tmp_path / name / 'events.parquet').read_bytes() for name in ('exact', 'zeros')]
+  assert same[0] == same[1]
+  assert len({store.fingerprint(c) for c in (cohort, limits, dataclasses.replace(cohort, censor=-signs))}) == 3
+  table = pq.read_table(tmp_path / 'limits' / 'events.parquet')
+  pq.write_table(table.drop_columns('censor'), tmp_path / 'limits' / 'events.parquet')
+  with pytest.raises(EagrlError, match='not those its manifest describes'):
+    store.load(tmp_path / 'limits')
 
 
 def test_tables_carry_meds_names_and_units(tmp_path):

@@ -73,6 +73,8 @@ def test_every_trap_is_handled_and_counted(tmp_path):
   assert events_of(cohort, '7') == {
       (12.0, 'platelet count'): 200, (12.0, 'hs-CRP'): 0.5, (0.0, 'hemoglobin'): 130,
       (0.0, 'mean corpuscular hemoglobin'): 30.5}
+  limits = np.flatnonzero(cohort.censor)
+  assert [(cohort.features[cohort.feature[i]].name, cohort.censor[i]) for i in limits] == [('hs-CRP', -1)]
   assert events_of(cohort, '202') == {
       (6.0, 'hematocrit'): 40, (6.0, 'white blood cell count'): 8.1, (6.0, 'blood pH'): 7.41, (12.0, 'hematocrit'): 40}
   dead = cohort.subject_id.tolist().index('202')

@@ -37,6 +37,7 @@ def test_numbers_out_of_text():
   np.testing.assert_array_equal(
       found.value, [1.5, -2000, 0.05, 21, 4, 7, 0.5] + [np.nan] * 7 + [3])
   assert (found.censored, found.text) == (3, 6)  # text: 1,5  12*  hemolysed  ''  inf  nan
+  assert found.censor.tolist() == [0, 0, -1, 1, -1] + [0] * 10
   assert validation.parse_numbers([]).value.shape == (0,)
 
 

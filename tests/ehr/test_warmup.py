@@ -32,6 +32,16 @@ def test_statements_are_true_and_the_format_parses():
   assert steps == {1, 2, 3}
 
 
+def test_a_limit_is_told_as_one_without_what_would_begin_a_tag():
+  values = np.array([[12, 50, 15, np.nan], [12.5, 40, 9, np.nan], [np.nan] * 4])
+  censor = np.array([[0, 1, 0, 0], [-1, 0, 1, 0], [1, 1, 1, 1]])  # nothing was measured at the last visit
+  rng = np.random.default_rng(0)
+  told = {said for _ in range(50) for _, said in parse(warmup.write_answer(
+      TABLE, values, [0, 1, 2], 'mortality', 2, 3, rng, censor).text, TABLE).steps}
+  assert told == {'a1 ok below 12.5, steady', 'b2 HH 40.0, falling', 'c3 L above 9.0, falling'}
+  assert not any('<' in said for said in told)
+
+
 def test_probability_says_nothing_about_the_record():
   sick, well = np.full((2, 4), 90.0), np.full((2, 4), 15.0)
   said = [parse(t, TABLE).probability for v in (sick, well) for t in answers(v)]

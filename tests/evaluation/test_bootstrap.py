@@ -41,25 +41,59 @@ def test_summary_is_that_of_an_index_bootstrap():
   assert result['point'] == sk.roc_auc_score(label, prob)
   assert result['mean'] == pytest.approx(np.mean(values)) and result['std'] == pytest.approx(np.std(values, ddof=1))
   np.testing.assert_allclose(result['ci95'], np.percentile(values, [2.5, 97.5]))
-  assert (result['n_resamples'], result['skipped']) == (200, 0)
+  assert (result['n_resamples'], result['skipped'], result['redrawn']) == (200, 0, 0)
   assert result == bs.bootstrap(label, prob, n=200, seed=42)['auroc']
   assert result != bs.bootstrap(label, prob, n=200, seed=43)['auroc']
 
 
-def test_one_class_resamples_are_skipped_and_counted():
+def test_one_class_resamples_are_drawn_again_within_the_classes_and_counted():
   label, prob = np.array([1, 0, 0, 0]), np.array([0.9, 0.2, 0.3, 0.4])
   result = bs.bootstrap(label, prob, n=400, seed=0)
-  positives = bs.resample_counts(4, 400, 0)[:, 0]
-  expected = int(((positives == 0) | (positives == 4)).sum())
-  assert 80 < expected < 180  # (3/4)^4 = .32 of 400
-  assert {m['skipped'] for m in result.values()} == {expected}
-  assert all(m['n_resamples'] + m['skipped'] == 400 for m in result.values())
+  plain = bs.resample_counts(4, 400, 0)
+  alone = np.isin(plain[:, 0], (0, 4))
+  assert 80 < alone.sum() < 180  # (3/4)^4 = .32 of 400
+  assert {(m['redrawn'], m['skipped'], m['n_resamples']) for m in result.values()} == {(alone.sum(), 0, 400)}
+  counts, redrawn = bs.resamples(label, 400, 0)
+  assert redrawn == alone.sum() and counts.dtype == np.int32
+  np.testing.assert_array_equal(counts[~alone], plain[~alone])  # what had both classes stays as it was
+  assert (counts[alone, 0] == 1).all() and (counts[alone].sum(1) == 4).all()
+  assert len(np.unique(counts[alone], axis=0)) > 5  # with replacement: 10 are possible
+  np.testing.assert_array_equal(counts, bs.resamples(label, 400, 0)[0])
+  assert (counts != bs.resamples(label, 400, 1)[0]).any()
+  values = [sk.roc_auc_score(np.repeat(label, c), np.repeat(prob, c)) for c in counts]
+  assert result['auroc']['mean'] == pytest.approx(np.mean(values))
+
+
+def test_arms_stay_paired_where_resamples_are_drawn_again():
+  label = np.array([1, 0, 0, 0, 0, 0])
+  good, bad = np.array([0.9, 0.2, 0.3, 0.4, 0.1, 0.95]), np.array([0.3, 0.2, 0.6, 0.4, 0.1, 0.2])
+  result = bs.paired_difference(label, good, bad, n=100, seed=5)['auroc']
+  counts, redrawn = bs.resamples(label, 100, 5)
+  gaps = [np.subtract(*(sk.roc_auc_score(np.repeat(label, c), np.repeat(p, c)) for p in (good, bad))) for c in counts]
+  np.testing.assert_allclose(result['ci95'], np.percentile(gaps, [2.5, 97.5]))
+  assert (result['redrawn'], result['skipped'], result['n_resamples']) == (redrawn, 0, 100) and redrawn > 10
+  same = bs.paired_difference(label, good, good, n=100, seed=5)['auroc']
+  assert same['ci95'] == [0, 0] and same['p'] == 1
+
+
+def test_patients_with_rows_of_both_classes_are_a_class_of_their_own():
+  patient = np.array(['a', 'a', 'b', 'c', 'd', 'd'])
+  label = np.array([1, 1, 0, 0, 0, 1])  # a positive, b and c negative, d both
+  plain = bs.resample_counts(4, 200, 0)
+  alone = ((plain[:, [0, 3]] == 0).all(1)) | ((plain[:, [1, 2, 3]] == 0).all(1))
+  counts, redrawn = bs.resamples(label, 200, 0, patient)
+  assert 5 < redrawn == alone.sum() and (counts[alone][:, [0, 1, 4, 5]] == 1).all()
+  assert (counts[alone, 2] + counts[alone, 3] == 2).all()
+  np.testing.assert_array_equal(counts[~alone], plain[~alone][:, [0, 0, 1, 2, 3, 3]])
+  both, redrawn = bs.resamples([1, 0, 1, 0], 20, 0, [0, 0, 1, 1])
+  assert redrawn == 0 and (both[:, 0] == both[:, 1]).all()
 
 
 def test_one_class_cohort_is_nan_with_a_reason():
   result = bs.bootstrap([0, 0, 0], [0.1, 0.2, 0.3], n=20)
   assert math.isnan(result['auroc']['point']) and math.isnan(result['auroc']['ci95'][0])
-  assert result['auroc']['skipped'] == 20 and 'one class' in result['auroc']['reason']
+  assert (result['auroc']['skipped'], result['auroc']['redrawn']) == (20, 0)
+  assert 'one class' in result['auroc']['reason']
   assert result['brier']['point'] == pytest.approx((0.01 + 0.04 + 0.09) / 3)
   assert math.isnan(bs.paired_difference([0, 0], [0.1, 0.2], [0.3, 0.4], n=20)['auroc']['p'])
 

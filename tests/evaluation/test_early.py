@@ -64,6 +64,15 @@ def test_every_resample_is_the_definition_on_the_repeated_rows():
   assert (found['n_resamples'], found['skipped']) == (50, 0)
 
 
+def test_resamples_are_those_of_the_other_metrics_where_some_are_drawn_again():
+  label, prob, left = np.eye(8)[0], np.linspace(0.9, 0.2, 8), np.full(8, 50.0)
+  found = early.score(label, prob, left, 60.0, n=100, seed=3)
+  counts, redrawn = bootstrap.resamples(label, 100, 3)
+  values = [by_the_book(*(np.repeat(x, c) for x in (label, prob, left)), 60.0, 0.5) for c in counts]
+  assert found['mean'] == pytest.approx(np.mean(values))
+  assert (found['redrawn'], found['skipped'], found['n_resamples']) == (redrawn, 0, 100) and redrawn > 10
+
+
 def test_by_hand():
   score = lambda label, prob, left: early.score(label, prob, left, 10.0, n=5)['point']
   assert score([1, 1, 0, 0], [0.9, 0.5, 0.1, 0.4], [20, 5, 3, 3]) == 1  # a perfect predictor

@@ -238,7 +238,7 @@ def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, ste
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, steps: Steps, *, name: str, task: str,
            setting: str, ids: list[str], age: np.ndarray, sex: np.ndarray, label: np.ndarray,
-           stay_end: np.ndarray | None = None) -> Cohort:
+           stay_end: np.ndarray | None = None, labelled: bool = True) -> Cohort:
   """The validated cohort of the patients with these ids, whose places in the list are their numbers in `events`."""
   found, aside = collect(db, features, grid, steps)
   steps.append((f'after binning to {grid.bin_hours:g} h', len(found['value']), 'values'))
@@ -250,7 +250,7 @@ def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, st
                     np.array(features.names, object)[aside['feature']], aside['value'], aside['reason']))
   # Values are a visit's now, each with an hour of its own: that two share one says nothing any more.
   made = validation.validate(made.take(hashed_order(made.subject_id, name)), at_one_time=False)
-  validation.check(made)
+  validation.check(made, labelled)
   return made
 
 

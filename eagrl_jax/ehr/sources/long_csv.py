@@ -23,7 +23,6 @@ from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
 from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
 from eagrl_jax.types import EagrlError
 
-_LATE = 0.01  # share of rows after the outcome above which the clocks cannot be trusted
 SUPERSEDED = 'superseded by a later value of the same time'
 SEX = {'m': 1, 'male': 1, 'f': 0, 'female': 0}
 _LABEL = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
@@ -66,6 +65,7 @@ class Events:
   hour: np.ndarray  # float64, on the file's own clock
   available: np.ndarray  # float64, NaN unknown
   value: np.ndarray  # float64
+  censor: np.ndarray  # int8, as of `Cohort`
 
 
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
@@ -95,7 +95,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   events = read_events(Path(path), columns, reading, count)
   refuse_two_spellings([*ids, *(p for p in events.patients if p not in ids)], columns.patient)
   table, feature_of = _features(events, features, columns)
-  value = convert(events, table, feature_of, count)
+  value, censor = convert(events, table, feature_of, count)
 
   start = np.full(len(events.patients), np.inf)
   np.minimum.at(start, events.patient, events.hour)
@@ -108,7 +108,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   mine = row_of[events.patient] >= 0
   end = np.where(mine, until.of(events.kinds, columns.until)[pick][row_of[events.patient]], np.nan)
   late, unknown_yet = events.hour > end, (events.available > end) & ~(events.hour > end)
-  if late.sum() > _LATE * mine.sum():
+  if late.sum() > validation.OUTSIDE * mine.sum():
     raise EagrlError(f'data.{columns.until}: {late.sum()} of {mine.sum()} rows lie after it; check that both files use '
                      'one clock, or leave those rows out of the events')
   number = mine & ~np.isnan(value)
@@ -132,7 +132,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
       age=age[pick].astype(np.float32), sex=sex[pick], label=label[pick], patient=row_of[events.patient][keep],
       hour=(events.hour - start[events.patient])[keep].astype(np.float32),
       feature=feature_of[events.feature][keep].astype(np.int16), value=value[keep].astype(np.float32),
-      attrition=tuple(steps))
+      attrition=tuple(steps), censor=censor[keep])
   cohort = dataclasses.replace(cohort, rejects=_rejects(
       events, table, feature_of, start, value,
       {'text': mine & (events.word >= 0) & np.isnan(value), 'after the outcome or prediction': late & number,
@@ -186,6 +186,7 @@ def read_events(path: Path, columns: Columns, reading: Reading, count: collectio
     count['censored'] += numbers.censored
     count['empty'] += entries.null_count
     parts['value'].append(numbers.value)
+    parts['censor'].append(numbers.censor)
     parts['hour'].append(hours(time.filter(select), kinds, columns.time, reading.decimal))
     known = block.get(columns.available)
     parts['available'].append(np.full(len(entries), np.nan) if known is None else
@@ -324,7 +325,7 @@ def superseded(events: Events, table: FeatureTable, feature_of: np.ndarray, valu
     cell = np.stack([events.patient[order], events.hour[order], feature_of[events.feature[order]]])
     last = np.append(np.any(np.diff(cell) != 0, axis=0), True)
     final = order[np.flatnonzero(last)[np.cumsum(np.append(0, last[:-1]))]]  # the last row of each row's cell
-    out[order] = value[order] != value[final]
+    out[order] = (value[order] != value[final]) | (events.censor[order] != events.censor[final])
   return out
 
 
@@ -335,12 +336,15 @@ def _decimals(value: np.ndarray) -> int:
 
 
 def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
-            count: collections.Counter[str]) -> np.ndarray:
-  """Values in the specs' units; levels that are written as words become numbers. `[rows] float64`, NaN missing
+            count: collections.Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Values in the specs' units; levels that are written as words become numbers.
 
   A value without a unit is taken to be in its spec's.
+
+  Returns:
+    Values `[rows] float64`, NaN missing, and on which side of them what was measured lies `[rows] int8`, see `Cohort`.
   """
-  value, feature = events.value.copy(), feature_of[events.feature]
+  value, censor, feature = events.value.copy(), events.censor.copy(), feature_of[events.feature]
   for f, spec in enumerate(table):
     level = {canonical(word): number for number, word in spec.levels}
     for word, code in events.words.items() if level else ():
@@ -363,4 +367,6 @@ def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
                          'accept; add it to accepted_units, or check --config.data.columns.unit')
       scale, offset = known[plain_unit(unit)]
       value[mine] = scale * value[mine] + offset
-  return value
+      if scale < 0:
+        censor[mine] *= -1
+  return value, censor

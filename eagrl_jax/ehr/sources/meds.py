@@ -6,7 +6,7 @@ or an alias in the features file, or when it is so without its last `//` part, w
 
 Labels are those that ACES writes, one file or a folder of shards; other columns, as its triggers and windows, are not
 read. Times may be of any resolution, with a zone (then both in one) or without. The same label twice counts once; two
-different ones of a patient at one time are refused.
+different ones of a patient at one time are refused. Of new patients the label set says when to predict and no more.
 """
 
 from __future__ import annotations
@@ -27,15 +27,17 @@ from eagrl_jax.types import EagrlError
 
 _DATA = ('subject_id', 'time', 'code', 'numeric_value')
 _LABELS = ('subject_id', 'prediction_time', 'boolean_value')
+_WHEN = 'subject_id and prediction_time say whom to predict and when'
 _SEX = "CASE WHEN regexp_matches(code, '^(GENDER|SEX)//(M|MALE)$', 'i') THEN 1 " \
        "WHEN regexp_matches(code, '^(GENDER|SEX)//(F|FEMALE)$', 'i') THEN 0 END"
 # SQL over time, s.cut, s.start and numeric_value; the first that holds decides.
+# Rows outside the window are those of a patient's other days and stays, as many as there are: no sign of a wrong clock.
 _FATES = (('without a time', 'time IS NULL'), ('after the prediction time', 'time > s.cut'),
           ('before the window', 'time <= s.start'), ('without a number', 'numeric_value IS NULL'))
 
 
 def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None, grid: Grid, task: str,
-         setting: str) -> Cohort:
+         setting: str, labelled: bool = True) -> Cohort:
   """Reads a data set and a label set.
 
   Args:
@@ -44,6 +46,7 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
     features: YAML or JSON list of FeatureSpec fields, with codes as names or aliases.
     grid: its window_hours are those before the prediction time; 0 = all that came before.
     task, setting: see Cohort.
+    labelled: False reads new patients: boolean_value is neither needed nor read, and labels are 0.
 
   Returns:
     A validated cohort, one row a patient: the first labelled prediction time. Hours count from the window's start,
@@ -55,16 +58,19 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
   if not features:
     raise EagrlError('data.features: a MEDS data set has thousands of codes; give a file of the features to use, with '
                      'their codes as aliases, by --config.data.features=')
+  if not outcomes:
+    raise EagrlError(f'data.outcomes: a MEDS data set comes with a label set, whose {_WHEN}; give its file or folder')
   table, steps = store.read_features(features), Steps()
   with bounded.database() as db:
     root = Path(path)
     data, have, zoned = _parquet(root / 'data' if (root / 'data').is_dir() else root, 'data.path', _DATA)
-    labels, _, labels_zoned = _parquet(Path(outcomes), 'data.outcomes', _LABELS)
+    asked = (_LABELS, 'convert it to MEDS 0.3 or later') if labelled else (_LABELS[:2], f'{_WHEN}; give both')
+    labels, _, labels_zoned = _parquet(Path(outcomes), 'data.outcomes', *asked)
     if zoned != labels_zoned:
       raise EagrlError('data.outcomes: of time and prediction_time one has a time zone and the other has none; write '
                        'both in one way')
     with bounded.reading('data.outcomes', Path(outcomes).name):
-      _choose(db, labels, grid, steps)
+      _choose(db, labels, grid, steps, labelled)
     with bounded.reading('data.path', root.name):
       _read(db, data, 'CAST(unit AS VARCHAR)' if 'unit' in have else 'NULL', table, grid, steps)
       people = db.execute(f'''
@@ -77,14 +83,16 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
     age: np.ndarray = np.ma.filled(np.ma.asarray(people['age'], float), np.nan)
     return bounded.cohort(
         db, table, grid, steps, name='meds', task=task, setting=setting, ids=people['id'].astype(str).tolist(),
-        age=age, sex=np.asarray(people['sex']), label=np.asarray(people['label']))
+        age=age, sex=np.asarray(people['sex']), label=np.asarray(people['label']), labelled=labelled)
 
 
-def _parquet(path: Path, field: str, columns: tuple[str, ...]) -> tuple[str, set[str], bool]:
+def _parquet(path: Path, field: str, columns: tuple[str, ...],
+             fix: str = 'convert it to MEDS 0.3 or later') -> tuple[str, set[str], bool]:
   """An SQL source of all shards, once their columns are checked; the columns it has; whether times have a zone.
 
   Args:
     columns: a patient, a time and what else there must be.
+    fix: what to do where one is missing.
   """
   files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path] if path.is_file() else []
   if not files:
@@ -96,7 +104,7 @@ def _parquet(path: Path, field: str, columns: tuple[str, ...]) -> tuple[str, set
   have = {name for schema in schemas for name in schema.names}
   for column in columns:
     if column not in have:
-      raise EagrlError(f'{field}: {path.name} has no column {column!r}; convert it to MEDS 0.3 or later')
+      raise EagrlError(f'{field}: {path.name} has no column {column!r}; {fix}')
   who, when = ([s.field(c).type for s in schemas if c in s.names] for c in columns[:2])
   if wrong := [kind for kind in who if not (pa.types.is_integer(kind) or _is_text(kind))]:
     raise EagrlError(f'{field}: {columns[0]!r} in {path.name} is of type {wrong[0]}; write whole numbers')
@@ -118,12 +126,13 @@ def _is_text(kind: pa.DataType) -> bool:
   return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
-def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps) -> None:
+def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps, labelled: bool) -> None:
   """Makes the table `stays`: patient, subject_id, start and cut of the window, label."""
+  value, said = ('CAST(boolean_value AS BOOLEAN)', 'label') if labelled else ('false', 'prediction time')
   db.execute(f'CREATE TABLE asked AS SELECT CAST(subject_id AS VARCHAR) AS subject_id, '
-             f'prediction_time AS cut, CAST(boolean_value AS BOOLEAN) AS label FROM {labels}')
+             f'prediction_time AS cut, {value} AS label FROM {labels}')
   rows = bounded.count(db, 'FROM asked')
-  steps.append(('labels read', rows, 'rows'))
+  steps.append((f'{said}s read', rows, 'rows'))
   for column, name, fix in (('label', 'boolean_value', 'give a yes-or-no task, of ACES one whose window has a label'),
                             ('cut', 'prediction_time', 'of ACES, give a window index_timestamp')):
     if rows and not bounded.count(db, f'FROM asked WHERE {column} IS NOT NULL'):
@@ -132,19 +141,19 @@ def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps
                           'HAVING min(label) <> max(label))')
   if two:
     raise EagrlError(f'data.outcomes: {two} patients have two different labels at one prediction_time; keep one')
-  for reason, condition in (('outcome left empty', 'label IS NULL'),
+  for reason, condition in (*((('outcome left empty', 'label IS NULL'),) if labelled else ()),
                             ('without subject_id or prediction_time', 'subject_id IS NULL OR cut IS NULL')):
     steps.append((reason, bounded.drop(db, 'asked', condition), 'rows'))
   again = bounded.count(db, 'FROM asked') - bounded.count(db, 'FROM (SELECT DISTINCT * FROM asked)')
   if again:
-    steps.append(('the same label again', again, 'rows'))
+    steps.append((f'the same {said} again', again, 'rows'))
   start = f'cut - to_microseconds({round(grid.window_hours * 3.6e9)})' if grid.window_hours else 'NULL::TIMESTAMP'
   db.execute(f'CREATE TABLE stays AS SELECT row_number() OVER (ORDER BY subject_id) - 1 AS patient, subject_id, '
              f'{start} AS start, cut, CAST(label AS TINYINT) AS label '
              'FROM (SELECT subject_id, min(cut) AS cut, arg_min(label, cut) AS label FROM asked GROUP BY subject_id)')
   patients = bounded.count(db, 'FROM stays')
   steps += [('not the first prediction time of a patient', bounded.count(db, 'FROM asked') - again - patients, 'rows'),
-            ('with a label', patients, 'patients')]
+            (f'with a {said}', patients, 'patients')]
 
 
 def _read(db: duckdb.DuckDBPyConnection, data: str, unit: str, table: FeatureTable, grid: Grid, steps: Steps) -> None:

@@ -20,41 +20,45 @@ _TABLES = {'hosp/admissions': mimic4_stays.ADMISSIONS, 'hosp/patients': mimic4_s
            'icu/icustays': mimic4_stays.ICUSTAYS}
 _EVENTS = ('subject_id', 'charttime', 'itemid', 'value', 'valuenum', 'valueuom')
 # SQL over charted, stored, s.start, s.cut, w.text, w.level and number; the first that holds decides.
+# Rows outside the window are those of a patient's other days and stays, as many as there are: no sign of a wrong clock.
 _FATES = (('without a time', 'charted IS NULL'), ('before the stay', 'charted < s.start'),
           ('after the window', 'charted >= s.cut'), ('charted in the window, stored after it', 'stored > s.cut'),
           ('not assessed: no verbal response behind a tube', 'w.text IS NOT NULL AND w.level IS NULL'),
           ('without a number', 'number IS NULL'))
 
 
-def load(path: str | Path, *, task: str, index: str, grid: Grid) -> Cohort:
+def load(path: str | Path, *, task: str, index: str, grid: Grid, labelled: bool = True) -> Cohort:
   """Reads the folder that holds `hosp` and `icu`.
 
   Args:
     task, index: see `mimic4_stays`.
     grid: visits; its window_hours 0 is the published window, the days up to the end of the stay.
+    labelled: False reads new patients: no column that tells the outcome is needed or read, and labels are 0.
 
   Returns:
     A validated cohort of one stay a patient. Hours count from the stay's start, or from the midnight before it
     in the published window.
 
   Raises:
-    EagrlError: files or columns missing, damaged files, a unit that no spec accepts.
+    EagrlError: files or columns missing, damaged files, a unit that no spec accepts; a window that the outcome ends.
   """
   folder = Path(path)
   steps: Steps = []
+  unread = () if labelled else mimic4_stays.outcome_columns(task, index, grid.window_hours)
   with bounded.database() as db:
     for name, columns in _TABLES.items():
-      source, _ = _csv(db, folder, name, columns)
+      source, _ = _csv(db, folder, name, tuple(c for c in columns if c not in unread))
+      read = ', '.join(f'NULL::VARCHAR AS {c}' if c in unread else c for c in columns)
       with bounded.reading('data.path', f'{name}.csv', path=_file(folder, name)):
-        db.execute(f'CREATE TABLE {Path(name).name} AS SELECT {", ".join(columns)} FROM {source}')
-    stays = mimic4_stays.choose(db, task, index, grid.window_hours, steps)
+        db.execute(f'CREATE TABLE {Path(name).name} AS SELECT {read} FROM {source}')
+    stays = mimic4_stays.choose(db, task, index, grid.window_hours, steps, labelled)
     for name, items in (('icu/chartevents', CHART), ('hosp/labevents', LAB)):
       _read(db, folder, name, items, steps)
     _add_gcs_total(db)
     return bounded.cohort(
         db, FEATURES, grid, steps, name=f'mimic4_{index}_{"first" if grid.window_hours else "last_days"}', task=task,
         setting=mimic4_stays.setting(index, grid.window_hours), ids=stays.ids, age=stays.age, sex=stays.sex,
-        label=stays.label, stay_end=stays.end)
+        label=stays.label, stay_end=stays.end, labelled=labelled)
 
 
 def _file(folder: Path, name: str) -> Path:

@@ -11,6 +11,10 @@ Two windows:
   prospective: data of the first `window_hours`, of stays that last at least as long.
   last days: data up to the end of the stay, on calendar days, as published. Of a mortality task it looks back
     from the death; of a readmission task it is what is known on leaving.
+
+New patients have no outcome yet. Their columns of deaths and of leaving are not read, so that nobody is chosen and no
+row is seen by them: a prospective window needs the start of the stay alone, and stays of every length are predicted.
+The last days before leaving can be shown for a readmission; for mortality they end with the outcome.
 """
 
 from __future__ import annotations
@@ -27,6 +31,8 @@ from eagrl_jax.types import EagrlError
 ADMISSIONS = ('subject_id', 'hadm_id', 'admittime', 'dischtime', 'deathtime', 'hospital_expire_flag')
 PATIENTS = ('subject_id', 'gender', 'anchor_age', 'anchor_year', 'dod')
 ICUSTAYS = ('subject_id', 'hadm_id', 'intime', 'outtime')
+_OUTCOME = ('dischtime', 'deathtime', 'hospital_expire_flag', 'dod', 'outtime')  # of all three
+_STOP = {'icu': 'outtime', 'hospital': 'dischtime'}
 INDICES = ('icu', 'hospital')
 _OLDEST = 89  # years; who is older is of one group, whose anchor_age of 91 is no age
 _CHARTED_LATE = 6  # hours between a death and the time that the bed is said to be left
@@ -74,16 +80,39 @@ class Stays:
   end: np.ndarray | None  # [N] float32, hours from `origin` to discharge or death; None where that decides no outcome
 
 
-def choose(db: duckdb.DuckDBPyConnection, task: str, index: str, window_hours: float, steps: Steps) -> Stays:
-  """Makes the table `stays` out of the views admissions, patients and icustays.
+def outcome_columns(task: str, index: str, window_hours: float) -> tuple[str, ...]:
+  """Columns that are not read of new patients.
+
+  Raises:
+    EagrlError: no such task or index, or the outcome ends the window.
+  """
+  spec = _task(task, index)
+  if window_hours:
+    return _OUTCOME
+  if spec.at_end:
+    raise EagrlError('data.window_hours=0: the last days of a stay are counted from its discharge or death, which new '
+                     'patients do not have; use a run trained with --config.data.window_hours above 0, such as 48')
+  return tuple(c for c in _OUTCOME if c != _STOP[index])  # leaving is when a readmission is predicted, no outcome
+
+
+def _task(task: str, index: str) -> Task:
+  if (task, index) not in TASKS:
+    raise EagrlError(f'data.task={task!r} with data.index={index!r} is unknown; choose one of '
+                     + ', '.join(f'{t} {i}' for t, i in TASKS))
+  return TASKS[task, index]
+
+
+def choose(db: duckdb.DuckDBPyConnection, task: str, index: str, window_hours: float, steps: Steps,
+           labelled: bool = True) -> Stays:
+  """Makes the table `stays` out of the tables admissions, patients and icustays.
+
+  Args:
+    labelled: False for new patients, whose `outcome_columns` are null: labels are 0.
 
   Raises:
     EagrlError: no such task or index, repeated patients, no stay left.
   """
-  if (task, index) not in TASKS:
-    raise EagrlError(f'data.task={task!r} with data.index={index!r} is unknown; choose one of '
-                     + ', '.join(f'{t} {i}' for t, i in TASKS))
-  spec = TASKS[task, index]
+  spec = _task(task, index) if labelled else Task('false')
   db.execute('CREATE MACRO moment(x) AS TRY_CAST(x AS TIMESTAMP)')
   repeated = bounded.count(db, 'FROM (SELECT 1 FROM patients GROUP BY subject_id HAVING count(*) > 1)')
   if repeated:
@@ -105,9 +134,13 @@ def choose(db: duckdb.DuckDBPyConnection, task: str, index: str, window_hours: f
   steps.append(('read', bounded.count(db, 'FROM candidates'), 'rows'))
   steps.append((f'not the first {index} stay of a patient', bounded.drop(db, 'candidates', 'nth > 1'), 'rows'))
   steps.append(('read', bounded.count(db, 'FROM candidates'), 'patients'))
-  reasons = [('a time of the stay is missing or out of order', 'start IS NULL OR stop IS NULL OR stop <= start'),
-             ('alive on discharge yet dead before: contradictory', 'NOT died AND death < discharge'), *spec.left_out]
-  if window_hours:
+  if not (labelled or window_hours or bounded.count(db, 'FROM candidates WHERE stop IS NOT NULL')):
+    raise EagrlError(f'data.path: {_STOP[index]} is empty in all stays; the last days are counted from it, fill it in')
+  needed = ' OR stop IS NULL OR stop <= start' if labelled or not window_hours else ''
+  reasons = [('a time of the stay is missing or out of order', f'start IS NULL{needed}')]
+  if labelled:
+    reasons += [('alive on discharge yet dead before: contradictory', 'NOT died AND death < discharge'), *spec.left_out]
+  if labelled and window_hours:
     reasons.append((f'stay shorter than {window_hours:g} h', f'{_end()} < start + {_hours(window_hours)}'))
   steps += [(reason, bounded.drop(db, 'candidates', condition), 'patients') for reason, condition in reasons]
   steps += [(kind, bounded.count(db, f'FROM candidates WHERE {condition}'), 'patients')

@@ -25,6 +25,7 @@ from eagrl_jax.ehr.sources.physionet2012_features import FEATURES
 from eagrl_jax.types import EagrlError
 
 _HEADER = b'Time,Parameter,Value'
+_HOURS = 48  # that a set shows of a stay
 _LARGEST = 4 << 20  # bytes of one stay; real ones are below 50 kB
 _STATIC = ('RecordID', 'Age', 'Gender')
 _DESCRIPTORS = (*_STATIC, 'Height', 'ICUType')  # and the first Weight: written at 00:00 of every stay
@@ -32,25 +33,29 @@ _LABEL, _STAY = 'In-hospital_death', 'Length_of_stay'  # in days, -1 unknown
 
 
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
-def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequence[str | Path] | None = None) -> Cohort:
+def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequence[str | Path] | None = None, *,
+         labelled: bool = True) -> Cohort:
   """Reads one set or several.
 
   Args:
     path: a tar archive (any compression) or a folder of stays, or several of them.
     outcomes: an outcomes file for each; by default `Outcomes-<x>.txt` beside `set-<x>`.
+    labelled: False reads new patients: no outcomes file is needed or read, and labels are 0.
 
   Returns:
     A validated cohort. Hours count from 00:00, when every stay's descriptors are written.
 
   Raises:
-    EagrlError: unreadable files, a stay in two sets, contradictory outcomes.
+    EagrlError: unreadable files, a stay in two sets, contradictory outcomes, more than 1 % of the rows after 48 hours.
   """
   paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
-  if outcomes is None:
+  if not labelled:
+    files = []
+  elif outcomes is None:
     files = [p.parent / f'Outcomes-{p.name.removeprefix("set-").split(".")[0]}.txt' for p in paths]
   else:
     files = [Path(outcomes)] if isinstance(outcomes, str | Path) else [Path(p) for p in outcomes]
-  if not paths or len(files) != len(paths):
+  if not paths or (labelled and len(files) != len(paths)):
     raise EagrlError('data.outcomes: give one outcomes file for each set')
   label, days = _outcomes(files)
   stays = [(name, body) for p in paths for name, body in (_folder(p) if p.is_dir() else _archive(p))]
@@ -62,16 +67,21 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
 
   stay, hour, parameter, number = _parse(stays)
   bare = _bare_stays(stay, hour, parameter, len(names))
-  known = np.array([name in label for name in names])
+  known = np.array([name in label or not labelled for name in names])
   feature = _feature_ids(parameter)
-  event = (feature >= 0) & ~np.isnan(number.value)
+  late = hour > _HOURS
+  if late.sum() > validation.OUTSIDE * len(stay):
+    raise EagrlError(f'data.path: {late.sum()} of {len(stay)} rows lie after the {_HOURS} hours of the set; check its '
+                     'times, or leave those rows out')
+  event = (feature >= 0) & ~np.isnan(number.value) & ~late
   gender = _static(stay, parameter, number.value, 'Gender', len(names))
   age = _static(stay, parameter, number.value, 'Age', len(names))
   steps = (('read', len(names), 'patients'), ('read', len(stay), 'rows'),
            ('without time series', int(bare.sum()), 'patients'),
-           ('without outcome', int((~known & ~bare).sum()), 'patients'),
-           ('outcome without a stay', len(label.keys() - set(names.tolist())), 'patients'),
+           *((('without outcome', int((~known & ~bare).sum()), 'patients'),
+              ('outcome without a stay', len(label.keys() - set(names.tolist())), 'patients')) if labelled else ()),
            ('assay limit written as < or >', number.censored, 'values'), ('text', number.text, 'values'),
+           *([(f'after {_HOURS} hours', int(late.sum()), 'rows')] if late.any() else []),
            ('sex unknown', int((known & ~bare & ~np.isin(gender, (0, 1))).sum()), 'patients'))
   cohort = Cohort(
       name='physionet2012', task='mortality', setting='adults in the first 48 hours of an intensive care stay',
@@ -79,11 +89,11 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
       sex=np.where(np.isin(gender, (0, 1)), gender, -1).astype(np.int8),
       label=np.array([label.get(name, 0) for name in names], np.int8), patient=stay[event].astype(np.int32),
       hour=hour[event].astype(np.float32), feature=feature[event].astype(np.int16),
-      value=number.value[event].astype(np.float32), attrition=steps,
+      value=number.value[event].astype(np.float32), attrition=steps, censor=number.censor[event],
       stay_end=np.array([24 * days.get(name, np.nan) for name in names], np.float32) if days else None)
   order = hashed_order(names, cohort.name)
   cohort = validation.validate(cohort.take(order[(known & ~bare)[order]]))
-  validation.check(cohort)
+  validation.check(cohort, labelled)
   return cohort
 
 

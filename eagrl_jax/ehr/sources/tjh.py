@@ -27,6 +27,7 @@ _BASE = {
     'patient': ('PATIENT_ID',), 'time': ('RE_DATE',), 'age': ('age', '年龄'), 'sex': ('gender', '性别'),
     'discharge': ('Discharge time', '出院时间'), 'outcome': ('outcome', '出院方式'),
 }
+_OUTCOMES = ('discharge', 'outcome')
 _CONSTANT = ('2019-nCoV nucleic acid detection', '2019-nCoV核酸检测')
 _DROPPED = ('Admission time', '入院时间', *_CONSTANT)
 _SEX = {1: 1, 2: 0}
@@ -35,13 +36,15 @@ _PH, _WBC, _RBC, _HEMATOCRIT = (FEATURES.require(name, 'tjh') for name in
 
 
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
-def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
+def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool = True) -> Cohort:
   """Reads the published workbook.
 
   Args:
     path: the xlsx; English or Chinese headers.
     keep_after_discharge: keep the rows dated after discharge or death, as published work does.
       They are results reported late; without them two patients have no record left.
+    labelled: False reads new patients: outcome and discharge are neither needed nor read, labels are 0, and rows of
+      every date are kept.
 
   Returns:
     A validated cohort. Hours count from a patient's first dated row, kept or not.
@@ -50,7 +53,7 @@ def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
     EagrlError: not an xlsx, missing or unknown columns, contradictory outcomes.
   """
   header, rows = _read(Path(path))
-  base, labs = _columns(header)
+  base, labs = _columns(header, labelled)
   count: collections.Counter[str] = collections.Counter()
   dated: list[tuple[Any, datetime.datetime, tuple]] = []
   facts: dict[Any, tuple] = {}
@@ -59,7 +62,7 @@ def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
     current = row[base['patient']] if row[base['patient']] is not None else current
     if current is None:
       raise EagrlError('data.path: the first row has no PATIENT_ID; keep the rows of a patient together')
-    fact = tuple(row[base[k]] for k in ('age', 'sex', 'outcome', 'discharge'))
+    fact = tuple(row[base[k]] if k in base else None for k in ('age', 'sex', 'outcome', 'discharge'))
     if facts.setdefault(current, fact) != fact:
       raise EagrlError('data.path: a patient has two different ages, sexes, outcomes or discharge times; '
                        'give each patient one of each')
@@ -69,18 +72,19 @@ def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
       dated.append((current, _moment(row[base['time']], 'RE_DATE'), row))
 
   with_date = {patient for patient, _, _ in dated}
-  known = [p for p in facts if p in with_date and facts[p][2] in (0, 1)]
+  known = [p for p in facts if p in with_date and (facts[p][2] in (0, 1) or not labelled)]
   index = {patient: i for i, patient in enumerate(known)}
   first: dict[Any, datetime.datetime] = {}
   for patient, moment, _ in dated:
     first[patient] = min(first.get(patient, moment), moment)
   dated = [entry for entry in dated if entry[0] in index]
-  patient, hour, feature, value = _events(dated, index, first, facts, labs, keep_after_discharge, count)
+  patient, hour, feature, value, censor = _events(dated, index, first, facts, labs, keep_after_discharge, count)
   constant = [i for i, name in enumerate(header) if canonical(name) in {canonical(n) for n in _CONSTANT}]
   steps = [('read', len(facts), 'patients'), ('read', len(rows), 'rows'), ('without date', count['undated'], 'rows'),
            ('without any dated row', len(facts) - len(with_date), 'patients'),
-           ('without outcome', len(with_date) - len(known), 'patients'),
-           ('after discharge' + (', kept' if keep_after_discharge else ''), count['late'], 'rows'),
+           *((('without outcome', len(with_date) - len(known), 'patients'),
+              ('after discharge' + (', kept' if keep_after_discharge else ''), count['late'], 'rows'))
+             if labelled else ()),
            ('constant column, 2019-nCoV nucleic acid detection',
             sum(row[c] is not None for c in constant for row in rows), 'values'),
            ('assay limit written as < or >', count['censored'], 'values'), ('text', count['text'], 'values'),
@@ -91,12 +95,14 @@ def load(path: str | Path, *, keep_after_discharge: bool = False) -> Cohort:
       subject_id=np.array([_name(p) for p in known], str),
       age=np.array([_age(facts[p][0]) for p in known], np.float32),
       sex=np.array([_SEX.get(facts[p][1], -1) for p in known], np.int8),
-      label=np.array([int(facts[p][2]) for p in known], np.int8), patient=patient, hour=hour, feature=feature,
-      value=value, attrition=tuple(steps), stay_end=np.array([_stay(facts[p][3], first[p]) for p in known], np.float32))
+      label=np.array([int(facts[p][2] or 0) for p in known], np.int8), patient=patient, hour=hour, feature=feature,
+      value=value, attrition=tuple(steps), censor=censor,
+      stay_end=np.array([_stay(facts[p][3], first[p]) for p in known], np.float32) if labelled else None)
   if not len(cohort):
-    raise EagrlError('data.path: no patient has a dated row and an outcome of 0 or 1; check those columns')
+    raise EagrlError('data.path: no patient has a dated row' + (
+        ' and an outcome of 0 or 1; check those columns' if labelled else '; check the column RE_DATE'))
   cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, cohort.name)))
-  validation.check(cohort)
+  validation.check(cohort, labelled)
   return cohort
 
 
@@ -121,8 +127,8 @@ def _read(path: Path) -> tuple[list[str], list[tuple]]:
   return header, [row + (None,) * (len(header) - len(row)) for row in rows[1:] if any(c is not None for c in row)]
 
 
-def _columns(header: list[str]) -> tuple[dict[str, int], dict[int, int]]:
-  """Column of every base field, and feature id of every laboratory column."""
+def _columns(header: list[str], labelled: bool) -> tuple[dict[str, int], dict[int, int]]:
+  """Column of every base field, those of the outcome only if `labelled`, and feature id of every laboratory column."""
   base: dict[str, int] = {}
   labs: dict[int, int] = {}
   spelling = {canonical(name): field for field, names in _BASE.items() for name in names}
@@ -140,8 +146,10 @@ def _columns(header: list[str]) -> tuple[dict[str, int], dict[int, int]]:
       base[field] = column
     elif feature is not None:
       labs[column] = feature
+  if not labelled:
+    base = {field: column for field, column in base.items() if field not in _OUTCOMES}
   for field, names in _BASE.items():
-    if field not in base:
+    if field not in base and (labelled or field not in _OUTCOMES):
       near = difflib.get_close_matches(names[0], header, n=1, cutoff=0.0)
       raise EagrlError(f'data.path: the column {names[0]!r} is missing; the nearest header is {near[0]!r}')
   if not labs:
@@ -156,31 +164,35 @@ def _nearest(name: str) -> int:
 
 def _events(dated: list[tuple[Any, datetime.datetime, tuple]], index: dict, first: dict, facts: dict,
             labs: dict[int, int], keep_late: bool, count: collections.Counter[str]) -> list[np.ndarray]:
-  patient, hour, feature, value = [], [], [], []
+  patient, hour, feature, value, censor = [], [], [], [], []
   for who, moment, row in dated:
     discharge = facts[who][3]
     if discharge is not None and moment > _moment(discharge, 'Discharge time'):
       count['late'] += 1
       if not keep_late:
         continue
-    numbers = _numbers({f: row[c] for c, f in labs.items() if row[c] is not None}, count)
+    numbers, signs = _numbers({f: row[c] for c, f in labs.items() if row[c] is not None}, count)
     for f, x in _blood_only(numbers, count).items():
       patient.append(index[who])
       hour.append((moment - first[who]).total_seconds() / 3600)
       feature.append(f)
       value.append(x)
+      censor.append(signs.get(f, 0))
   return [np.array(patient, np.int32), np.array(hour, np.float32), np.array(feature, np.int16),
-          np.array(value, np.float32)]
+          np.array(value, np.float32), np.array(censor, np.int8)]
 
 
-def _numbers(cells: dict[int, Any], count: collections.Counter[str]) -> dict[int, float]:
+def _numbers(cells: dict[int, Any], count: collections.Counter[str]) -> tuple[dict[int, float], dict[int, int]]:
+  """Number of every cell that holds one, and on which side of it the cells of text lie, see `Cohort.censor`."""
+  signs: dict[int, int] = {}
   text = {f: cell for f, cell in cells.items() if not isinstance(cell, int | float)}
   if text:
     parsed = validation.parse_numbers([str(cell) for cell in text.values()])
     count['censored'] += parsed.censored
     count['text'] += parsed.text
     cells = cells | dict(zip(text, parsed.value.tolist()))
-  return {f: float(x) for f, x in cells.items() if x == x}
+    signs = dict(zip(text, parsed.censor.tolist()))
+  return {f: float(x) for f, x in cells.items() if x == x}, signs
 
 
 def _blood_only(row: dict[int, float], count: collections.Counter[str]) -> dict[int, float]:

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eagrl_jax.ehr import store
+from eagrl_jax.ehr import store, validation
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import bounded
@@ -30,8 +30,8 @@ _PER_HOUR = {'s': 3600, 'ms': 3_600_000, 'us': 3_600_000_000, 'ns': 3_600_000_00
 
 
 def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, task: str, setting: str,
-         sex_codes: Mapping[str, int] | None = None) -> Cohort:
-  """Reads the three tables.
+         sex_codes: Mapping[str, int] | None = None, labelled: bool = True) -> Cohort:
+  """Reads the three tables, of new patients dyn and sta.
 
   Args:
     path: their folder.
@@ -39,16 +39,22 @@ def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, ta
     grid: its window_hours count from admission; 0 takes all hours that the tables hold.
     task, setting: see Cohort.
     sex_codes: entry of `sex` -> 1 male, 0 female, -1 unknown; by default male and female.
+    labelled: False reads new patients, every stay of dyn or sta: outc is neither needed nor read, and labels are 0.
 
   Raises:
-    EagrlError: tables or columns missing, a label an hour, unknown columns or sexes.
+    EagrlError: tables or columns missing, a label an hour, unknown columns or sexes, more than 1 % of the rows before
+      admission.
   """
   folder, steps = Path(path), Steps()
   table = store.read_features(features) if features else FEATURES
-  schema = {name: _schema(bounded.file(folder, f'{name}.parquet'), needed) for name, needed in _NEEDED.items()}
-  source = {name: f"read_parquet({bounded.quoted(folder / f'{name}.parquet')})" for name in _NEEDED}
+  schema = {name: _schema(bounded.file(folder, f'{name}.parquet'), needed) for name, needed in _NEEDED.items()
+            if labelled or name != 'outc'}
+  source = {name: f"read_parquet({bounded.quoted(folder / f'{name}.parquet')})" for name in schema}
+  if not labelled:
+    stays = f'SELECT stay_id FROM {source["dyn"]} UNION SELECT stay_id FROM {source["sta"]}'
+    source['outc'] = f'(SELECT stay_id, 0 AS label FROM ({stays}) WHERE stay_id IS NOT NULL)'
   with bounded.database() as db, bounded.reading('data.path', folder.name):
-    _choose(db, source, schema['outc'], steps)
+    _choose(db, source, schema.get('outc'), steps)
     people = db.execute('SELECT id, label, CAST(age AS DOUBLE) AS age, lower(CAST(sex AS VARCHAR)) AS sex FROM stays '
                         'ORDER BY patient').fetchall()
     codes = {str(k).lower(): v for k, v in (sex_codes or _SEX).items()}
@@ -62,6 +68,10 @@ def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, ta
     for reason, condition in (('before admission', 'hour < 0'), ('after the window', late)):
       steps.append((reason, bounded.count(db, f'FROM (SELECT CAST(time AS DOUBLE) / {per_hour} AS hour FROM '
                                               f'{source["dyn"]}) WHERE {condition}'), 'rows'))
+    early, rows = steps[-2][1], bounded.count(db, f'FROM {source["dyn"]}')
+    if early > validation.OUTSIDE * rows:
+      raise EagrlError(f"data.path: {early} of {rows} rows of dyn.parquet lie before admission; count 'time' from "
+                       'admission, or leave those rows out')
     for column in _variables(schema['dyn'], table):
       _add(db, source['dyn'], column, f'CAST(t.time AS DOUBLE) / {per_hour}', table, window)
     for column in _ON_ADMISSION:
@@ -72,7 +82,7 @@ def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, ta
     return bounded.cohort(
         db, table, grid, steps, name='yaib', task=task, setting=setting, ids=[str(row[0]) for row in people],
         age=np.array([np.nan if row[2] is None else row[2] for row in people]), sex=sex,
-        label=np.array([row[1] for row in people]))
+        label=np.array([row[1] for row in people]), labelled=labelled)
 
 
 def _schema(path: Path, needed: tuple[str, ...]) -> pa.Schema:
@@ -93,9 +103,9 @@ def _hours(kind: pa.DataType) -> int:
   return _PER_HOUR[kind.unit]
 
 
-def _choose(db: duckdb.DuckDBPyConnection, source: dict[str, str], outc: pa.Schema, steps: Steps) -> None:
-  """Makes the table `stays`: patient, id, label, age, sex."""
-  if 'time' in outc.names:
+def _choose(db: duckdb.DuckDBPyConnection, source: dict[str, str], outc: pa.Schema | None, steps: Steps) -> None:
+  """Makes the table `stays`: patient, id, label, age, sex. New patients have no `outc`."""
+  if outc is not None and 'time' in outc.names:
     raise EagrlError("data.path: outc.parquet has a label for every 'time'; give a task with one label a stay, such as "
                      'mortality24')
   for name in ('outc', 'sta'):
@@ -105,11 +115,13 @@ def _choose(db: duckdb.DuckDBPyConnection, source: dict[str, str], outc: pa.Sche
   wrong = bounded.count(db, f'FROM {source["outc"]} WHERE CAST(label AS DOUBLE) NOT IN (0, 1)')
   if wrong:
     raise EagrlError(f"data.path: {wrong} entries of 'label' in outc.parquet are not 0 or 1; give a yes-or-no task")
-  steps += [('read', bounded.count(db, f'FROM {source["outc"]}'), 'patients'),
-            ('without label', bounded.count(db, f'FROM {source["outc"]} WHERE label IS NULL'), 'patients'),
-            ('read', bounded.count(db, f'FROM {source["dyn"]}'), 'rows'),
-            ('of a stay without label', bounded.count(db, f'FROM {source["dyn"]} WHERE stay_id NOT IN (SELECT stay_id '
-                                                          f'FROM {source["outc"]} WHERE label IS NOT NULL)'), 'rows')]
+  counts = [('read', f'FROM {source["outc"]}', 'patients'),
+            ('without label', f'FROM {source["outc"]} WHERE label IS NULL', 'patients'),
+            ('read', f'FROM {source["dyn"]}', 'rows'),
+            ('of a stay without label', f'FROM {source["dyn"]} WHERE stay_id NOT IN (SELECT stay_id FROM '
+                                        f'{source["outc"]} WHERE label IS NOT NULL)', 'rows')]
+  steps += [(step, bounded.count(db, rows), unit) for step, rows, unit in counts
+            if outc is not None or 'without label' not in step]
   db.execute('CREATE TABLE stays AS SELECT row_number() OVER (ORDER BY o.stay_id) - 1 AS patient, o.stay_id AS id, '
              f'CAST(o.label AS TINYINT) AS label, age, sex FROM {source["outc"]} o LEFT JOIN {source["sta"]} s '
              'USING (stay_id) WHERE o.label IS NOT NULL')

@@ -59,9 +59,9 @@ class External:
       self._renew(params)
     self._calls += 1
     seen = jax.tree.map(np.asarray, processes.local(prompt))
+    asked = rollouts_lib.token_lists(seen), rollouts_lib.seeds(key, seen)  # the key belongs to all processes' mesh
     answers = processes.first(lambda: engine.complete(
-        self._server, self._sampling, self._config.vocab_size, rollouts_lib.token_lists(seen),
-        rollouts_lib.seeds(key, seen)))
+        self._server, self._sampling, self._config.vocab_size, *asked))
     rollout = mesh_lib.shard_batch(self._mesh, rollouts_lib.to_rollout(answers, self._sampling))
     return rollouts_lib.with_entropy(params, self._config, prompt, rollout)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import http.server
 import json
 import pathlib
+import shutil
+import threading
 
 import jax
 import numpy as np
@@ -11,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import pipeline, policy
+from eagrl_jax.stages import graph, policy
 
 CONFIG = f'--config={pathlib.Path(__file__).parent / "small.py"}'
-STAGES = pipeline.NAMES[:pipeline.NAMES.index('evaluate') + 1]
+STAGES = graph.NAMES[:graph.NAMES.index('evaluate') + 1]
 
 
 @pytest.fixture(scope='module')
@@ -50,6 +53,75 @@ def test_the_weights_are_the_same(runs):
     one, two = (jax.tree.leaves(policy.load(w / stage, make_mesh()).params) for w, _, _ in runs.values())
     for a, b in zip(one, two, strict=True):
       np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_perturbed_is_answered_the_same(runs, start_main):
+  """Robustness is judged on a finished run; what was done before is not done again."""
+  flags = ['--config.target=robustness', '--config.robustness.kinds=("noise","order")',
+           '--config.robustness.patients=6', '--config.robustness.samples=1']
+  started = [start_main(n, CONFIG, *flags, f'--workdir={folder}') for n, (folder, _, _) in runs.items()]
+  for status, _, err in (s.finish() for s in started):
+    assert status == 0 and 'rl: done before, skipped' in err, err[-3000:]
+  near(*[json.loads((folder / 'robustness' / 'metrics.json').read_text()) for folder, _, _ in runs.values()])
+
+
+class Server(http.server.ThreadingHTTPServer):
+  """Answers as vLLM does, with tokens that depend on the prompt and the seed alone."""
+
+  def __init__(self, folder: pathlib.Path):
+    super().__init__(('127.0.0.1', 0), Handler)
+    self.root, self.asked = str(folder / 'rl' / 'rollouts'), []
+    threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+  def do_GET(self):
+    self.reply({'data': [{'id': 'policy', 'root': self.server.root}]})
+
+  def do_POST(self):
+    body = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+    if self.path != '/v1/completions':
+      return self.reply({'results': [None]})
+    self.server.asked.append(json.dumps(body, sort_keys=True))
+    rng = np.random.default_rng([body['seed'], *body['prompt']])
+    words = sorted(set(body['prompt']) - set(body['stop_token_ids']))
+    return self.reply({'choices': [
+        {'index': g, 'token_ids': rng.choice(words, body['max_tokens']).tolist(), 'finish_reason': 'length',
+         'prompt_token_ids': body['prompt'], 'logprobs': {'token_logprobs': [-2.0] * body['max_tokens']}}
+        for g in range(body['n'])]})
+
+  def reply(self, content):
+    data = json.dumps(content).encode()
+    self.send_response(200)
+    self.send_header('Content-Length', str(len(data)))
+    self.end_headers()
+    self.wfile.write(data)
+
+  def log_message(self, *words):
+    pass
+
+
+def test_a_server_is_asked_by_one_and_heard_by_all(runs, start_main, tmp_path):
+  flags = ['--config.target=rl', '--config.rl.align_rows=all', '--config.rl.dynamic_sampling=False',
+           '--config.rl.warmup=0']  # its answers all earn the same: only the alignment moves the weights
+  servers, started = [], []
+  for n, (folder, _, _) in runs.items():
+    shutil.copytree(folder, tmp_path / str(n))
+    servers.append(Server(tmp_path / str(n)))
+    started.append(start_main(n, CONFIG, *flags, f'--config.rl.rollouts=http://127.0.0.1:{servers[-1].server_port}/v1',
+                              f'--workdir={tmp_path / str(n)}'))
+  for status, _, err in (s.finish() for s in started):
+    assert status == 0, err[-3000:]
+  for server in servers:
+    server.shutdown()
+    server.server_close()
+  assert servers[0].asked and sorted(servers[0].asked) == sorted(servers[1].asked)
+  assert len(set(servers[0].asked)) == len(servers[0].asked)
+  sft, one, two = (jax.tree.leaves(policy.load(folder, make_mesh()).params) for folder in
+                   (tmp_path / '1' / 'sft', tmp_path / '1' / 'rl', tmp_path / '2' / 'rl'))
+  assert any(np.abs(a - b).max() > 1e-4 for a, b in zip(sft, one, strict=True))
+  for a, b in zip(one, two, strict=True):
+    np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5)
 
 
 def test_the_results_are_the_same(runs):

@@ -58,8 +58,18 @@ def split(features: FeatureTable, filled: np.ndarray, latest: np.ndarray, observ
   return values, observed[..., owner]
 
 
-def moved(features: FeatureTable, order: np.ndarray) -> np.ndarray:
-  """A permutation of features as one of channels, a feature's channels together. `[n, F] -> [n, C]`"""
+def moved(features: FeatureTable, order: np.ndarray, x: np.ndarray) -> np.ndarray:
+  """Channels of features that change places, each feature's place keeping its width.
+
+  A place takes the first channels of the feature that comes there, and zeros where that has fewer: so what does not
+  move stays where it was.
+
+  Args:
+    order: [n, F], the feature that comes to each place. x: [n, T, C].
+  """
   owner = owners(features)
-  mine = [np.flatnonzero(owner == f) for f in range(len(features))]
-  return np.stack([np.concatenate([mine[f] for f in row]) for row in order])
+  nth = np.arange(len(owner)) - np.searchsorted(owner, owner)  # of a feature's channels
+  comes = order[:, owner]  # [n, C]
+  fits = nth < np.bincount(owner)[comes]
+  at = np.where(fits, np.searchsorted(owner, comes) + nth, 0)
+  return np.where(fits[:, None], np.take_along_axis(x, at[:, None], 2), np.zeros((), x.dtype))

@@ -149,8 +149,8 @@ def write_value(spec: FeatureSpec, value: float, mark: str = '') -> str:
       return mark + word
   decimals = 0 if abs(value) >= 100 else spec.decimals
   text = f'{value:.{decimals}f}'
-  if mark and abs(value) < 100 and not np.isclose(float(text), value, rtol=1e-6, atol=0):
-    text = f'{value:.4g}'
+  if mark and not np.isclose(float(text), value, rtol=1e-6, atol=0):
+    text = f'{value:.6g}'
   return mark + ('0' + text[2:] if text.startswith('-0') and float(text) == 0 else text)
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -218,6 +219,9 @@ def read_features(path: str | Path) -> FeatureTable:
       raise EagrlError(f'features: {name!r}: encoding must be number or one_hot')
     if row.get('encoding') == 'one_hot' and not row.get('levels'):
       raise EagrlError(f'features: {name!r}: encoding one_hot makes a channel a level; give its levels')
+    numbers = [level for level, _ in row.get('levels', ())]
+    if row.get('encoding') == 'one_hot' and any(b <= a for a, b in itertools.pairwise(numbers)):
+      raise EagrlError(f'features: {name!r}: encoding one_hot needs levels in rising order, each number once')
   return FeatureTable.from_json(rows)
 
 

@@ -1,8 +1,8 @@
 """What every source shares: numbers out of text, impossible values out of the cohort, and the last check.
 
-Nothing is clipped or guessed: a value is kept, becomes missing, is counted in the attrition table and is kept among
-the rejects with the reason, or the load stops with one line that holds no value and no id. Ages above 89 years are
-one group.
+No measurement is clipped or guessed: a value is kept, becomes missing, is counted in the attrition table and is kept
+among the rejects with the reason, or the load stops with one line that holds no value and no id. Ages above 89 years
+are one group.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def hard_limits(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
   return np.array(low, np.float32), np.array(high, np.float32)
 
 
-def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
+def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool = True) -> Cohort:
   """Drops impossible values, merges duplicates, drops patients left without any observation; counts each step.
 
   Values that a spec lists as sentinels or that look like one, that lie outside a hard range, are no level of a
@@ -74,7 +74,10 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
   are impossible, or whose values fall into two groups, is used only with a specimen.
 
   Args:
-    at_one_time: False where values are averages over a time already, which need not agree with each other.
+    at_one_time: False where values are averages over a time already, which need not agree with each other, and among
+      which codes for missing were looked for before.
+    judge_features: False for new patients, whose values are judged one by one: what a model is shown of a patient must
+      not depend on who else is in the file.
 
   Raises:
     EagrlError: a feature's values fit another unit's range better than their own.
@@ -106,7 +109,7 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
     for unit, fits in _other_units(spec, value[mine]):
       steps.append((f'of these possible in {unit}: {spec.name}', int(fits.sum()), 'values'))
       reason[np.flatnonzero(mine)[fits]] = f'outside hard range, possible in {unit}'
-    if total[f] >= ENOUGH and mine.sum() > _TWO_SPECIMENS * total[f] and not spec.specimen:
+    if judge_features and total[f] >= ENOUGH and mine.sum() > _TWO_SPECIMENS * total[f] and not spec.specimen:
       rest = (feature == f) & (reason == '')
       _count(steps, f'not used until features give its specimen: {spec.name}', rest, 'values')
       reason[rest] = f'more than {_TWO_SPECIMENS:.0%} of the feature is impossible, its specimen is not given'
@@ -116,18 +119,21 @@ def validate(cohort: Cohort, *, at_one_time: bool = True) -> Cohort:
       _count(steps, f'{NO_LEVEL}: {spec.name}', stray, 'values')
       reason[stray] = NO_LEVEL
   keep = reason == ''
-  for f in np.flatnonzero(np.bincount(feature[keep], minlength=len(low)) >= ENOUGH).tolist():
-    mine = keep & (feature == f)
-    codes, odd = sentinels.suspected(*edges(value[mine]), int(mine.sum()))
-    for step, found in ((sentinels.CODE, codes), (sentinels.ODD, odd)):
-      here = mine & np.isin(value, np.array(found, np.float32))
-      _count(steps, f'{step}: {cohort.features[f].name}', here, 'values')
-      reason[here & (step == sentinels.CODE)] = sentinels.CODE
+  often = np.flatnonzero(np.bincount(feature[keep], minlength=len(low)) >= ENOUGH).tolist() if judge_features else ()
+  for f in often:
+    spec = cohort.features[f]
+    if spec.levels:
+      continue
+    if at_one_time:
+      mine = keep & (feature == f)
+      codes, odd = sentinels.suspected(*edges(value[mine]), int(mine.sum()))
+      for step, found in ((sentinels.CODE, codes), (sentinels.ODD, odd)):
+        here = mine & np.isin(value, np.array(found, np.float32))
+        _count(steps, f'{step}: {spec.name}', here, 'values')
+        reason[here & (step == sentinels.CODE)] = sentinels.CODE
     mine = (reason == '') & (feature == f)
-    if not cohort.features[f].specimen and not cohort.features[f].levels and two_groups(
-        value[mine], cohort.patient[mine]):
-      _count(steps, f'two groups of values, not used until features give its specimen: {cohort.features[f].name}', mine,
-             'values')
+    if not spec.specimen and two_groups(value[mine], cohort.patient[mine]):
+      _count(steps, f'two groups of values, not used until features give its specimen: {spec.name}', mine, 'values')
       reason[mine] = 'two groups of values, its specimen is not given'
   keep = reason == ''
 

@@ -95,7 +95,8 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
                    f'split by patient, protocol {at("data", "protocol")}' if at('data', 'protocol') else
                    'split by patient, stratified by outcome',
                    f'seed {c["seed"]}' if 'seed' in c else ''),
-      '12b': 'Policy: raw values with units or flags, in text. Expert: z-scores by train statistics, one-hot levels.',
+      '12b': ('Policy: raw values with units or flags, in text. Expert: z-scores by train statistics; a channel a '
+              'level of features whose spec says so.'),
       '12c': _join(f'language model ({_policy(at)}), distilled from a tree search, then policy optimisation',
                    f'expert: {at("expert", "members")} ConCare members' if at('expert', 'members') else '',
                    'settings under Config; early stopping on validation patients'),

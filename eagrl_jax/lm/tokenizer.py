@@ -59,8 +59,9 @@ class Tokenizer:
     raw = self._fast.id_to_token(token)
     if raw is None:
       return ''
-    if self._byte_level and all(c in _BYTE_OF for c in raw):  # others stand for themselves, as the library has it
-      return bytes(_BYTE_OF[c] for c in raw).decode('utf-8', 'replace')
+    if self._byte_level:  # with a character of another alphabet it stands for itself, as the library has it
+      known = all(c in _BYTE_OF for c in raw)
+      return bytes(_BYTE_OF[c] for c in raw).decode('utf-8', 'replace') if known else raw
     if re.fullmatch('<0x[0-9A-Fa-f]{2}>', raw):
       return bytes([int(raw[3:5], 16)]).decode('utf-8', 'replace')
     return raw.replace('\u2581', ' ')

@@ -147,6 +147,8 @@ def _call(server: Server, url: str, body: dict | None = None) -> Any:
     with _direct.open(urllib.request.Request(url, data, {'Content-Type': 'application/json'}),
                       timeout=server.timeout) as reply:
       text = reply.read(LARGEST + 1)  # whatever length it claims
+      if reply.length and len(text) <= LARGEST:  # of that length: with a limit it is not looked at
+        raise http.client.IncompleteRead(text)
     if len(text) > LARGEST:
       raise server.refuse(f'the reply is longer than {LARGEST >> 20} MiB; is this the /v1 of a vLLM server?')
     return json.loads(text) if text else None

@@ -6,6 +6,7 @@ Only the mesh is this machine's.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import json
 import pathlib
@@ -99,14 +100,23 @@ def expert_prob(run: Context, data: data_lib.Data) -> np.ndarray:
     return expert_train.predict(params, settings.expert(run.config).model, data.expert).mean(0)
 
 
-def dressed(run: Context, cohort: Cohort) -> data_lib.Data:
-  """Patients on the run's grid and train statistics, all of them in the test part."""
+def dressed(run: Context, own: Cohort, cohort: Cohort) -> data_lib.Data:
+  """Patients on the run's grid and train statistics, all of them in the test part.
+
+  They are shown as the run's own patients were: without features that none of its train patients had, and limits as
+  numbers where `own`, the run's cohort, has none.
+  """
   window = run.config.data.window_hours
+  statistics = normalise.load(run.folder('prepare') / 'statistics.json')
+  known = statistics.n[cohort.feature] > 0
+  cohort = prepare.counted(cohort.pick(known), 'of a feature that no train patient of the run had', int((~known).sum()),
+                           'values')
+  if own.censor is None:
+    cohort = dataclasses.replace(cohort, censor=None)
   cohort = prepare.with_records(cohort, window)
   if not len(cohort):
     raise EagrlError(f'data.window_hours={window:g} of the run: no patient has a value before it that the run knows')
   visits = data_lib.grid(cohort, run.config.data)
-  statistics = normalise.load(run.folder('prepare') / 'statistics.json')
   none = np.zeros(0, np.int64)
   return data_lib.Data(cohort, visits, Splits(none, none, np.arange(len(cohort))),
                        normalise.apply(statistics, visits, cohort))

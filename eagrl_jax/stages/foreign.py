@@ -78,7 +78,8 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
       cohort, features=table, truth=None, patient=cohort.patient[keep], hour=cohort.hour[keep], feature=to[source],
       value=(scale[source] * cohort.value[keep] + offset[source]).astype(np.float32),
       censor=None if cohort.censor is None else (np.sign(scale[source]) * cohort.censor[keep]).astype(np.int8))
-  return validation.validate(cohort, at_one_time=False), match  # its source has looked for contradictions
+  # Its source has looked for contradictions, and judged its features where they are judged.
+  return validation.validate(cohort, at_one_time=False, judge_features=False), match
 
 
 def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
@@ -151,7 +152,7 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
       hour=(events.hour - start[events.patient])[keep].astype(np.float32),
       feature=feature_of[events.feature][keep].astype(np.int16), value=value[keep].astype(np.float32), attrition=steps,
       censor=censor[keep])
-  cohort = validation.validate(cohort.take(hashed_order(ids, cohort.name)))
+  cohort = validation.validate(cohort.take(hashed_order(ids, cohort.name)), judge_features=False)
   present = {int(f) for f in feature_of if f >= 0}
   return cohort, Match(tuple(s.name for i, s in enumerate(table) if i in present),
                        tuple(s.name for i, s in enumerate(table) if i not in present), int((feature_of < 0).sum()))

@@ -38,6 +38,15 @@ STAGES = (
 NAMES = tuple(s.name for s in STAGES)
 
 
+# Fields that came later, with the value of before: a run that leaves them so keeps its hashes.
+SINCE = {'evaluate': {'threshold': 0.5}}
+
+
+def new_fields(config: ConfigDict, section: str) -> dict[str, object]:
+  """Those of `SINCE` that are set otherwise."""
+  return {k: config[section][k] for k, old in SINCE[section].items() if config[section].get(k, old) != old}
+
+
 def stage_hashes(config: ConfigDict) -> dict[str, str]:
   """Hash of every stage: its config sections, the seed, its source files and its inputs."""
   hashes: dict[str, str] = {}
@@ -52,6 +61,9 @@ def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
   if 'rl' in sections:  # where an engine runs and how long it is waited for change no result
     del sections['rl']['rollouts_timeout']
     sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
+  for name in sections:
+    for field in SINCE.get(name, {}).keys() - new_fields(config, name).keys():
+      sections[name].pop(field, None)
   content = {'config': sections, 'seed': config.seed, 'inputs': inputs}
   files = source_files(stage.name, config)
   if files is not None:

@@ -39,7 +39,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
     trained = data_lib.load(context)
     with foreign.speaking_of('predict'):
       cohort, match = read(c, context.config, trained.cohort)
-    data = finished.dressed(context, cohort)
+    data = finished.dressed(context, trained.cohort, cohort)
     logging.info('new patients\n%s', prepare.attrition_table(data.cohort))
     if match.lacking:
       logging.info('missing features of the run: %s', ', '.join(match.lacking))

@@ -54,20 +54,20 @@ def split(cohort: Cohort, c: ConfigDict, seed: int) -> tuple[Cohort, splits.Spli
     path = pathlib.Path(c.splits)
     parts = splits.load(path, cohort.subject_id, others=c.source == 'meds')
     splits.check(parts, cohort.label, 'data.splits')
-    return _counted(cohort, 'of the split file, not in the cohort', splits.outside(path, cohort.subject_id)), parts
+    return counted(cohort, 'of the split file, not in the cohort', splits.outside(path, cohort.subject_id)), parts
   if c.protocol:
     rows = splits.protocol_rows(c.protocol, cohort.label, cohort.subject_id, seed)
     if len(rows) < len(cohort):
-      cohort = _counted(cohort.take(rows), 'not drawn by the protocol', len(cohort) - len(rows))
+      cohort = counted(cohort.take(rows), 'not drawn by the protocol', len(cohort) - len(rows))
     return cohort, splits.by_protocol(c.protocol, cohort.label, cohort.subject_id, seed)
   test = c.test if c.test < 1 else int(c.test)
   return cohort, splits.make_splits(cohort.label, cohort.subject_id, test=test, valid_fraction=c.valid_fraction,
                                     seed=seed)
 
 
-def _counted(cohort: Cohort, step: str, patients: int) -> Cohort:
-  more = ((step, patients, 'patients'),) if patients else ()
-  return dataclasses.replace(cohort, attrition=(*cohort.attrition, *more))
+def counted(cohort: Cohort, step: str, count: int, unit: str = 'patients') -> Cohort:
+  """With a step more in the attrition table, where it counts any."""
+  return dataclasses.replace(cohort, attrition=(*cohort.attrition, (step, count, unit))) if count else cohort
 
 
 def data_seed(config: ConfigDict) -> int:
@@ -116,7 +116,7 @@ def with_records(cohort: Cohort, window_hours: float) -> Cohort:
   rows = np.unique(inside)
   if len(rows) == len(cohort):
     return cohort
-  return _counted(cohort.take(rows), 'no record in the window', len(cohort) - len(rows))
+  return counted(cohort.take(rows), 'no record in the window', len(cohort) - len(rows))
 
 
 def sexes_apart(cohort: Cohort) -> str:

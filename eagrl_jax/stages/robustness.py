@@ -149,13 +149,12 @@ def answer(context: Context, policy: policy_lib.Policy, encoder: Encoder, prompt
 
 def expert_input(data: data_lib.Data, statistics: normalise.Statistics, rows: np.ndarray, values: np.ndarray,
                  order: np.ndarray | None = None) -> ExpertBatch:
-  """What the expert sees of a condition: normalised as ever, then its channels moved as the prompt's lines are."""
+  """What the expert sees of a condition: normalised as ever, then its features moved as the prompt's lines are."""
   visits = Visits(values, data.visits.hours[rows], data.visits.valid[rows])
   batch = normalise.apply(statistics, visits, data.cohort.take(rows))
   if order is None:
     return batch
-  at = channels.moved(data.cohort.features, order)[:, None]
-  move = lambda x: np.take_along_axis(x, at, 2)
+  move = lambda x: channels.moved(data.cohort.features, order, x)
   return dataclasses.replace(batch, values=move(batch.values), observed=move(batch.observed))
 
 

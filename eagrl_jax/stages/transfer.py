@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.records import Cohort, hashed_order
 from eagrl_jax.evaluation import baselines, bootstrap, metrics, report
-from eagrl_jax.stages import beside, checks, disk, early, finished, foreign, inference, pipeline, prepare
+from eagrl_jax.stages import beside, checks, disk, early, finished, foreign, graph, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -44,7 +44,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
       raise EagrlError(f'seed={config.seed} is that of the run: the other cohort would be the same synthetic patients, '
                        'measured elsewhere; set another --config.seed=')
     cohort, match = other(config, context, home)
-    data = finished.dressed(context, chosen(cohort, c.patients, config.seed))
+    data = finished.dressed(context, home.cohort, chosen(cohort, c.patients, config.seed))
     label = data.cohort.label
     if reason := metrics.undefined(label.astype(int)):
       raise EagrlError(f'data.path: the {len(label)} patients of the other cohort cannot be judged: {reason}')
@@ -58,7 +58,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         'files': [finished.fingerprint(config.data[k]) for k in FILES
                   if config.data[k] and config.data.source != 'synthetic'],
         'patients': c.patients, 'seed': config.seed,
-        'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new', 'bootstrap')}}
+        'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new', 'bootstrap')}
+                   | graph.new_fields(context.config, 'evaluate')}
 
     def write(folder: pathlib.Path) -> dict:
       summary = judge(context, home, data, match)

@@ -85,15 +85,22 @@ def test_a_features_file_says_which(tmp_path):
   assert len(channels.owners(table)) == 2 and FeatureTable.from_json(table.to_json())[0] == table[0]
   assert all('encoding' not in row for row in FeatureTable((FeatureSpec('x'),)).to_json())  # its hash stays
   for old, new, match in (('one_hot', 'onehot', 'encoding must be number or one_hot'),
+                          ('1, none', '4, none', 'rising order'),
                           ('levels: [[1, none], [4, spontaneous]], ', '', 'give its levels')):
     (tmp_path / 'f.yaml').write_text(text.replace(old, new))
     with pytest.raises(EagrlError, match=match):
       store.read_features(tmp_path / 'f.yaml')
 
 
-def test_moving_features_moves_their_channels_together():
-  order = np.array([[2, 0, 1], [0, 1, 2]])
-  assert channels.moved(FeatureTable(SPECS), order).tolist() == [[4, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+def test_a_feature_that_stays_keeps_its_place_beside_wide_ones_that_move():
+  table = FeatureTable((*SPECS, FeatureSpec('z')))  # widths of its places as of SPECS, and one
+  x = np.arange(1, 1 + 2 * len(channels.owners(table)), dtype=np.float32).reshape(2, 1, -1)
+  widths = np.bincount(channels.owners(table)).tolist()
+  assert widths == [1, 3, 1, 1]
+  found = channels.moved(table, np.array([[1, 0, 2, 3], [0, 3, 2, 1]]), x)[:, 0]
+  assert found[0].tolist() == [2, 1, 0, 0, 5, 6]
+  assert found[1].tolist() == [7, 12, 0, 0, 11, 8]
+  np.testing.assert_array_equal(channels.moved(table, np.array([[0, 1, 2, 3]] * 2), x), x)
 
 
 def test_the_seventeen_variables_of_mimic_are_forty_two_channels_and_seventeen_lines(tmp_path):
@@ -151,5 +158,6 @@ def test_the_expert_reads_channels_and_its_salience_is_of_variables(tmp_path):
   rows, statistics = data.splits.test[:2], normalise.load(context.folder('prepare') / 'statistics.json')
   order = np.array([[1, 0, 2], [0, 1, 2]])
   batch = robustness.expert_input(data, statistics, rows, data.visits.values[rows], order)
-  np.testing.assert_array_equal(batch.values[0], data.expert.values[rows[0]][:, [1, 2, 3, 0, 4]])
+  np.testing.assert_array_equal(batch.values[0][:, [0, 1, 4]], data.expert.values[rows[0]][:, [1, 0, 4]])
+  assert not batch.values[0][:, 2:4].any()
   np.testing.assert_array_equal(batch.values[1], data.expert.values[rows[1]])

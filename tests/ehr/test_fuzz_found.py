@@ -60,7 +60,7 @@ def test_a_delimiter_that_cannot_be_one(delimiter):
     Reading('utf8', delimiter)
 
 
-@pytest.mark.parametrize('encoding', ['', 'x', 'hex', 'rot13', 'undefined', 'utf8\n', '\0'])
+@pytest.mark.parametrize('encoding', ['', 'x', 'hex', 'rot13', 'undefined', 'punycode', 'utf8\n', '\0'])
 def test_an_encoding_that_is_none(encoding):
   with pytest.raises(EagrlError, match=r'data\.encoding=.* is no encoding of text') as caught:
     Reading(encoding)

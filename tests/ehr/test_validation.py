@@ -52,6 +52,27 @@ def test_impossible_values_become_missing_and_are_counted():
   validation.check(found)
 
 
+def test_levels_are_no_codes_for_missing():
+  levels = tuple((float(v), f'level {v}') for v in range(-5, 5))
+  spec = FeatureSpec('RASS', kind='ordinal', levels=levels, hard_low=-5, hard_high=4)
+  values = [0.0] * 30 + [1.0] * 10 + [-4.0] * 5
+  found = validation.validate(cohort_of([(i % 3, i, 0, v) for i, v in enumerate(values)], specs=(spec,)))
+  assert len(found.value) == 45
+
+
+@pytest.mark.parametrize('values', [[96.0] * 10 + [97.0] * 9 + [99.0] * 3, [50.0] * 20 + [2e3] * 3,
+                                    [4.0, 5.0, 6.0, 7.0, 8.0] * 20 + [900.0, 910.0, 920.0, 930.0, 940.0] * 20])
+def test_a_new_patients_values_do_not_depend_on_who_else_is_in_the_file(values):
+  spec = FeatureSpec('x', hard_low=0, hard_high=1e3)
+  events = [(i, 0, 0, v) for i, v in enumerate(values)]
+  everyone = cohort_of(events, n=len(values), specs=(spec,))
+  judged = validation.validate(everyone, judge_features=False)
+  alone = [validation.validate(everyone.take(np.array([i])), judge_features=False).value.tolist()
+           for i in range(len(values))]
+  assert [v for one in alone for v in one] == judged.value.tolist() == [v for v in values if v <= 1e3]
+  assert len(validation.validate(everyone).value) < len(judged.value)  # of a cohort to learn from they are judged
+
+
 def test_duplicates_merge_and_conflicts_average():
   events = [(0, 1, 0, 2.0), (0, 1, 0, 2.0), (0, 1, 0, 5.0), (1, 1, 0, 3.0), (1, 1, 0, 3.0), (1, 1, 1, 37.0),
             (2, 1, 0, 1.0)]

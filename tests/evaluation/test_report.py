@@ -341,7 +341,7 @@ def test_the_early_score_is_a_column_where_there_is_one(tmp_path, html):
   dump(folder / 'evaluate/metrics.json', metrics)
   page = report.write_report(folder).read_text(encoding='utf-8')
   assert page.count('>ES<') == 1 and '151 patients whose stay is known' in page
-  assert 'threshold of 0.40 and half a usual stay of 97 h' in page
+  assert 'threshold of 0.40 with τ, half a usual stay, 97 h' in page
   assert '−0.125 <span class="ci">−0.250–0.062</span>' in page and '1.875 <span class="ci">1.750–2.062' in page
   known = {'config': {'seed': 0}, 'manifest': {}, 'environment': {}, 'robustness': None, 'transfer': []}
   answer = lambda result: next(r['answer'] for r in checklist.table(known | {'result': result}) if r['item'] == '12e')

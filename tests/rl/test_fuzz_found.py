@@ -39,8 +39,8 @@ def test_a_log_probability_that_float32_does_not_hold(value):
 class Reply:
   """What urllib gives back."""
 
-  def __init__(self, text: bytes):
-    self.text = text
+  def __init__(self, text: bytes, length: int | None = None):
+    self.text, self.length = text, length  # length: bytes that were promised and are still to come
 
   def __enter__(self):
     return self
@@ -55,6 +55,12 @@ class Reply:
 def test_a_reply_nested_without_end(monkeypatch):
   monkeypatch.setattr(engine._direct, 'open', lambda *_, **__: Reply(b'[' * 100000))
   refused('the reply is no JSON', lambda: engine.complete(SERVER, ASKED, 10, [[1]], [1]))
+
+
+@pytest.mark.parametrize('text', [b'', b'{"results": [nu'])
+def test_a_reply_that_breaks_off(monkeypatch, text):
+  monkeypatch.setattr(engine._direct, 'open', lambda *_, **__: Reply(text, 500))
+  refused('no server answers \\(IncompleteRead', lambda: engine.reload(SERVER))
 
 
 def test_a_reply_without_end(monkeypatch):

@@ -69,6 +69,14 @@ def test_hashes_follow_config_and_inputs(micro_config):
                                                                'export']
 
 
+def test_a_run_of_before_a_field_came_keeps_its_hashes(micro_config):
+  new, old, set_ = micro_config(), micro_config(), micro_config()
+  del old.evaluate['threshold']
+  set_.evaluate.threshold = 0.3
+  a, b, c = (graph.stage_hashes(config) for config in (new, old, set_))
+  assert a == b and a['evaluate'] != c['evaluate']
+
+
 def test_where_an_engine_runs_is_no_reason_to_train_again(micro_config):
   configs = [micro_config() for _ in range(3)]
   for config, where in zip(configs, ('own', 'http://a:1/v1', 'http://b:2/v1')):

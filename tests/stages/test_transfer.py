@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from eagrl_jax.ehr import normalise
 from eagrl_jax.ehr.sources import synthetic
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import finished as finished_lib
@@ -68,7 +69,7 @@ def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
   """With every outcome turned round each arm's AUROC is turned round, to the last bit of its probabilities."""
   context, own = home
   cohort, match = transfer.other(config(), context, own)
-  data = finished_lib.dressed(context, transfer.chosen(cohort, 16, 0))
+  data = finished_lib.dressed(context, own.cohort, transfer.chosen(cohort, 16, 0))
   seen = []
   score = transfer.bootstrap.bootstrap
   monkeypatch.setattr(transfer.bootstrap, 'bootstrap', lambda y, p, n: (seen.append(p), score(y, p, n))[1])
@@ -85,7 +86,7 @@ def test_baselines_learn_from_the_runs_train_patients_alone(home):
   """Other values of patients that it may not learn from change nothing; of those it may, they do."""
   context, own = home
   cohort = transfer.other(config(), context, own)[0]
-  data = finished_lib.dressed(context, cohort)
+  data = finished_lib.dressed(context, own.cohort, cohort)
   fit = lambda d, judged=data: transfer.fitted_at_home('logistic', d, judged, 0)
 
   def spoilt(rows):
@@ -96,8 +97,30 @@ def test_baselines_learn_from_the_runs_train_patients_alone(home):
   held = np.r_[own.splits.valid, own.splits.test]
   assert np.array_equal(fit(own), fit(spoilt(held)))
   assert not np.allclose(fit(own), fit(spoilt(own.splits.train[:20])))
-  few = finished_lib.dressed(context, cohort.take(np.arange(20, 40)))  # whoever else is judged
+  few = finished_lib.dressed(context, own.cohort, cohort.take(np.arange(20, 40)))  # whoever else is judged
   np.testing.assert_allclose(fit(own, few), fit(own)[20:], rtol=1e-6)
+
+
+def test_patients_are_shown_as_the_runs_own_were(home):
+  """Without a feature that no train patient had, and without marks of limits where the run's cohort has none."""
+  context, own = home
+  cohort = transfer.other(config(), context, own)[0]
+  marked = dataclasses.replace(cohort, censor=np.ones(len(cohort.value), np.int8))
+  assert finished_lib.dressed(context, own.cohort, marked).cohort.censor is None
+  limits = dataclasses.replace(own.cohort, censor=np.zeros(len(own.cohort.value), np.int8))
+  assert finished_lib.dressed(context, limits, marked).cohort.censor.all()
+  path = context.folder('prepare') / 'statistics.json'
+  before = path.read_text()
+  try:
+    statistics = normalise.load(path)
+    seen = np.where(np.arange(len(statistics.n)) == 0, 0, statistics.n)
+    normalise.save(path, dataclasses.replace(statistics, n=seen))
+    without = finished_lib.dressed(context, own.cohort, cohort)
+  finally:
+    path.write_text(before)
+  assert (cohort.feature == 0).any() and not without.measured[:, 0].any()
+  assert ('of a feature that no train patient of the run had', int((cohort.feature == 0).sum()), 'values') in (
+      without.cohort.attrition)
 
 
 def test_the_runs_own_synthetic_patients_are_refused(run):

@@ -114,11 +114,11 @@ def conversion(spec: FeatureSpec, unit: str | None, field: str) -> tuple[float, 
                    'add it to accepted_units')
 
 
-def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid,
-            steps: Steps) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, steps: Steps,
+            judge_features: bool = True) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
   """One row a patient, visit and feature out of `events`: patient, hour of the visit's last value, feature, value.
 
-  And the events that were not used: patient, hour, feature, value, reason.
+  And the events that were not used: patient, hour, feature, value, reason. `judge_features`: see `validation.validate`.
 
   Raises:
     EagrlError: a feature's values lie outside its hard range, or fit another unit better.
@@ -136,8 +136,9 @@ def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid,
   db.execute('CREATE VIEW judged AS SELECT e.*, low, high, list_contains(sentinels, value) AS coded, '
              'levels IS NULL OR list_contains(levels, value) AS known FROM events e JOIN ranges USING (feature)')
   db.execute('CREATE TABLE rejects (patient INTEGER, hour DOUBLE, feature SMALLINT, value DOUBLE, reason VARCHAR)')
-  _refuse_and_count(db, features, steps)
-  _unlisted_codes(db, features, steps)
+  _refuse_and_count(db, features, steps, judge_features)
+  if judge_features:
+    _unlisted_codes(db, features, steps)
   _contradictions(db, features, steps)
   visit = f'floor(hour / {float(grid.bin_hours)})'
   latest = f'SELECT patient, feature, max(hour) AS hour, avg(value) AS value FROM judged WHERE {_GOOD} ' \
@@ -165,7 +166,7 @@ def _unlisted_codes(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps
   """What `sentinels` finds, before a code is averaged with values."""
   rows = db.execute(f'SELECT feature, count(*) FROM judged WHERE {_GOOD} GROUP BY feature ORDER BY feature').fetchall()
   for f, total in rows:
-    if total < validation.ENOUGH:
+    if total < validation.ENOUGH or features[f].levels:
       continue
     low, high = (db.execute(f'SELECT value, count(*) FROM judged WHERE {_GOOD} AND feature = {f} GROUP BY value '
                             f'ORDER BY value {order} LIMIT {sentinels.EDGES}').fetchall() for order in ('ASC', 'DESC'))
@@ -198,7 +199,8 @@ def _contradictions(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps
     db.execute(f'DELETE FROM events WHERE {mine}')
 
 
-def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
+def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps,
+                      judge_features: bool) -> None:
   inside = 'isfinite(value) AND NOT coded AND value BETWEEN low AND high'
   outside = 'isfinite(value) AND NOT coded AND NOT (value BETWEEN low AND high)'
   counts = db.execute(
@@ -227,7 +229,7 @@ def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, ste
                        (validation.NO_LEVEL, stray)):
       if gone:
         steps.append((f'{step}: {spec.name}', gone, 'values'))
-    if usable >= 20 and wrong > 0.05 * usable and not spec.specimen:
+    if judge_features and usable >= 20 and wrong > 0.05 * usable and not spec.specimen:
       good = f'FROM judged WHERE feature = {f} AND {_GOOD}'
       steps.append((f'not used until features give its specimen: {spec.name}', count(db, good), 'values'))
       db.execute('INSERT INTO rejects SELECT patient, hour, feature, value, '
@@ -240,7 +242,7 @@ def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, st
            setting: str, ids: list[str], age: np.ndarray, sex: np.ndarray, label: np.ndarray,
            stay_end: np.ndarray | None = None, labelled: bool = True) -> Cohort:
   """The validated cohort of the patients with these ids, whose places in the list are their numbers in `events`."""
-  found, aside = collect(db, features, grid, steps)
+  found, aside = collect(db, features, grid, steps, labelled)
   steps.append((f'after binning to {grid.bin_hours:g} h', len(found['value']), 'values'))
   made = Cohort(name=name, task=task, setting=setting, features=features, subject_id=np.array(ids, str),
                 age=np.asarray(age, np.float32), sex=np.asarray(sex, np.int8), label=np.asarray(label, np.int8),
@@ -249,7 +251,7 @@ def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, st
                     np.array(ids, object)[aside['patient']], aside['hour'],
                     np.array(features.names, object)[aside['feature']], aside['value'], aside['reason']))
   # Values are a visit's now, each with an hour of its own: that two share one says nothing any more.
-  made = validation.validate(made.take(hashed_order(made.subject_id, name)), at_one_time=False)
+  made = validation.validate(made.take(hashed_order(made.subject_id, name)), at_one_time=False, judge_features=labelled)
   validation.check(made, labelled)
   return made
 

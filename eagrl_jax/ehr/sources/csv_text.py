@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import difflib
 import re
@@ -38,7 +39,8 @@ class Reading:
                        '--config.data.delimiter=, such as ";"')
     try:
       'a'.encode(self.encoding if self.encoding.isprintable() else '')  # a line break is looked up as a space
-    except (LookupError, ValueError):
+      codecs.getincrementaldecoder(self.encoding)().decode(pa.py_buffer(b''))  # as a file is read
+    except (LookupError, ValueError, AttributeError, TypeError):
       raise EagrlError(f'data.encoding={self.encoding!r} is no encoding of text; set --config.data.encoding=, such as '
                        'utf8') from None
 

@@ -92,7 +92,7 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
       value=number.value[event].astype(np.float32), attrition=steps, censor=number.censor[event],
       stay_end=np.array([24 * days.get(name, np.nan) for name in names], np.float32) if days else None)
   order = hashed_order(names, cohort.name)
-  cohort = validation.validate(cohort.take(order[(known & ~bare)[order]]))
+  cohort = validation.validate(cohort.take(order[(known & ~bare)[order]]), judge_features=labelled)
   validation.check(cohort, labelled)
   return cohort
 

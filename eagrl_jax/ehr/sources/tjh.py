@@ -101,7 +101,7 @@ def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool
   if not len(cohort):
     raise EagrlError('data.path: no patient has a dated row' + (
         ' and an outcome of 0 or 1; check those columns' if labelled else '; check the column RE_DATE'))
-  cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, cohort.name)))
+  cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, cohort.name)), judge_features=labelled)
   validation.check(cohort, labelled)
   return cohort
 

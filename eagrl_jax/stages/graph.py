@@ -61,8 +61,8 @@ def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
   if 'rl' in sections:  # where an engine runs and how long it is waited for change no result
     del sections['rl']['rollouts_timeout']
     sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
-  for name in sections:
-    for field in SINCE.get(name, {}).keys() - new_fields(config, name).keys():
+  for name in SINCE.keys() & sections.keys():
+    for field in SINCE[name].keys() - new_fields(config, name).keys():
       sections[name].pop(field, None)
   content = {'config': sections, 'seed': config.seed, 'inputs': inputs}
   files = source_files(stage.name, config)

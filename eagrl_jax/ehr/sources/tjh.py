@@ -110,17 +110,22 @@ def _read(path: Path) -> tuple[list[str], list[tuple]]:
   if not path.is_file():
     raise EagrlError(f'data.path: there is no file {path.name}; give the TJH xlsx')
   try:
-    book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-  except (openpyxl.utils.exceptions.InvalidFileException, zipfile.BadZipFile, KeyError, OSError, ValueError,
-          zlib.error, SyntaxError, EOFError, NotImplementedError, TypeError, AttributeError, IndexError):
-    raise EagrlError(f'data.path: {path.name} is not a readable xlsx workbook') from None
-  try:
-    rows = list(book.worksheets[0].iter_rows(values_only=True))
-  except (zipfile.BadZipFile, SyntaxError, ValueError, KeyError, EOFError, zlib.error, NotImplementedError, TypeError,
-          AttributeError, IndexError):
-    raise EagrlError(f'data.path: {path.name} is damaged; get the workbook again') from None
-  finally:
-    book.close()
+    file = path.open('rb')
+  except OSError:
+    raise EagrlError(f'data.path: {path.name} cannot be opened; check its permissions') from None
+  with file:  # a workbook that is refused would stay open
+    try:
+      book = openpyxl.load_workbook(file, read_only=True, data_only=True)
+    except (openpyxl.utils.exceptions.InvalidFileException, zipfile.BadZipFile, KeyError, OSError, ValueError,
+            zlib.error, SyntaxError, EOFError, NotImplementedError, TypeError, AttributeError, IndexError):
+      raise EagrlError(f'data.path: {path.name} is not a readable xlsx workbook') from None
+    try:
+      rows = list(book.worksheets[0].iter_rows(values_only=True))
+    except (zipfile.BadZipFile, SyntaxError, ValueError, KeyError, EOFError, zlib.error, NotImplementedError, TypeError,
+            AttributeError, IndexError):
+      raise EagrlError(f'data.path: {path.name} is damaged; get the workbook again') from None
+    finally:
+      book.close()
   if len(rows) < 2:
     raise EagrlError(f'data.path: {path.name} holds no rows')
   header = ['' if cell is None else str(cell).strip() for cell in rows[0]]

@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch, micro
     raise full
 
   import pyarrow.parquet as pq
-  monkeypatch.setattr(*{'metrics': (MetricWriter, 'write'), 'json': (pipeline, 'write_json'),
+  monkeypatch.setattr(*{'metrics': (MetricWriter, 'write'), 'json': (disk, 'write_json'),
                         'parquet': (pq, 'write_table')}[writer], refuse)
   config = micro_config(target='base')
   config.target = 'expert' if writer == 'metrics' else 'prepare'

@@ -16,6 +16,7 @@ import openpyxl
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from material import damaged, only_our_error
 
 from eagrl_jax.ehr import splits
 from eagrl_jax.ehr.sources import tjh
@@ -26,24 +27,6 @@ from eagrl_jax.stages import checks
 from eagrl_jax.types import EagrlError
 
 LM = LMConfig(vocab_size=300, d_model=8, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=4, d_ff=8)
-
-
-def only_our_error(call) -> bool:
-  """True where the call worked; its refusal is one line."""
-  try:
-    call()
-  except EagrlError as error:
-    assert '\n' not in str(error), error
-    return False
-  return True
-
-
-def damaged(data, whole: bytes, header: int | None = None) -> bytes:
-  """A few bytes changed (within the first `header`), or the end cut off."""
-  raw = bytearray(whole)
-  for _ in range(data.draw(st.integers(0, 4))):
-    raw[data.draw(st.integers(0, (header or len(raw)) - 1))] = data.draw(st.integers(0, 255))
-  return bytes(raw[:data.draw(st.integers(0, len(raw)))] if data.draw(st.booleans()) else raw)
 
 
 @functools.cache

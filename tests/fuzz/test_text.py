@@ -8,14 +8,13 @@ import re
 import tempfile
 import time
 
-import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from material import CELL, refused_or_sound
 
 from eagrl_jax.ehr import answers
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.sources import damage, long_csv, physionet2012
-from eagrl_jax.types import EagrlError
 
 TABLE = FeatureTable((FeatureSpec('lactate', 'mmol/L'), FeatureSpec('SpO2', '%'), FeatureSpec('pH', '')))
 PIECES = st.sampled_from([
@@ -23,10 +22,6 @@ PIECES = st.sampled_from([
     '</Subquestion 1>', '<Answer 1>', '</Answer 1>', '<', '>', '0.5', '1e400', '-0.3', '50%', '.', ',', ';', '\n',
     '\x00', 'lactate', 'pH', 'I do not know', '0' * 400, '<script>alert(1)</script>', '\ud7ff', '٠٫٥', '０．５',
     'NaN', 'inf'])
-CELL = st.one_of(st.sampled_from([
-    '', ' ', '1', '-1', '0', 'NaN', 'inf', '1e400', '-1e400', '1e-400', '2020-01-01', '2020-01-01T00:00:00Z',
-    '2020-13-45', '12:61', 'x', '"', '""', "'", '1,5', '1;5', '\t', '\u200b', '\x00', '1' * 400, 'é', '<5', '>9',
-    'true', 'm', '2']), st.text(max_size=8), st.floats().map(str), st.integers().map(str))
 
 
 @given(st.lists(st.one_of(PIECES, st.text(max_size=12)), max_size=40).map(''.join))
@@ -38,20 +33,6 @@ def test_an_answer_is_read_or_not(text):
   assert found.probability is None or 0 <= found.probability <= 1
   assert len(set(found.features)) == len(found.features) and all(0 <= f < 3 for f in found.features)
   assert span is None or 0 <= start < span[0] <= span[1] <= len(text)
-
-
-def refused_or_sound(load) -> None:
-  """A cohort whose arrays agree, or our own error in one line."""
-  try:
-    cohort = load()
-  except EagrlError as error:
-    assert '\n' not in str(error)
-    return
-  assert len(cohort.patient) == len(cohort.hour) == len(cohort.value) == len(cohort.feature)
-  assert np.isfinite(cohort.value).all() and np.isfinite(cohort.hour).all() and (cohort.hour >= 0).all()
-  assert set(np.unique(cohort.label)) <= {0, 1}
-  if len(cohort.patient):
-    assert cohort.patient.max() < len(cohort) and cohort.feature.max() < len(cohort.features)
 
 
 GOOD_EVENTS = 'patient,time,feature,value,unit\na,0,lactate,1.5,mmol/L\nb,1,pH,7.4,\n'

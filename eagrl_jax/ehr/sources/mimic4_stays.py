@@ -34,7 +34,6 @@ ICUSTAYS = ('subject_id', 'hadm_id', 'intime', 'outtime')
 _OUTCOME = ('dischtime', 'deathtime', 'hospital_expire_flag', 'dod', 'outtime')  # of all three
 _STOP = {'icu': 'outtime', 'hospital': 'dischtime'}
 INDICES = ('icu', 'hospital')
-_OLDEST = 89  # years; who is older is of one group, whose anchor_age of 91 is no age
 _CHARTED_LATE = 6  # hours between a death and the time that the bed is said to be left
 
 _STAYS = {
@@ -148,12 +147,10 @@ def choose(db: duckdb.DuckDBPyConnection, task: str, index: str, window_hours: f
   wrong = bounded.count(db, 'FROM candidates WHERE age < 0 OR age > 120')
   if wrong:
     raise EagrlError(f'data.path: {wrong} patients have an age outside 0 to 120 years; check anchor_age, anchor_year')
-  steps.append((f'older than {_OLDEST} years, given {_OLDEST + 1}',
-                bounded.count(db, f'FROM candidates WHERE age > {_OLDEST}'), 'patients'))
   origin, cut = ('start', f'start + {_hours(window_hours)}') if window_hours else ("date_trunc('day', start)", _end())
   db.execute(f'CREATE TABLE stays AS SELECT row_number() OVER (ORDER BY subject_id) - 1 AS patient, subject_id, start, '
-             f'{origin} AS origin, {cut} AS cut, CASE WHEN age > {_OLDEST} THEN {_OLDEST + 1} ELSE age END AS age, '
-             f'sex, CAST(coalesce({spec.label}, false) AS TINYINT) AS label, '
+             f'{origin} AS origin, {cut} AS cut, age, sex, '
+             f'CAST(coalesce({spec.label}, false) AS TINYINT) AS label, '
              'CASE WHEN died THEN least(death, discharge) ELSE discharge END AS gone FROM candidates')
   found = db.execute("SELECT subject_id, coalesce(age, nan) AS age, sex, label, greatest(0, coalesce(date_diff("
                      "'microsecond', origin, gone) / 3.6e9, nan)) AS stay_end FROM "

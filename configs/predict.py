@@ -20,6 +20,7 @@ def get_config(variant: str = ''):
           # csv, wide_csv: a CSV of patient, age, sex, '' = not known; meds: subject_id and prediction_time, of a label
           # set, boolean_value may be empty or absent; the others need none
           statics='',
+          features='',  # meds: feature specs whose names and aliases are the data's codes; '' = the run's data.features
           policy='rl',  # base | sft | rl
           name='',  # of the output's folder; '' = that of the file
           # how a CSV is written; '' = as the run's

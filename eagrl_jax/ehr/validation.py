@@ -156,11 +156,28 @@ def _count(steps: list[tuple[str, int, str]], step: str, mask: np.ndarray, unit:
     steps.append((step, int(mask.sum()), unit))
 
 
+def possible(spec: FeatureSpec, value: np.ndarray) -> np.ndarray:
+  """Whether `validate` keeps a value of this feature, judged by itself. `[rows] -> [rows] bool`"""
+  value = value.astype(np.float32)
+  low, high = (limit[0] for limit in hard_limits(FeatureTable((spec,))))
+  scaled = value.copy()
+  for lowest, highest, scale, offset in spec.rescale:
+    mine = _between(value, lowest, highest)
+    scaled[mine] = scale * value[mine] + offset
+  keep = np.isfinite(scaled) & (scaled >= low) & (scaled <= high)
+  keep &= ~np.isin(scaled, np.array(spec.sentinels, np.float32))
+  return keep & np.isin(scaled, np.array([n for n, _ in spec.levels], np.float32)) if spec.levels else keep
+
+
+def _between(value: np.ndarray, low: float, high: float) -> np.ndarray:
+  return (value >= np.float32(low)) & (value <= np.float32(high))
+
+
 def _rescale(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Cohort:
   value, censor = cohort.value.copy(), None if cohort.censor is None else cohort.censor.copy()
   for f, spec in enumerate(cohort.features):
     for low, high, scale, offset in spec.rescale:
-      mine = (cohort.feature == f) & (cohort.value >= np.float32(low)) & (cohort.value <= np.float32(high))
+      mine = (cohort.feature == f) & _between(cohort.value, low, high)
       _count(steps, f'converted from {low:g} to {high:g}: {spec.name}', mine, 'values')
       value[mine] = scale * value[mine] + offset
       if censor is not None and scale < 0:

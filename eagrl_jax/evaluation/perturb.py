@@ -77,17 +77,19 @@ def drop(values: np.ndarray, rows: np.ndarray, level: float, seed: int) -> np.nd
   return out
 
 
-def units(values: np.ndarray, features: FeatureTable, level: float, seed: int) -> tuple[np.ndarray, dict[str, int]]:
+def units(values: np.ndarray, features: FeatureTable, level: float, seed: int, censor: np.ndarray | None = None
+          ) -> tuple[np.ndarray, np.ndarray | None, dict[str, int]]:
   """Writes `level` of the numeric features in another unit: one that the spec knows, else ten times the value.
 
-  What leaves the hard range goes missing, as it does when a source is read.
+  What leaves the hard range goes missing, as it does when a source is read. A limit is one in any unit.
 
   Returns:
-    `[n, T, F]` float32; how many features changed by their spec and by the factor, and how many values went missing.
+    `[n, T, F]` float32; the signs of `censor [n, T, F]` in the new units, None as it was; how many features changed by
+    their spec and by the factor, and how many values went missing.
   """
   numeric = np.array([f for f, spec in enumerate(features) if not spec.levels], int)
   chosen = generator(seed, 'units').permutation(numeric)[:round(level * len(numeric))]
-  out = values.astype(np.float64)
+  out, signs = values.astype(np.float64), None if censor is None else censor.copy()
   known = 0
   for f in chosen:
     spec = features[int(f)]
@@ -98,9 +100,11 @@ def units(values: np.ndarray, features: FeatureTable, level: float, seed: int) -
     low = -np.inf if spec.hard_low is None else spec.hard_low
     high = np.inf if spec.hard_high is None else spec.hard_high
     out[..., f] = np.where((x >= low) & (x <= high), x, np.nan)
+    if signs is not None:
+      signs[..., f] = np.where(np.isnan(out[..., f]), 0, np.sign(scale) * signs[..., f])
   lost = int(np.isfinite(values).sum() - np.isfinite(out).sum())
-  return out.astype(np.float32), {'features_by_spec': known, 'features_times_ten': len(chosen) - known,
-                                  'values_out_of_range': lost}
+  return out.astype(np.float32), signs, {'features_by_spec': known, 'features_times_ten': len(chosen) - known,
+                                         'values_out_of_range': lost}
 
 
 def only(values: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -115,6 +119,7 @@ class Condition:
   kind: str
   level: float
   values: np.ndarray  # [n, T, F], NaN where not measured
+  censor: np.ndarray | None = None  # [n, T, F] their signs, as of `Visits`; None: the patients' own where values are
   order: np.ndarray | None = None  # [n, F]; None: the table's
   wording: str = 'standard'
   draw: int = 0  # which random draws an answer is made with; 0 wherever a condition is compared with another
@@ -122,11 +127,12 @@ class Condition:
 
 
 def conditions(kinds: tuple[str, ...], levels: Mapping[str, tuple[float, ...]], values: np.ndarray, rows: np.ndarray,
-               features: FeatureTable, statistics: Statistics, seed: int) -> list[Condition]:
+               features: FeatureTable, statistics: Statistics, seed: int, censor: np.ndarray | None = None
+               ) -> list[Condition]:
   """The records as they are, the same with other random draws (what chance alone changes), then every kind and level.
 
   Args:
-    values: `[n, T, F]`. rows: `[n]`, identities of the patients.
+    values: `[n, T, F]`. rows: `[n]`, identities of the patients. censor: `[n, T, F]` as of `Visits`.
   """
   out = [Condition('none', 0.0, values), Condition('sampling', 0.0, values, draw=1)]
   for kind in kinds:
@@ -138,8 +144,8 @@ def conditions(kinds: tuple[str, ...], levels: Mapping[str, tuple[float, ...]], 
       elif kind == 'drop':
         out.append(Condition(kind, level, drop(values, rows, level, seed)))
       else:
-        changed, detail = units(values, features, level, seed)
-        out.append(Condition(kind, level, changed, detail=detail))
+        changed, signs, detail = units(values, features, level, seed, censor)
+        out.append(Condition(kind, level, changed, signs, detail=detail))
     if kind == 'wording':
       out.append(Condition(kind, 1.0, values, wording='rephrased'))
   return out

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
+from eagrl_jax.ehr.prompt import MARKS
 from eagrl_jax.evaluation import checklist, drawing, figures, learning, marks, metrics, sections
 from eagrl_jax.evaluation.files import flat, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
@@ -217,8 +218,9 @@ def _case(case: Mapping) -> dict:
     flag = '' if last is None else 'high' if high is not None and last > high else \
         'low' if low is not None and last < low else ''
     values = [v if finite(v) else None for v in f['values']]
+    mark = MARKS[next(s for s, v in zip(f['signs'][::-1], values[::-1]) if v is not None)] if f.get('signs') else ''
     rows.append({'name': f['name'], 'unit': f.get('unit') or '', 'range': _range(low, high), 'flag': flag,
-                 'last': '–' if last is None else f'{last:g}',
+                 'last': '–' if last is None else f'{mark}{last:g}',
                  'spark': Markup(marks.sparkline(values, case['hours'], low, high)),
                  'weight': max(f.get('salience') or 0, f.get('attention') or 0)})
   rows.sort(key=lambda r: -r['weight'])

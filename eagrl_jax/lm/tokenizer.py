@@ -74,8 +74,10 @@ class Tokenizer:
     try:
       return _compile(self._template).render(messages=messages, add_generation_prompt=True, **self._names)
     except Exception as e:  # it is a program of the checkpoint's
-      said = ' '.join(str(e).split()) if isinstance(e, jinja2.TemplateError) else type(e).__name__
-      raise EagrlError(f'tokenizer: chat_template cannot be rendered ({said}); correct tokenizer_config.json') from e
+      # What it says may hold the prompt, and so a patient's values: words of the template's own are none.
+      own = isinstance(e, jinja2.TemplateSyntaxError) or str(e) in self._template
+      said = ' '.join(str(e).split()) if own else type(e).__name__
+      raise EagrlError(f'tokenizer: chat_template cannot be rendered ({said}); correct tokenizer_config.json') from None
 
   def save(self, directory: str | Path) -> None:
     """Writes `tokenizer.json` and `tokenizer_config.json`, readable by `load` and by transformers."""

@@ -54,6 +54,7 @@ def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience:
     row = rows[i]
     real = data.visits.valid[row]
     values = data.visits.values[row][real]
+    signs = None if data.visits.censor is None else data.visits.censor[row][real]
     features = []
     for f, spec in enumerate(data.cohort.features):
       if np.isnan(values[:, f]).all():
@@ -62,6 +63,8 @@ def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience:
           'name': spec.name, 'unit': spec.unit, 'ref_low': spec.ref_low, 'ref_high': spec.ref_high,
           'values': [None if np.isnan(v) else round(float(v), spec.decimals) for v in values[:, f]],
           'salience': float(salience[row, f]), 'attention': float(arms['rl'].attention[i, f])})
+      if signs is not None and signs[:, f].any():  # some are limits, see `Cohort.censor`
+        features[-1]['signs'] = signs[:, f].tolist()
       if by_layer is not None:
         features[-1]['layers'] = [round(float(x), 4) for x in by_layer[:, number - 1, f]]
     out.append({

@@ -190,6 +190,8 @@ def check_predict(config: ConfigDict) -> None:
     _file('predict.statics', c.statics)
   if c.source:
     one_of('predict.source', c.source, tuple(s for s in SOURCES if s != 'synthetic'))
+  if c.features:
+    _file('predict.features', c.features)
   one_of('predict.policy', c.policy, POLICIES)
   _name('predict.name', c.name)
   long_csv.parse_sex_codes(c.sex_codes)

@@ -49,17 +49,22 @@ class Encoder:
     own = self.visits.censor[row][self.visits.valid[row]]
     return own if values is None else np.where(values == self.values(row), own, 0)
 
-  def prompt(self, row: int, order: np.ndarray | None = None, values: np.ndarray | None = None) -> Prompt:
-    """The rendered record of one patient; `order` permutes its features, `values` stand in for its own."""
+  def prompt(self, row: int, order: np.ndarray | None = None, values: np.ndarray | None = None,
+             censor: np.ndarray | None = None) -> Prompt:
+    """The rendered record of one patient; `order` permutes its features, `values` stand in for its own.
+
+    `censor [T, F]` are the signs of those values; without them `self.censor` has them.
+    """
     c = self.cohort
     return render(c.features, self.values(row) if values is None else values,
                   self.visits.hours[row][self.visits.valid[row]], float(c.age[row]), int(c.sex[row]), task=c.task,
-                  setting=c.setting, config=self.config, order=order, censor=self.censor(row, values))
+                  setting=c.setting, config=self.config, order=order,
+                  censor=self.censor(row, values) if censor is None else censor)
 
-  def tokens(self, row: int, order: np.ndarray | None = None,
-             values: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
+  def tokens(self, row: int, order: np.ndarray | None = None, values: np.ndarray | None = None,
+             censor: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
     """Token ids of a prompt and, for each, the feature it renders (-1 none)."""
-    prompt = self.prompt(row, order, values)
+    prompt = self.prompt(row, order, values, censor)
     text = self.tokenizer.apply_chat(prompt.text)
     shift = text.find(prompt.text)
     if shift < 0:

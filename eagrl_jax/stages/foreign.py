@@ -218,6 +218,6 @@ def speaking_of(section: str) -> Iterator[None]:
   except EagrlError as e:
     text = str(e).replace('data.outcomes', 'data.statics')
     files = 'csv|tsv|txt|gz|tar|xlsx|parquet'  # a file may be called data.csv
-    own = 'window_hours|features'  # only the run's config says these
+    own = 'window_hours'  # only the run's config says it
     raise EagrlError(
-        re.sub(rf'(?<![\w.])(config\.)?data\.(?!{files})(?!(?:{own})\b)(?=[a-z])', rf'\1{section}.', text)) from e
+        re.sub(rf'(?<![\w.])(config\.)?data\.(?!{files})(?!{own}\b)(?=[a-z])', rf'\1{section}.', text)) from e

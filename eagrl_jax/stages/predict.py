@@ -29,6 +29,7 @@ from eagrl_jax.stages import checks, evaluate, finished, foreign, inference, pip
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
+from eagrl_jax.types import EagrlError
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> None:
@@ -50,8 +51,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
     made_from = {
         'policy': c.policy, 'policy_sha256': finished.fingerprint(workdir / c.policy / 'policy'),
         'expert_sha256': finished.fingerprint(workdir / 'expert' / 'members'),
-        'input_sha256': finished.fingerprint(c.path), 'reading': c.to_dict() | {'path': '', 'statics': '', 'name': ''},
+        'input_sha256': finished.fingerprint(c.path),
+        'reading': {k: v for k, v in c.to_dict().items() if k != 'features'} | {'path': '', 'statics': '', 'name': ''},
         'statics_sha256': finished.fingerprint(c.statics) if c.statics else None,
+        **({'features_sha256': finished.fingerprint(c.features)} if c.features else {}),
         'run': finished.stage_hash(workdir, c.policy),
         'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new')},
         'plain_ids': plain, 'seed': context.config.seed}
@@ -71,6 +74,8 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
   """The new patients on the run's features. `c`: config.predict, `own`: the run's config."""
   kind = source(c, own)
   d = own.data
+  if c.features and kind != 'meds':
+    raise EagrlError(f'predict.features: new patients of {kind} bring their own names; leave it empty')
   if kind in foreign.CSV:
     named = {k: v or d.columns[k] for k, v in c.columns.to_dict().items()}
     return foreign.read_unlabelled(
@@ -79,7 +84,8 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
         delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'), task=trained.task, setting=trained.setting)
   if c.statics and kind != 'meds':
     logging.info('predict.statics is not read: new patients of %s need no outcomes', kind)
-  layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics})
+  layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics,
+                                     'features': c.features or d.features})
   cohort = prepare.read_source(layout, own.seed, labelled=False)
   return foreign.remap(dataclasses.replace(cohort, task=trained.task, setting=trained.setting), trained.features)
 

@@ -70,7 +70,8 @@ def run(context: Context) -> None:
   rows = chosen_rows(data.splits.test, c.patients, seed)
   statistics = normalise.load(context.folder('prepare') / 'statistics.json')
   conditions = perturb.conditions(tuple(c.kinds), c.levels.to_dict(), data.visits.values[rows], rows,
-                                  data.cohort.features, statistics, seed)
+                                  data.cohort.features, statistics, seed,
+                                  None if data.visits.censor is None else data.visits.censor[rows])
   said, sets = {}, {}
   for name in policy_lib.POLICIES:
     policy = policy_lib.load(context.folder(name), context.mesh)
@@ -118,7 +119,8 @@ def encode(encoder: Encoder, rows: np.ndarray, condition: Condition) -> list[Pro
   for i, row in enumerate(rows):
     real = encoder.visits.valid[row]
     out.append(worded.tokens(int(row), None if condition.order is None else condition.order[i],
-                             condition.values[i][real]))
+                             condition.values[i][real],
+                             None if condition.censor is None else condition.censor[i][real]))
   return out
 
 

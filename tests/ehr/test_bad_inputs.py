@@ -272,6 +272,19 @@ def test_09_duplicates_are_counted_and_conflicts_averaged():
   assert count['identical duplicate'] == 1 and count['conflicting values at one time, averaged'] == 1
 
 
+def test_09_an_impossible_value_corrects_nothing(tmp_path):
+  """Impossible after the spec's own rule: 98.6 is 37 here, 4 and 999 are nothing."""
+  spec = ('- {name: t, repeats: last, hard_low: 25, hard_high: 45, sentinels: [30], '
+          'rescale: [[77, 113, 0.5555556, -17.777778]]}\n- {name: l, repeats: last, levels: [[1, a], [2, b]]}\n')
+  rows = 'a,0,t,36,\na,0,t,4,\na,1,t,36.5,\na,1,t,98.6,\na,2,t,36.8,\na,2,t,30,\nb,0,l,1,\nb,0,l,7,\nb,1,t,999,\n'
+  cohort = read(tmp_path, rows, spec=spec)
+  kept = list(zip(cohort.feature.tolist(), np.round(cohort.value.astype(float), 1).tolist()))
+  assert sorted(kept) == [(0, 36), (0, 36.8), (0, 37), (1, 1)]
+  counted = steps_of(cohort)
+  assert counted['superseded by a later value of the same time'] == 1 and counted['outside hard range: t'] == 2
+  assert counted['code for missing: t'] == 1 and counted['no level of the feature: l'] == 1
+
+
 def test_09_a_corrected_value_takes_the_place_of_the_first(tmp_path):
   spec = '- {name: x, repeats: %s}\n- {name: y}\n'
   head = 'patient,time,feature,value,available\n'

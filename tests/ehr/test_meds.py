@@ -114,6 +114,24 @@ def test_bad_sets_are_one_line(tmp_path, change, match):
   assert '\n' not in str(caught.value)
 
 
+def test_a_shard_of_static_rows_has_times_of_no_type(tmp_path):
+  shards = ([e for e in EVENTS if e[1] is None], [e for e in EVENTS if e[1] is not None])
+  make(tmp_path, shards=shards)
+  whole = load(tmp_path)
+  files = sorted((tmp_path / 'set').rglob('*.parquet'))
+  for file in files:
+    table = pq.read_table(file)
+    if table['time'].null_count == len(table):
+      pq.write_table(table.set_column(1, 'time', pa.nulls(len(table))), file)
+  again = load(tmp_path)
+  assert rows_of(again) == rows_of(whole) and again.sex.tolist() == whole.sex.tolist()
+  for file in files:
+    table = pq.read_table(file)
+    pq.write_table(table.set_column(1, 'time', pa.nulls(len(table))), file)
+  with pytest.raises(EagrlError, match="data.path: 'time' in data is empty; write timestamps"):
+    load(tmp_path)
+
+
 def test_missing_and_damaged_files(tmp_path):
   make(tmp_path)
   for change, match in (({'features': None}, 'data.features: a MEDS data set has thousands'),

@@ -68,7 +68,7 @@ def test_drop_takes_whole_features_and_more_of_the_same(values):
 
 
 def test_units_use_the_specs_own_and_else_the_factor(values):
-  out, detail = perturb.units(values, TABLE, 1.0, seed=0)
+  out, _, detail = perturb.units(values, TABLE, 1.0, seed=0)
   np.testing.assert_allclose(out[..., 0], np.where(values[..., 0] / 18 >= 5, values[..., 0] / 18, np.nan), rtol=1e-5)
   assert np.isnan(out[..., 1]).all() and np.isnan(out[..., 2]).all()  # 98 degF and a pH of 74 are no degC and no pH
   np.testing.assert_allclose(out[..., 3], 10 * values[..., 3], rtol=1e-6)
@@ -78,10 +78,24 @@ def test_units_use_the_specs_own_and_else_the_factor(values):
 
 
 def test_units_change_for_every_patient_alike(values):
-  half, detail = perturb.units(values, TABLE, 0.5, seed=0)
+  half, _, detail = perturb.units(values, TABLE, 0.5, seed=0)
   changed = ~((half == values) | (np.isnan(half) & np.isnan(values))).all(1)
   assert detail['features_by_spec'] + detail['features_times_ten'] == 2
   assert (changed.any(0).sum()) == 2
+
+
+def test_a_limit_is_one_in_any_unit(values):
+  """But where the value goes missing; its side changes with a unit that counts the other way round."""
+  features = FeatureTable((*TABLE.specs[:3], FeatureSpec('turned', accepted_units=(('-', -1.0, 0.0),)), TABLE[4]))
+  limits = np.where(np.isnan(values), 0, 1).astype(np.int8)
+  out, signs, _ = perturb.units(values, features, 1.0, seed=0, censor=limits)
+  seen = np.isfinite(out)
+  np.testing.assert_array_equal(signs, np.where(seen, np.where(np.arange(5) == 3, -1, 1), 0))
+  assert seen[..., 3].any() and seen[..., 0].any() and (limits == 1).sum() == np.isfinite(values).sum()
+  found = perturb.conditions(('units', 'noise'), {'units': (1.0,), 'noise': (0.5,)}, values, ROWS, features, STATISTICS,
+                             seed=0, censor=limits)
+  np.testing.assert_array_equal(found[2].censor, signs)
+  assert found[0].censor is None and found[3].censor is None  # the patients' own where values are
 
 
 def test_conditions_hold_both_controls_and_leave_the_record_alone(values):

@@ -231,6 +231,13 @@ def test_tree_opens_the_best_path_only(html):
   assert 'Is the urine output out of range?' in tree
 
 
+def test_the_last_value_of_a_patient_is_shown_as_the_limit_that_it_is():
+  feature = {'name': 'CRP', 'values': [3.0, 5.0, None], 'unit': 'mg/L', 'salience': 0.5, 'attention': 0.5}
+  case = lambda **more: {'label': 'case 1', 'hours': [0, 24, 48], 'features': [feature | more]}
+  last = lambda *signs: report._case(case(signs=list(signs)) if signs else case())['top'][0]['last']
+  assert [last(), last(0, -1, 0), last(0, 1, 0), last(1, 0, 0)] == ['5', '<5', '>5', '5']
+
+
 def test_named_features_are_marked_and_the_longest_name_wins():
   pieces = list(report._segments('<Answer 1> Lactate dehydrogenase, lactate; prolactate </Answer 1>',
                                  ['lactate', 'lactate dehydrogenase']))

@@ -84,6 +84,18 @@ def test_a_template_that_fails(folder, template):
   refused('chat_template', lambda: Tokenizer.load(folder).apply_chat('the record of a patient'))
 
 
+@pytest.mark.parametrize(('template', 'said'), [
+    (b'{{ raise_exception("only users speak") }}', '(only users speak)'),
+    (b'{{ raise_exception(messages[0].content) }}', '(TemplateError)'),
+    (b'{{ messages[0].content.nothing.x }}', '(UndefinedError)'),
+    (b'{% if messages %}', "Jinja was looking for the following tags: 'elif' or 'else' or 'endif'")])
+def test_words_of_a_template_are_said_and_those_of_a_record_never(folder, template, said):
+  (folder / 'chat_template.jinja').write_bytes(template)
+  with pytest.raises(EagrlError) as error:
+    Tokenizer.load(folder).apply_chat('the record of a patient')
+  assert said in str(error.value) and 'record' not in str(error.value) and error.value.__cause__ is None
+
+
 def edited(folder, change) -> Tokenizer:
   words = json.loads((folder / 'tokenizer.json').read_text())
   change(words['model'])

@@ -1,6 +1,8 @@
+import os
 import pathlib
 import sys
 
+import filelock
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -49,8 +51,13 @@ def micro_config():
 
 @pytest.fixture(scope='session')
 def finished(tmp_path_factory):
-  """The folder of a whole run."""
+  """The folder of a whole run, which the first worker that needs one makes for all: copy it to change it."""
   from eagrl_jax.stages import pipeline
-  workdir = tmp_path_factory.mktemp('run') / 'w'
-  pipeline.run(micro(), workdir)
+  shared = tmp_path_factory.getbasetemp()
+  if 'PYTEST_XDIST_WORKER' in os.environ:  # the workers' folders lie side by side
+    shared = shared.parent
+  workdir = shared / 'finished'
+  with filelock.FileLock(shared / 'finished.lock'):
+    if not (workdir / 'evaluate' / 'done.json').exists():
+      pipeline.run(micro(), workdir)
   return workdir

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import datetime
 import json
 import logging
 import pathlib
@@ -9,6 +10,7 @@ import shutil
 import sys
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from absl import logging as absl_logging
@@ -179,6 +181,35 @@ def test_patients_of_another_source_need_no_outcomes(run, tmp_path):
   assert sorted(table['subject_id']) == ['11', '12'] and len(lines) == 2
   assert {'heart rate', 'lactate'} <= set(manifest['features']['mapped'])
   assert not [step for step, *_ in manifest['attrition'] if 'outcome' in step]
+
+
+def test_meds_patients_of_a_run_that_knows_no_codes(run, tmp_path):
+  """The data's codes are aliases of a table of their own, whose features meet the run's by name and unit."""
+  origin = datetime.datetime(2150, 3, 1)
+  rows = [(s, origin + datetime.timedelta(hours=h), code, v) for s in (7, 8) for h, code, v in (
+      (0, 'LAB//1', 70 + s), (5, 'LAB//2', 18.0 * s), (90, 'LAB//1', 200))]
+  (tmp_path / 'set').mkdir()
+  table = lambda names, rows: pa.table(dict(zip(names, map(list, zip(*rows)))))
+  pq.write_table(table(('subject_id', 'time', 'code', 'numeric_value'), rows), tmp_path / 'set' / '0.parquet')
+  pq.write_table(table(('subject_id', 'prediction_time'), [(s, origin + datetime.timedelta(hours=48)) for s in (7, 8)]),
+                 tmp_path / 'when.parquet')
+  (tmp_path / 'codes.yaml').write_text(
+      '- {name: heart rate, unit: /min, aliases: [LAB//1]}\n- {name: lactate, unit: mg/dL, aliases: [LAB//2]}\n')
+  given = dict(path=str(tmp_path / 'set'), source='meds', policy='base', statics=str(tmp_path / 'when.parquet'))
+  with pytest.raises(EagrlError, match='^predict.features: a MEDS data set has .* --config.predict.features='):
+    predict.run(config(**given), run)
+  c = config(**given, features=str(tmp_path / 'codes.yaml'))
+  c.evaluate.plain_ids = True
+  predict.run(c, run)
+  found, _, manifest = read(run, 'set')
+  assert sorted(found['subject_id']) == ['7', '8']
+  assert sorted(manifest['features']['mapped']) == ['heart rate', 'lactate']
+  assert ('kept', 4, 'values') in [tuple(step) for step in manifest['attrition']]
+  codes = c.predict.features
+  for wrong, match in ((dict(features='absent.yaml'), 'predict.features'),
+                       (dict(source='csv', features=codes, path=codes), 'new patients of csv bring their own names')):
+    with pytest.raises(EagrlError, match=match):
+      predict.run(config(**(given | wrong)), run)
 
 
 def test_the_run_s_own_question_is_asked(run, cohort, tmp_path):

@@ -1,5 +1,6 @@
 """The robustness stage on the finished tiny run."""
 
+import dataclasses
 import json
 import shutil
 from types import SimpleNamespace
@@ -176,4 +177,10 @@ def test_attention_by_layer_is_what_the_update_would_read_of_that_layer_alone(fi
   for feature in shown[0]['features']:
     f = data.cohort.features.find(feature['name'])
     np.testing.assert_allclose(feature['layers'], found[:, 1, f], atol=5e-5)
-  assert 'layers' not in cases.build(data, rows, np.array([1]), {'rl': arm}, salience)[0]['features'][0]
+  plain = cases.build(data, rows, np.array([1]), {'rl': arm}, salience)
+  assert 'layers' not in plain[0]['features'][0] and not any('signs' in f for f in plain[0]['features'])
+  signs = np.zeros(data.visits.values.shape, np.int8)
+  signs[rows[1], :, data.cohort.features.find(plain[0]['features'][0]['name'])] = -1
+  marked = dataclasses.replace(data, visits=dataclasses.replace(data.visits, censor=signs))
+  first, *others = cases.build(marked, rows, np.array([1]), {'rl': arm}, salience)[0]['features']
+  assert first['signs'] == [-1] * plain[0]['n_visits'] and not any('signs' in f for f in others)

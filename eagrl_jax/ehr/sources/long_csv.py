@@ -310,6 +310,8 @@ def superseded(events: Events, table: FeatureTable, feature_of: np.ndarray, valu
                usable: np.ndarray) -> np.ndarray:
   """Values of features with `repeats: last` that another one of the same patient and time takes the place of.
 
+  A value that is impossible by itself takes nothing's place: it was sent for no correction.
+
   Args:
     value: [rows] in the specs' units. usable: [rows] bool, those that count.
 
@@ -318,7 +320,11 @@ def superseded(events: Events, table: FeatureTable, feature_of: np.ndarray, valu
   """
   out = np.zeros(len(value), bool)
   chosen = np.array([spec.repeats == 'last' for spec in table], bool)
-  rows = np.flatnonzero(usable & chosen[feature_of[events.feature]])
+  usable = usable & chosen[feature_of[events.feature]]
+  for f in np.flatnonzero(chosen):
+    mine = np.flatnonzero(usable & (feature_of[events.feature] == f))
+    usable[mine] = validation.possible(table[int(f)], value[mine])
+  rows = np.flatnonzero(usable)
   if len(rows):
     since = np.nan_to_num(events.available[rows], nan=-np.inf)
     order = rows[np.lexsort((rows, since, feature_of[events.feature[rows]], events.hour[rows], events.patient[rows]))]

@@ -108,6 +108,8 @@ def _parquet(path: Path, field: str, columns: tuple[str, ...],
   who, when = ([s.field(c).type for s in schemas if c in s.names] for c in columns[:2])
   if wrong := [kind for kind in who if not (pa.types.is_integer(kind) or _is_text(kind))]:
     raise EagrlError(f'{field}: {columns[0]!r} in {path.name} is of type {wrong[0]}; write whole numbers')
+  if not (when := [kind for kind in when if not pa.types.is_null(kind)]):  # as of a shard of static rows alone
+    raise EagrlError(f'{field}: {columns[1]!r} in {path.name} is empty; write timestamps')
   if wrong := [kind for kind in when if not (pa.types.is_timestamp(kind) or pa.types.is_date(kind))]:
     raise EagrlError(f'{field}: {columns[1]!r} in {path.name} is of type {wrong[0]}; write timestamps')
   codes = [s.field('code').type for s in schemas if 'code' in columns and 'code' in s.names]

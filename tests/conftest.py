@@ -11,11 +11,20 @@ import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+OPTIMISED = ('lm', 'expert')  # numbers against other implementations, from programs as users compile them
 SHARED = ROOT.parent / 'shared'
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Elsewhere compiling is most of the time and what is compiled runs for milliseconds; also in started processes."""
+  quick = item.path.relative_to(ROOT / 'tests').parts[0] not in OPTIMISED
+  jax.config.update('jax_disable_most_optimizations', quick)
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(quick))
 
 
 @pytest.fixture(scope='session')

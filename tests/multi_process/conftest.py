@@ -18,9 +18,8 @@ def environment(processes: int) -> dict[str, str]:
   with socket.socket() as s:
     s.bind(('127.0.0.1', 0))
     port = s.getsockname()[1]
-  # Compiling is most of the time and what is compiled runs for milliseconds.
   return os.environ | {
-      'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(4 // processes), 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
+      'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(4 // processes),
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '', 'EAGRL_PYTHON': sys.executable,
       'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0.2', 'EAGRL_PORT': str(port), 'PYTHONPATH': str(ROOT)}
 

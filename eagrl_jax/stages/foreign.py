@@ -16,8 +16,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eagrl_jax.ehr import validation
-from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, plain_unit
+from eagrl_jax.ehr import units, validation
+from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort, hashed_order
 from eagrl_jax.ehr.sources import long_csv, wide_csv
 from eagrl_jax.types import EagrlError
@@ -45,8 +45,8 @@ class Match:
 def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
   """A cohort on another feature table: by name or alias, in its units and within its hard ranges.
 
-  A unit is converted where either table lists how. A value without a unit is taken to be in the run's, as by every
-  source. Of two features that mean the same one, that of the same name is used, else the first.
+  A unit is converted where either table or `ehr.units` says how. A value without a unit is taken to be in the run's, as
+  by every source. Of two features that mean the same one, that of the same name is used, else the first.
 
   Raises:
     EagrlError: nothing is mapped.
@@ -58,15 +58,15 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
     for f, i in enumerate(found):
       if i is not None and f not in chosen.values():
         chosen.setdefault(i, f)
-  change = {i: conversion(cohort.features[f], table[i]) for i, f in chosen.items()}
-  units = tuple(table[i].name for i in sorted(chosen) if change[i] is None)
+  change = {i: units.conversion(cohort.features[f], table[i]) for i, f in chosen.items()}
+  foreign_units = tuple(table[i].name for i in sorted(chosen) if change[i] is None)
   mapped = [i for i in sorted(chosen) if change[i] is not None]
   match = Match(tuple(table[i].name for i in mapped),
                 tuple(s.name for i, s in enumerate(table) if i not in mapped),
-                len(cohort.features) - len(chosen), units)
+                len(cohort.features) - len(chosen), foreign_units)
   if not mapped:
     raise EagrlError(f'data.path: none of its {len(cohort.features)} features is one of the {len(table)} of the run'
-                     + (f', {len(units)} for their units' if units else '') + '; check names and units')
+                     + (f', {len(foreign_units)} for their units' if foreign_units else '') + '; check names and units')
   to = np.full(len(cohort.features), -1, np.int16)
   scale, offset = np.ones((2, len(cohort.features)))
   for i in mapped:
@@ -80,21 +80,6 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
       censor=None if cohort.censor is None else (np.sign(scale[source]) * cohort.censor[keep]).astype(np.int8))
   # Its source has looked for contradictions, and judged its features where they are judged.
   return validation.validate(cohort, at_one_time=False, judge_features=False), match
-
-
-def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
-  """(scale, offset) from one spec's unit to another's; None where nothing says how."""
-  if spec.kind != to.kind:
-    return None
-  if not spec.unit or plain_unit(spec.unit) == plain_unit(to.unit):
-    return 1.0, 0.0
-  for unit, scale, offset in to.accepted_units:
-    if plain_unit(unit) == plain_unit(spec.unit):
-      return scale, offset
-  for unit, scale, offset in spec.accepted_units:
-    if plain_unit(unit) == plain_unit(to.unit) and scale:
-      return 1 / scale, -offset / scale
-  return None
 
 
 def blinded(cohort: Cohort) -> Cohort:

@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 import numpy as np
 
-from eagrl_jax.ehr import crossfield, sentinels, validation
+from eagrl_jax.ehr import crossfield, sentinels, units, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, plain_unit
 from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
 from eagrl_jax.ehr.sources import damage
@@ -104,11 +104,10 @@ def conversion(spec: FeatureSpec, unit: str | None, field: str) -> tuple[float, 
     EagrlError: a unit that the feature does not accept.
   """
   given = plain_unit(unit or '')
-  if no_unit(unit) or given == plain_unit(spec.unit):
+  if no_unit(unit):
     return 1.0, 0.0
-  for other, scale, offset in spec.accepted_units:
-    if given == plain_unit(other):
-      return scale, offset
+  if (found := units.into(spec, given)) is not None:
+    return found
   shown = repr(unit) if not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', unit or '') and len(given) <= 20 else 'what is no unit'
   raise EagrlError(f'{field}: {spec.name!r} occurs in {shown}, which its spec in {spec.unit!r} does not accept; '
                    'add it to accepted_units')

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from eagrl_jax.ehr import store, validation
+from eagrl_jax.ehr import store, units, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical, plain_unit
 from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
 from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
@@ -294,13 +294,13 @@ def _features(events: Events, path: str | Path | None, columns: Columns) -> tupl
   specs = []
   for same in spellings.values():
     mine = np.isin(events.feature, [events.features[name] for name in same])
-    units = [u for u, code in events.units.items() if (events.unit[mine] == code).any()]
-    if len({plain_unit(u) for u in units}) > 1:
+    given = [u for u, code in events.units.items() if (events.unit[mine] == code).any()]
+    if len({plain_unit(u) for u in given}) > 1:
       name = repr(same[0]) if _may_be_shown(same[0], events) else 'an entry that is also an id or a number'
-      raise EagrlError(f'features: {name} occurs in {len(units)} units; check --config.data.columns.feature, or give a '
+      raise EagrlError(f'features: {name} occurs in {len(given)} units; check --config.data.columns.feature, or give a '
                        'features file with accepted_units')
     shown = ' '.join(re.sub(r'[,;<>\n]+', ' ', same[0]).split())
-    specs.append(FeatureSpec(shown, units[0] if units else '', decimals=_decimals(events.value[mine]),
+    specs.append(FeatureSpec(shown, given[0] if given else '', decimals=_decimals(events.value[mine]),
                              aliases=tuple(s for s in same if s != shown)))
   table = FeatureTable(tuple(specs))
   return table, np.array([table.require(name, 'data.path') for name in names], np.int32)
@@ -366,12 +366,11 @@ def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
       spec, mine = table[int(f)], rows[feature[rows] == f]
       if plain_unit(unit) == plain_unit(spec.unit):
         continue
-      known = {plain_unit(u): (scale, offset) for u, scale, offset in spec.accepted_units}
-      if plain_unit(unit) not in known:
+      if (known := units.into(spec, unit)) is None:
         what = repr(unit) if _may_be_shown(unit, events) else 'an entry that is no unit'
         raise EagrlError(f'data.path: {spec.name!r} occurs in {what}, which its spec in {spec.unit!r} does not '
                          'accept; add it to accepted_units, or check --config.data.columns.unit')
-      scale, offset = known[plain_unit(unit)]
+      scale, offset = known
       value[mine] = scale * value[mine] + offset
       if scale < 0:
         censor[mine] *= -1

@@ -48,7 +48,7 @@ _ROWS: dict[str, tuple[tuple, ...]] = {
         ('magnesium', 'mg/dL', 1.7, 2.4, 0.3, 15, 1, _N, 'Mg'),
     ),
     'liver': (
-        ('bilirubin', 'mg/dL', 0.2, 1.2, 0, 80, 1, _L, 'Bilirubin'),
+        ('bilirubin', 'mg/dL', 0.2, 1.2, 0, 80, 1, _L, 'Bilirubin', 'total bilirubin'),
         ('ALT', 'IU/L', 5, 40, 0, 30000, 0, _L, 'alanine aminotransferase'),
         ('AST', 'IU/L', 5, 40, 0, 30000, 0, _L, 'aspartate aminotransferase'),
         ('alkaline phosphatase', 'IU/L', 40, 130, 0, 10000, 0, _L, 'ALP'),

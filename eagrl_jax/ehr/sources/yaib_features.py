@@ -50,7 +50,7 @@ _ROWS: dict[str, tuple[tuple, ...]] = {
         ('phosphate', 'mg/dL', 2.5, 4.5, 0.1, 40, 1, _N, 'phos'),
     ),
     'liver': (
-        ('bilirubin', 'mg/dL', 0.2, 1.2, 0, 80, 1, _L, 'bili'),
+        ('bilirubin', 'mg/dL', 0.2, 1.2, 0, 80, 1, _L, 'bili', 'total bilirubin'),
         ('direct bilirubin', 'mg/dL', 0, 0.3, 0, 80, 1, _L, 'bili_dir'),
         ('ALT', 'IU/L', 5, 40, 0, 30000, 0, _L, 'alt', 'alanine aminotransferase'),
         ('AST', 'IU/L', 5, 40, 0, 30000, 0, _L, 'ast', 'aspartate aminotransferase'),

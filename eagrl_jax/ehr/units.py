@@ -1,0 +1,91 @@
+"""What the units of laboratories and monitors have to do with each other, where nothing has to be guessed.
+
+Powers of ten, two spellings of one unit, and between mass and substance the molar mass of what is measured (IUPAC's
+atomic weights). A charge is an amount of substance for ions of one charge alone. Urea by its mass is left out: half of
+the laboratories mean its nitrogen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from eagrl_jax.ehr.features import FeatureSpec, canonical, plain_unit
+
+# Units of one dimension, and how many of the first's each is.
+_MASS = {'g/l': 1.0, 'g/dl': 10.0, 'mg/dl': 1e-2, 'mg/l': 1e-3, 'ug/ml': 1e-3, 'ug/dl': 1e-5, 'ug/l': 1e-6,
+         'ng/ml': 1e-6, 'ng/dl': 1e-8, 'ng/l': 1e-9, 'pg/ml': 1e-9}
+_SUBSTANCE = {'mol/l': 1.0, 'mmol/l': 1e-3, 'umol/l': 1e-6, 'nmol/l': 1e-9}
+_DIMENSIONS = (
+    _MASS, _SUBSTANCE,
+    {'/l': 1.0, '10^12/l': 1e12, 'm/ul': 1e12, '10^6/ul': 1e12, '10^9/l': 1e9, 'k/ul': 1e9, '10^3/ul': 1e9,
+     '/ul': 1e6, '/mm3': 1e6, 'cells/nl': 1e15, 'cells/ul': 1e6},
+    {'u/l': 1.0, 'iu/l': 1.0, 'u/ml': 1e3, 'iu/ml': 1e3},
+    {'/min': 1.0, 'bpm': 1.0, 'beats/min': 1.0, 'breaths/min': 1.0, 'insp/min': 1.0},
+    {'%': 1.0, 'fraction': 100.0},
+    {'mmhg': 1.0, 'kpa': 7.500617, 'cmh2o': 0.735559},
+    {'cm': 1.0, 'm': 100.0, 'mm': 0.1, 'in': 2.54, 'inch': 2.54},
+    {'kg': 1.0, 'g': 1e-3, 'lb': 0.45359237, 'lbs': 0.45359237},
+    {'mm/h': 1.0, 'mm/hr': 1.0}, {'s': 1.0, 'sec': 1.0, 'seconds': 1.0}, {'fl': 1.0, 'um3': 1.0})
+_CELSIUS = {'degc': (1.0, 0.0), 'c': (1.0, 0.0), 'degf': (5 / 9, -160 / 9), 'f': (5 / 9, -160 / 9)}
+_ONE_CHARGE = {canonical(n) for n in ('sodium', 'potassium', 'chloride', 'bicarbonate', 'base excess', 'anion gap')}
+_GRAMS_A_MOLE = {canonical(n): mass for n, mass in {
+    'creatinine': 113.12, 'glucose': 180.16, 'lactate': 90.08, 'urea nitrogen': 28.013, 'blood urea nitrogen': 28.013,
+    'bilirubin': 584.66, 'total bilirubin': 584.66, 'direct bilirubin': 584.66, 'indirect bilirubin': 584.66,
+    'cholesterol': 386.65, 'total cholesterol': 386.65, 'uric acid': 168.11, 'calcium': 40.078,
+    'corrected calcium': 40.078, 'magnesium': 24.305, 'phosphate': 30.974}.items()}  # phosphate as phosphorus
+
+
+def into(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
+  """(scale, offset) from a declared unit to the feature's own; None where neither its spec nor this file says how."""
+  given = plain_unit(unit)
+  if given == plain_unit(spec.unit):
+    return 1.0, 0.0
+  for other, scale, offset in spec.accepted_units:
+    if given == plain_unit(other):
+      return scale, offset
+  return between(unit, spec.unit, (spec.name,), (spec.name,))
+
+
+def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
+  """(scale, offset) from one spec's unit to another's for the same feature; None where nothing says how.
+
+  A value without a unit is taken to be in the other's.
+  """
+  if spec.kind != to.kind:
+    return None
+  if not spec.unit:
+    return 1.0, 0.0
+  if (found := into(to, spec.unit)) is not None:
+    return found
+  for unit, scale, offset in spec.accepted_units:
+    if plain_unit(unit) == plain_unit(to.unit) and scale:
+      return 1 / scale, -offset / scale
+  return between(spec.unit, to.unit, (spec.name, *spec.aliases), (to.name, *to.aliases))
+
+
+def between(unit: str, to: str, names: Iterable[str], to_names: Iterable[str]) -> tuple[float, float] | None:
+  """(scale, offset) from a unit to another.
+
+  Args:
+    names, to_names: of what is measured in either unit, the first known one counts: the side that gives a mass decides
+      of what.
+  """
+  a, b = plain_unit(unit), plain_unit(to)
+  names, to_names = ([canonical(n) for n in side] for side in (names, to_names))
+  if a in _CELSIUS and b in _CELSIUS:
+    (scale, offset), (other, other_offset) = _CELSIUS[a], _CELSIUS[b]
+    return scale / other, (offset - other_offset) / other
+  if not _ONE_CHARGE.isdisjoint((*names, *to_names)):
+    a, b = ('mmol/l' if u == 'meq/l' else u for u in (a, b))
+  for dimension in _DIMENSIONS:
+    if a in dimension and b in dimension:
+      return dimension[a] / dimension[b], 0.0
+  if a in _MASS and b in _SUBSTANCE and (grams := _mass_of(names)):
+    return _MASS[a] / grams / _SUBSTANCE[b], 0.0
+  if a in _SUBSTANCE and b in _MASS and (grams := _mass_of(to_names)):
+    return _SUBSTANCE[a] * grams / _MASS[b], 0.0
+  return None
+
+
+def _mass_of(names: list[str]) -> float | None:
+  return next((_GRAMS_A_MOLE[n] for n in names if n in _GRAMS_A_MOLE), None)

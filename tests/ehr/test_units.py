@@ -1,0 +1,77 @@
+"""Units that are converted by what they are, and those that must not be."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from eagrl_jax.ehr import units
+from eagrl_jax.ehr.features import FeatureSpec
+from eagrl_jax.ehr.sources import physionet2012_features, synthetic_features, tjh_features, yaib_features
+
+TABLES = {'tjh': tjh_features.FEATURES, 'physionet2012': physionet2012_features.FEATURES,
+          'yaib': yaib_features.FEATURES, 'synthetic': synthetic_features.TABLE}
+# By the usual factors from conventional to SI units: 88.4, .0555, .357, 17.1, .0259, 59.48, .2495, .411, .323, .111.
+KNOWN = [('creatinine', 'mg/dL', 1.3, 'umol/L', 114.9), ('glucose', 'mg/dL', 105, 'mmol/L', 5.83),
+         ('urea nitrogen', 'mg/dL', 20, 'mmol/L', 7.14), ('bilirubin', 'mg/dL', 1.2, 'umol/L', 20.5),
+         ('total cholesterol', 'mg/dL', 200, 'mmol/L', 5.17), ('uric acid', 'mg/dL', 8, 'umol/L', 475.9),
+         ('calcium', 'mg/dL', 10.2, 'mmol/L', 2.545), ('magnesium', 'mg/dL', 2.4, 'mmol/L', 0.987),
+         ('phosphate', 'mg/dL', 4.5, 'mmol/L', 1.453), ('lactate', 'mg/dL', 18.02, 'mmol/L', 2.0),
+         ('albumin', 'g/dL', 5, 'g/L', 50), ('C-reactive protein', 'mg/dL', 0.5, 'mg/L', 5),
+         ('troponin I', 'ug/L', 0.04, 'pg/mL', 40), ('ferritin', 'ng/mL', 300, 'ug/L', 300),
+         ('sodium', 'mEq/L', 140, 'mmol/L', 140), ('ALT', 'IU/L', 40, 'U/L', 40), ('FiO2', 'fraction', 0.21, '%', 21),
+         ('platelets', 'K/uL', 150, '10^9/L', 150), ('red cells', '10^6/uL', 4.5, '10^12/L', 4.5),
+         ('temperature', '°F', 98.6, 'degC', 37), ('PaO2', 'kPa', 10, 'mmHg', 75.006),
+         ('weight', 'lb', 100, 'kg', 45.36)]
+
+
+@pytest.mark.parametrize(('name', 'unit', 'value', 'to', 'same'), KNOWN)
+def test_both_ways(name, unit, value, to, same):
+  scale, offset = units.into(FeatureSpec(name, to), unit)
+  assert scale * value + offset == pytest.approx(same, rel=2e-3)
+  back, other = units.into(FeatureSpec(name, unit), to)
+  assert back * (scale * value + offset) + other == pytest.approx(value, rel=1e-9)
+
+
+@pytest.mark.parametrize(('name', 'unit', 'to'), [
+    ('urea', 'mg/dL', 'mmol/L'), ('calcium', 'mEq/L', 'mmol/L'), ('interferon', 'mg/L', 'mmol/L'),
+    ('platelets', 'G/L', '10^9/L'), ('glucose', 'kelvin', 'mmol/L'), ('lactate', 'mmol/L', ''), ('x', '', 'mg/L')])
+def test_what_would_be_a_guess_is_none(name, unit, to):
+  assert units.into(FeatureSpec(name, to), unit) is None
+
+
+def test_the_specs_own_unit_comes_first_and_the_side_that_gives_a_mass_says_of_what():
+  spec = FeatureSpec('glucose', 'mmol/L', accepted_units=(('mg/dL', 0.05, 1.0),))
+  assert units.into(spec, 'mg/dL') == (0.05, 1.0)
+  assert units.conversion(spec, FeatureSpec('blood sugar', 'mg/dL')) == (20.0, -20.0)
+  urea = FeatureSpec('urea', 'mmol/L', aliases=('blood urea nitrogen',))
+  nitrogen = FeatureSpec('urea nitrogen', 'mg/dL')
+  assert units.conversion(nitrogen, urea)[0] == pytest.approx(1 / units.conversion(urea, nitrogen)[0])
+  assert units.conversion(nitrogen, urea)[0] == pytest.approx(0.357, rel=1e-3)
+  assert units.conversion(FeatureSpec('a', kind='ordinal', levels=((0, 'no'),)), FeatureSpec('a')) is None
+
+
+@pytest.mark.parametrize(('one', 'two'), list(itertools.permutations(TABLES, 2)))
+def test_features_that_two_cohorts_share_have_like_reference_ranges(one, two):
+  """A wrong factor shows as a range far from the other's."""
+  found = 0
+  for spec in TABLES[one]:
+    at = next((i for n in (spec.name, *spec.aliases) if (i := TABLES[two].find(n)) is not None), None)
+    if at is None or spec.ref_high is None or TABLES[two][at].ref_high is None or spec.kind == 'ordinal':
+      continue
+    change = units.conversion(spec, TABLES[two][at])
+    if change is None:
+      assert {spec.unit, TABLES[two][at].unit} in ({'g/L', '%'}, {'mL', 'mL/h'}), spec.name
+      continue
+    high = change[0] * spec.ref_high + change[1]
+    ratio = 12 if 'roponin' in spec.name else 2.05  # assays of troponin have limits of their own
+    assert 1 / ratio < high / TABLES[two][at].ref_high < ratio, (spec.name, high, TABLES[two][at].ref_high)
+    found += 1
+  assert found >= 14
+
+
+def test_scales_are_consistent_within_a_dimension():
+  for dimension in units._DIMENSIONS:
+    for a, b in itertools.combinations(dimension, 2):
+      forth, back = units.between(a, b, (), ()), units.between(b, a, (), ())
+      np.testing.assert_allclose(forth[0] * back[0], 1)

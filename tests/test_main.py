@@ -9,6 +9,8 @@ import zipfile
 import jax
 import pytest
 
+from eagrl_jax.types import EagrlError
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -24,18 +26,32 @@ def call(*flags, cwd=ROOT, path=ROOT):
     (['--config.rl.group=1'], ['rl.group', '--config.rl.group=2']),
     (['--config.mesh.tensor=3'], ['mesh', 'tensor=3']),
     (['--config.data.source=tjh', '--config.data.path=absent.xlsx'], ['data.path', 'absent.xlsx']),
-    (['--config.lm.checkpoint='], ['lm.checkpoint', 'set --config.lm.checkpoint=']),
-    (['--config.search.expert_weight=1.5'], ['search.expert_weight=1.5', '[0, 1]']),
-    (['--config.lm.checkpoint=absent.gguf'], ['lm.checkpoint', 'absent.gguf']),
-    (['--config.evaluate.temperature=0.0'], ['evaluate.temperature', 'evaluate.samples=1']),
-    (['--config.rl.micro_batch=7'], ['rl.micro_batch=7']),
-    (['--config.expert.salience=magic'], ['expert.salience', 'occlusion']),
 ])
 def test_a_mistake_is_one_line(flags, words, tmp_path):
   result = call('--config=configs/rl.py', f'--workdir={tmp_path / "w"}', *flags)
   lines = result.stderr.strip().splitlines()
   assert result.returncode == 1 and len(lines) == 1, result.stderr
   assert all(w in lines[0] for w in words), lines[0]
+  assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(('field', 'value', 'words'), [
+    ('lm.checkpoint', '', ['lm.checkpoint', 'set --config.lm.checkpoint=']),
+    ('lm.checkpoint', 'absent.gguf', ['lm.checkpoint', 'absent.gguf']),
+    ('search.expert_weight', 1.5, ['search.expert_weight=1.5', '[0, 1]']),
+    ('evaluate.temperature', 0.0, ['evaluate.temperature', 'evaluate.samples=1']),
+    ('rl.micro_batch', 7, ['rl.micro_batch=7']),
+    ('expert.salience', 'magic', ['expert.salience', 'occlusion']),
+])
+def test_a_mistake_is_found_before_anything_runs(field, value, words, monkeypatch, tmp_path):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from configs import rl
+  from eagrl_jax.stages import pipeline
+  config = rl.get_config()
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(EagrlError) as error:
+    pipeline.run(config, tmp_path / 'w')
+  assert all(w in str(error.value) for w in words) and '\n' not in str(error.value)
   assert not (tmp_path / 'w').exists()
 
 

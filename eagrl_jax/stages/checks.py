@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import splits
 from eagrl_jax.ehr.prompt import TASKS
-from eagrl_jax.ehr.sources import long_csv, mimic4_stays
+from eagrl_jax.ehr.sources import mimic4_stays, outcomes_csv
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
@@ -146,7 +146,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_csv(data: ConfigDict) -> None:
-  long_csv.parse_sex_codes(data.sex_codes)
+  outcomes_csv.parse_sex_codes(data.sex_codes)
   one_of('data.decimal', data.decimal, ('.', ','))
   if data.decimal == data.delimiter:
     raise EagrlError(f'data.decimal={data.decimal!r} also separates the columns; set --config.data.delimiter=')
@@ -194,7 +194,7 @@ def check_predict(config: ConfigDict) -> None:
     _file('predict.features', c.features)
   one_of('predict.policy', c.policy, POLICIES)
   _name('predict.name', c.name)
-  long_csv.parse_sex_codes(c.sex_codes)
+  outcomes_csv.parse_sex_codes(c.sex_codes)
 
 
 def _name(field: str, name: str) -> None:

@@ -19,7 +19,7 @@ import numpy as np
 from eagrl_jax.ehr import units, validation
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort, hashed_order
-from eagrl_jax.ehr.sources import long_csv, wide_csv
+from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
 
 CSV = ('csv', 'wide_csv')
@@ -88,7 +88,7 @@ def blinded(cohort: Cohort) -> Cohort:
 
 
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
-def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: long_csv.Columns,
+def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: event_rows.Columns,
                     sex_codes: dict[str, int] | None, encoding: str, delimiter: str, task: str,
                     setting: str, decimal: str = '.') -> tuple[Cohort, Match]:
   """Reads a long or wide CSV without outcomes, as `long_csv.load` reads one with them.
@@ -105,10 +105,10 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
     EagrlError: what `long_csv.load` refuses, or no known feature. It names fields of `config.data`.
   """
   count: collections.Counter[str] = collections.Counter()
-  reading = long_csv.Reading(encoding, delimiter, decimal)
+  reading = csv_text.Reading(encoding, delimiter, decimal)
   with _as_long(kind, pathlib.Path(path), columns, reading) as (file, columns):
-    events = long_csv.read_events(file, columns, reading, count)
-  long_csv.refuse_two_spellings(list(events.patients), columns.patient)
+    events = event_rows.read(file, columns, reading, count)
+  event_rows.refuse_two_spellings(list(events.patients), columns.patient)
   found = {code: table.find(name) for name, code in events.features.items()}
   feature_of = np.array([-1 if found[code] is None else found[code] for code in range(len(found))], np.int32)
   if (feature_of < 0).all():
@@ -119,9 +119,9 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
   known = feature_of[events.feature] >= 0
   events = dataclasses.replace(events, **{f: getattr(events, f)[known] for f in (
       'patient', 'feature', 'unit', 'word', 'hour', 'available', 'value', 'censor')})
-  value, censor = long_csv.convert(events, table, feature_of, count)
+  value, censor = event_rows.convert(events, table, feature_of, count)
   keep = ~np.isnan(value)
-  replaced = long_csv.superseded(events, table, feature_of, value, keep)
+  replaced = event_rows.superseded(events, table, feature_of, value, keep)
   keep &= ~replaced
   ids = np.array(list(events.patients), str)
   age, sex = read_statics(statics, ids, columns, sex_codes, reading)
@@ -130,7 +130,7 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
            ('of a feature that the run does not know', int((~known).sum()), 'values'),
            ('without value', count['empty'], 'values'), ('text', count['text'], 'values'),
            ('assay limit written as < or >', count['censored'], 'values'),
-           *([(long_csv.SUPERSEDED, int(replaced.sum()), 'values')] if replaced.any() else []))
+           *([(event_rows.SUPERSEDED, int(replaced.sum()), 'values')] if replaced.any() else []))
   cohort = Cohort(
       name='new', task=task, setting=setting, features=table, subject_id=ids, age=age, sex=sex,
       label=np.zeros(len(ids), np.int8), patient=events.patient[keep],
@@ -144,8 +144,8 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
 
 
 @contextlib.contextmanager
-def _as_long(kind: str, path: pathlib.Path, columns: long_csv.Columns,
-             reading: long_csv.Reading) -> Iterator[tuple[pathlib.Path, long_csv.Columns]]:
+def _as_long(kind: str, path: pathlib.Path, columns: event_rows.Columns,
+             reading: csv_text.Reading) -> Iterator[tuple[pathlib.Path, event_rows.Columns]]:
   """The file itself, or a wide one melted."""
   if kind == 'csv':
     yield path, columns
@@ -157,8 +157,8 @@ def _as_long(kind: str, path: pathlib.Path, columns: long_csv.Columns,
     yield melted, columns
 
 
-def read_statics(path: str, ids: np.ndarray, columns: long_csv.Columns, sex_codes: dict[str, int] | None,
-                 reading: long_csv.Reading) -> tuple[np.ndarray, np.ndarray]:
+def read_statics(path: str, ids: np.ndarray, columns: event_rows.Columns, sex_codes: dict[str, int] | None,
+                 reading: csv_text.Reading) -> tuple[np.ndarray, np.ndarray]:
   """Age `[N]` in years, NaN unknown, and sex `[N]`, -1 unknown, of these patients.
 
   Raises:
@@ -169,7 +169,7 @@ def read_statics(path: str, ids: np.ndarray, columns: long_csv.Columns, sex_code
     return age, sex
   wanted = {columns.outcome_patient: True, columns.age: False, columns.sex: False}
   rows: dict[str, list] = collections.defaultdict(list)
-  for block in long_csv.blocks(pathlib.Path(path), 'data.statics', wanted, reading):
+  for block in csv_text.blocks(pathlib.Path(path), 'data.statics', wanted, reading):
     for field, column in block.items():
       rows[field] += column.to_pylist()
   who = rows[columns.outcome_patient]
@@ -179,7 +179,7 @@ def read_statics(path: str, ids: np.ndarray, columns: long_csv.Columns, sex_code
   wrong = years.text + years.censored + int(np.sum((years.value < 0) | (years.value > 120)))
   if wrong:
     raise EagrlError(f'data.statics: {wrong} entries of {columns.age!r} are not years from 0 to 120; correct them')
-  codes = {str(k).lower(): v for k, v in (sex_codes or long_csv.SEX).items()}
+  codes = {str(k).lower(): v for k, v in (sex_codes or outcomes_csv.SEX).items()}
   said = [None if x is None else codes.get(x.lower()) for x in rows.get(columns.sex) or []]
   unread = sum(c is None and x is not None for c, x in zip(said, rows.get(columns.sex) or []))
   if unread:

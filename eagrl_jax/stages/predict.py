@@ -24,7 +24,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.ehr.sources import event_rows, outcomes_csv
 from eagrl_jax.stages import checks, evaluate, finished, foreign, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
@@ -79,8 +79,8 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
   if kind in foreign.CSV:
     named = {k: v or d.columns[k] for k, v in c.columns.to_dict().items()}
     return foreign.read_unlabelled(
-        kind, c.path, c.statics, trained.features, columns=long_csv.Columns(**named),
-        sex_codes=long_csv.parse_sex_codes(c.sex_codes or d.sex_codes), encoding=c.encoding or d.encoding,
+        kind, c.path, c.statics, trained.features, columns=event_rows.Columns(**named),
+        sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes or d.sex_codes), encoding=c.encoding or d.encoding,
         delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'), task=trained.task, setting=trained.setting)
   if c.statics and kind != 'meds':
     logging.info('predict.statics is not read: new patients of %s need no outcomes', kind)

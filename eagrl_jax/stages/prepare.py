@@ -19,7 +19,19 @@ from scipy.stats import fisher_exact
 
 from eagrl_jax.ehr import normalise, splits, store, validation
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import long_csv, meds, mimic4, physionet2012, synthetic, tjh, wide_csv, yaib
+from eagrl_jax.ehr.sources import (
+    csv_text,
+    event_rows,
+    long_csv,
+    meds,
+    mimic4,
+    outcomes_csv,
+    physionet2012,
+    synthetic,
+    tjh,
+    wide_csv,
+    yaib,
+)
 from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.stages.context import Context
@@ -103,11 +115,11 @@ def read_source(c: ConfigDict, seed: int, labelled: bool = True) -> Cohort:
                      labelled=labelled)
   if c.source == 'yaib':
     return yaib.load(c.path, features=c.features or None, grid=visits, task=c.task, setting=c.setting,
-                     sex_codes=long_csv.parse_sex_codes(c.sex_codes), labelled=labelled)
+                     sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes), labelled=labelled)
   read = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[c.source]
-  return read(c.path, c.outcomes, columns=long_csv.Columns(**c.columns.to_dict()), features=c.features or None,
-              task=c.task, setting=c.setting, sex_codes=long_csv.parse_sex_codes(c.sex_codes),
-              reading=long_csv.Reading(c.encoding, c.delimiter, c.decimal))
+  return read(c.path, c.outcomes, columns=event_rows.Columns(**c.columns.to_dict()), features=c.features or None,
+              task=c.task, setting=c.setting, sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes),
+              reading=csv_text.Reading(c.encoding, c.delimiter, c.decimal))
 
 
 def with_records(cohort: Cohort, window_hours: float) -> Cohort:

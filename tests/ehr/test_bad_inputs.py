@@ -23,7 +23,7 @@ from eagrl_jax.ehr import normalise, splits, store, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import PromptConfig
 from eagrl_jax.ehr.records import to_visits
-from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, physionet2012, tjh, wide_csv
+from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, outcomes_csv, physionet2012, tjh, wide_csv
 from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.evaluation import bootstrap, metrics
 from eagrl_jax.stages import foreign, lessons
@@ -425,7 +425,7 @@ def test_17_above_89_years_there_is_one_group(tmp_path):
 def test_18_sex_needs_a_mapping(tmp_path):
   rows, outcomes = 'a,0,x,1,\nb,0,x,1,\n', 'patient,label,sex\na,0,1\nb,1,2\n'
   refused("2 entries of 'sex' have an unknown code", lambda: read(tmp_path, rows, outcomes))
-  cohort = read(tmp_path, rows, outcomes, sex_codes=long_csv.parse_sex_codes('1=f,2=m'))
+  cohort = read(tmp_path, rows, outcomes, sex_codes=outcomes_csv.parse_sex_codes('1=f,2=m'))
   assert dict(zip(cohort.subject_id.tolist(), cohort.sex.tolist())) == {'a': 0, 'b': 1}
 
 

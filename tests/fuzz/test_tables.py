@@ -10,7 +10,7 @@ from material import JSON, csv, damaged, files, mostly, only_our_error, refused_
 
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.sources import long_csv, wide_csv
+from eagrl_jax.ehr.sources import long_csv, outcomes_csv, wide_csv
 from eagrl_jax.ehr.sources.csv_text import Reading
 from eagrl_jax.stages import foreign
 
@@ -90,7 +90,7 @@ def test_a_csv_said_to_be_written_in_any_way(encoding, delimiter, decimal, truth
 
 @given(st.one_of(st.text(max_size=20), st.text('=,0123456789mfunkow \u0661', max_size=20)))
 def test_codes_and_protocols_of_anything(text):
-  only_our_error(lambda: long_csv.parse_sex_codes(text))
+  only_our_error(lambda: outcomes_csv.parse_sex_codes(text))
   only_our_error(lambda: splits.parse_protocol(text))
   only_our_error(lambda: splits.parse_protocol('10fold:' + text))
 

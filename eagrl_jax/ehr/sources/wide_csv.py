@@ -21,13 +21,13 @@ import pyarrow.csv as pacsv
 
 from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import csv_text, damage, long_csv
+from eagrl_jax.ehr.sources import csv_text, damage, event_rows, long_csv
 from eagrl_jax.types import EagrlError
 
 
-def load(path: str | Path, outcomes: str | Path, *, columns: long_csv.Columns = long_csv.Columns(),
+def load(path: str | Path, outcomes: str | Path, *, columns: event_rows.Columns = event_rows.Columns(),
          features: str | Path | None = None, task: str = 'mortality', setting: str = 'patients in hospital',
-         sex_codes: Mapping[str, int] | None = None, reading: long_csv.Reading = long_csv.Reading()) -> Cohort:
+         sex_codes: Mapping[str, int] | None = None, reading: csv_text.Reading = csv_text.Reading()) -> Cohort:
   """Reads measurements and outcomes; arguments as of `long_csv.load`.
 
   Args:
@@ -47,7 +47,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: long_csv.Columns = 
                          setting=setting, sex_codes=sex_codes, reading=reading)
 
 
-def melt(path: Path, target: Path, columns: long_csv.Columns, reading: long_csv.Reading) -> None:
+def melt(path: Path, target: Path, columns: event_rows.Columns, reading: csv_text.Reading) -> None:
   """Writes a wide CSV as a long one with the columns feature, value and unit."""
   encoder = codecs.getincrementalencoder(reading.encoding)()  # one mark of byte order a file, not one a part
   with target.open('wb') as file:
@@ -57,7 +57,7 @@ def melt(path: Path, target: Path, columns: long_csv.Columns, reading: long_csv.
       file.write(encoder.encode(text.getvalue().to_pybytes().decode()))
 
 
-def _long(path: Path, columns: long_csv.Columns, reading: long_csv.Reading) -> Iterator[pa.Table]:
+def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) -> Iterator[pa.Table]:
   """The filled cells of one column of one block at a time: patient, time, feature, value, unit; first an empty one."""
   names = (columns.patient, columns.time, 'feature', 'value', 'unit')
   schema = pa.schema([(name, pa.string()) for name in names])
@@ -78,7 +78,7 @@ def _long(path: Path, columns: long_csv.Columns, reading: long_csv.Reading) -> I
         yield pa.table([who, when, constant[0], value, constant[1]], schema=schema)
 
 
-def _blocks(path: Path, reading: long_csv.Reading) -> Iterator[pa.RecordBatch]:
+def _blocks(path: Path, reading: csv_text.Reading) -> Iterator[pa.RecordBatch]:
   """Blocks of the file, every column as text."""
   if not path.is_file():
     raise EagrlError(f'data.path: there is no file {path.name}')
@@ -97,7 +97,7 @@ def _blocks(path: Path, reading: long_csv.Reading) -> Iterator[pa.RecordBatch]:
                      f'{where}; check the file, --config.data.encoding and --config.data.delimiter') from None
 
 
-def _check_header(header: list[str], file: str, columns: long_csv.Columns) -> None:
+def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> None:
   for name in (columns.patient, columns.time):
     if name not in header:
       near = difflib.get_close_matches(name, header, n=1, cutoff=0.0)

@@ -1,0 +1,222 @@
+"""Rows of an events file, `patient,time,feature,value[,unit]`, as numbers in the units of feature specs.
+
+The file is read in blocks, so that only numbers stay in memory. Nothing is guessed: not a unit, not which of two
+spellings of an id is the right one.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from eagrl_jax.ehr import store, units, validation
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical, plain_unit
+from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
+from eagrl_jax.types import EagrlError
+
+SUPERSEDED = 'superseded by a later value of the same time'
+
+
+@dataclasses.dataclass(frozen=True)
+class Columns:
+  """Header names of the two files; `unit`, `available`, `until`, `age` and `sex` may be absent.
+
+  `available` is when a value could be known, `until` the time after which nothing of a patient may be used, as that of
+  death, discharge or prediction; both on the clock of `time`.
+  """
+
+  patient: str = 'patient'
+  time: str = 'time'
+  feature: str = 'feature'
+  value: str = 'value'
+  unit: str = 'unit'
+  available: str = 'available'
+  outcome_patient: str = 'patient'
+  label: str = 'label'
+  age: str = 'age'
+  sex: str = 'sex'
+  until: str = 'until'
+
+
+@dataclasses.dataclass
+class Events:
+  """Rows of the events file as numbers; names are kept once each."""
+
+  patients: dict[str, int]
+  features: dict[str, int]
+  units: dict[str, int]
+  words: dict[str, int]  # values that are no numbers
+  kinds: set[str]  # how times are written: one member
+  patient: np.ndarray  # int32
+  feature: np.ndarray  # int32
+  unit: np.ndarray  # int32, -1 without unit
+  word: np.ndarray  # int32, -1 where the value is a number or empty
+  hour: np.ndarray  # float64, on the file's own clock
+  available: np.ndarray  # float64, NaN unknown
+  value: np.ndarray  # float64
+  censor: np.ndarray  # int8, as of `Cohort`
+
+
+def read(path: Path, columns: Columns, reading: Reading, count: collections.Counter[str]) -> Events:
+  """The events file; rows without patient, time or feature are counted and left out."""
+  codes: dict[str, dict[str, int]] = {'patient': {}, 'feature': {}, 'unit': {}, 'word': {}}
+  parts: dict[str, list[np.ndarray]] = collections.defaultdict(list)
+  kinds: set[str] = set()
+  wanted = {columns.patient: True, columns.time: True, columns.feature: True, columns.value: True,
+            columns.unit: columns.unit != Columns.unit, columns.available: columns.available != Columns.available}
+  for block in blocks(path, 'data.path', wanted, reading, columns.feature):
+    time, who, what, raw = (block[c] for c in (columns.time, columns.patient, columns.feature, columns.value))
+    complete = pc.and_(pc.and_(pc.is_valid(time), pc.is_valid(who)), pc.is_valid(what))
+    complete = complete.to_numpy(zero_copy_only=False)
+    count['rows'] += len(complete)
+    count['incomplete'] += int((~complete).sum())
+    select = pa.array(complete)
+    entries = raw.filter(select)
+    numbers = validation.parse_numbers(entries, reading.decimal)
+    count['text'] += numbers.text
+    count['censored'] += numbers.censored
+    count['empty'] += entries.null_count
+    parts['value'].append(numbers.value)
+    parts['censor'].append(numbers.censor)
+    parts['hour'].append(hours(time.filter(select), kinds, columns.time, reading.decimal))
+    known = block.get(columns.available)
+    parts['available'].append(np.full(len(entries), np.nan) if known is None else
+                              hours(known.filter(select), kinds, columns.available, reading.decimal))
+    for field, column in (('patient', who), ('feature', what), ('unit', block.get(columns.unit))):
+      filled = pa.nulls(len(entries), pa.string()) if column is None else column.filter(select)
+      parts[field].append(_encode(filled, codes[field]))
+    words = pc.if_else(pa.array(np.isnan(numbers.value)), entries, pa.scalar(None, pa.string()))
+    parts['word'].append(_encode(words, codes['word']))
+  if not sum(map(len, parts['value'])):
+    raise EagrlError(f'data.path: {path.name} holds no row with patient, time and feature')
+  joined = {field: np.concatenate(arrays) for field, arrays in parts.items()}
+  return Events(codes['patient'], codes['feature'], codes['unit'], codes['word'], kinds, **joined)
+
+
+def _encode(column: pa.Array, codes: dict[str, int]) -> np.ndarray:
+  """Number of every entry in `codes`, which grows; -1 where empty."""
+  encoded = column.dictionary_encode()
+  local = np.array([codes.setdefault(x, len(codes)) for x in encoded.dictionary.to_pylist()] + [-1], np.int32)
+  return local[encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False)]
+
+
+def refuse_two_spellings(ids: list[str], field: str) -> None:
+  """Ids that differ in case, leading zeros or a spreadsheet's '.0' are one patient under two ids."""
+  same = collections.Counter(re.sub(r'^0+(?=.)|\.0+$', '', patient.lower()) for patient in ids)
+  twice = sum(n > 1 for n in same.values())
+  if twice:
+    raise EagrlError(f'data.{field}: {twice} patients have two ids that differ only in case, leading zeros or ".0"; '
+                     'write each id in one way')
+
+
+def _may_be_shown(entry: str, events: Events) -> bool:
+  """Whether an entry of the feature or unit column can stand in a message: it is no id, number or date."""
+  return entry not in events.patients and not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', entry)
+
+
+def features_of(events: Events, path: str | Path | None, columns: Columns) -> tuple[FeatureTable, np.ndarray]:
+  """The table, and the feature id of every name in the file."""
+  names = list(events.features)
+  if path is not None:
+    table = store.read_features(path)
+    unknown = [name for name in names if table.find(name) is None]
+    alike = sum(table.near(name, 0.6) is not None for name in unknown)
+    # Hardly a column of features, when most names are unknown and unlike any: its entries may be anything.
+    stranger = 2 * len(unknown) > len(names) and 2 * alike < len(unknown)
+    if stranger or not all(_may_be_shown(name, events) for name in unknown):
+      raise EagrlError(f'data.path: {len(unknown)} of {len(names)} names in the column {columns.feature!r} are not in '
+                       'data.features; check --config.data.columns.feature and the features file')
+    return table, np.array([table.require(name, 'data.path') for name in names], np.int32)
+  spellings: dict[str, list[str]] = collections.defaultdict(list)
+  for name in sorted(names):
+    spellings[canonical(name)].append(name)
+  specs = []
+  for same in spellings.values():
+    mine = np.isin(events.feature, [events.features[name] for name in same])
+    given = [u for u, code in events.units.items() if (events.unit[mine] == code).any()]
+    if len({plain_unit(u) for u in given}) > 1:
+      name = repr(same[0]) if _may_be_shown(same[0], events) else 'an entry that is also an id or a number'
+      raise EagrlError(f'features: {name} occurs in {len(given)} units; check --config.data.columns.feature, or give a '
+                       'features file with accepted_units')
+    shown = ' '.join(re.sub(r'[,;<>\n]+', ' ', same[0]).split())
+    specs.append(FeatureSpec(shown, given[0] if given else '', decimals=_decimals(events.value[mine]),
+                             aliases=tuple(s for s in same if s != shown)))
+  table = FeatureTable(tuple(specs))
+  return table, np.array([table.require(name, 'data.path') for name in names], np.int32)
+
+
+def superseded(events: Events, table: FeatureTable, feature_of: np.ndarray, value: np.ndarray,
+               usable: np.ndarray) -> np.ndarray:
+  """Values of features with `repeats: last` that another one of the same patient and time takes the place of.
+
+  A value that is impossible by itself takes nothing's place: it was sent for no correction.
+
+  Args:
+    value: [rows] in the specs' units. usable: [rows] bool, those that count.
+
+  Returns:
+    `[rows]` bool. Equal values are left to be counted as duplicates.
+  """
+  out = np.zeros(len(value), bool)
+  chosen = np.array([spec.repeats == 'last' for spec in table], bool)
+  usable = usable & chosen[feature_of[events.feature]]
+  for f in np.flatnonzero(chosen):
+    mine = np.flatnonzero(usable & (feature_of[events.feature] == f))
+    usable[mine] = validation.possible(table[int(f)], value[mine])
+  rows = np.flatnonzero(usable)
+  if len(rows):
+    since = np.nan_to_num(events.available[rows], nan=-np.inf)
+    order = rows[np.lexsort((rows, since, feature_of[events.feature[rows]], events.hour[rows], events.patient[rows]))]
+    cell = np.stack([events.patient[order], events.hour[order], feature_of[events.feature[order]]])
+    last = np.append(np.any(np.diff(cell) != 0, axis=0), True)
+    final = order[np.flatnonzero(last)[np.cumsum(np.append(0, last[:-1]))]]  # the last row of each row's cell
+    out[order] = (value[order] != value[final]) | (events.censor[order] != events.censor[final])
+  return out
+
+
+def _decimals(value: np.ndarray) -> int:
+  value = value[np.isfinite(value)]
+  exact = (d for d in range(3) if not len(value) or np.mean(np.abs(value - np.round(value, d)) < 1e-9) >= 0.95)
+  return next(exact, 3)
+
+
+def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
+            count: collections.Counter[str]) -> tuple[np.ndarray, np.ndarray]:
+  """Values in the specs' units; levels that are written as words become numbers.
+
+  A value without a unit is taken to be in its spec's.
+
+  Returns:
+    Values `[rows] float64`, NaN missing, and on which side of them what was measured lies `[rows] int8`, see `Cohort`.
+  """
+  value, censor, feature = events.value.copy(), events.censor.copy(), feature_of[events.feature]
+  for f, spec in enumerate(table):
+    level = {canonical(word): number for number, word in spec.levels}
+    for word, code in events.words.items() if level else ():
+      rows = (events.word == code) & (feature == f)
+      number = level.get(canonical(word), level.get(canonical(re.sub(r'^[0-9]+', '', word))))
+      if number is not None and rows.any():
+        value[rows] = number
+        count['worded'] += int(rows.sum())
+        count['text'] -= int(rows.sum())
+  for unit, code in events.units.items():
+    rows = np.flatnonzero(events.unit == code)
+    for f in np.unique(feature[rows]):
+      spec, mine = table[int(f)], rows[feature[rows] == f]
+      if plain_unit(unit) == plain_unit(spec.unit):
+        continue
+      if (known := units.into(spec, unit)) is None:
+        what = repr(unit) if _may_be_shown(unit, events) else 'an entry that is no unit'
+        raise EagrlError(f'data.path: {spec.name!r} occurs in {what}, which its spec in {spec.unit!r} does not '
+                         'accept; add it to accepted_units, or check --config.data.columns.unit')
+      scale, offset = known
+      value[mine] = scale * value[mine] + offset
+      if scale < 0:
+        censor[mine] *= -1
+  return value, censor

@@ -8,7 +8,7 @@ are one group.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ _NUMBER = r'^\s*([<>≤≥]=?)?\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]
 NO_LEVEL = 'no level of the feature'
 OLDEST = 89  # years; who is older is of one group, given 90
 _TWO_SPECIMENS = 0.05  # share of impossible values above which a column may mix specimens
+NO_SPECIMEN = f'more than {_TWO_SPECIMENS:.0%} of the feature is impossible, its specimen is not given'
+_OTHER_UNIT, _FITS = 0.2, 0.8  # share of impossible values, and of those possible in another unit: it is in that one
 _DISTINCT, _OWNERS = 5, 10  # values and patients that a group of values has at least
 OUTSIDE = 0.01  # share of rows before the start or after the outcome above which the clocks cannot be trusted
 ENOUGH = 20  # values of a feature below which its distribution says nothing
@@ -103,16 +105,17 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
   total = np.bincount(feature[~drop], minlength=len(low))
   for f in np.flatnonzero(np.bincount(feature[outside], minlength=len(low))).tolist():
     spec, mine = cohort.features[f], outside & (feature == f)
-    _refuse_wrong_unit(spec, value[mine], int(total[f]))
+    refuse_wrong_unit(spec, int(total[f]), int(mine.sum()), lambda scale, offset: int(np.sum(
+        (scale * value[mine] + offset >= low[f]) & (scale * value[mine] + offset <= high[f]))))
     _count(steps, f'outside hard range: {spec.name}', mine, 'values')
     reason[mine] = 'outside hard range'
     for unit, fits in _other_units(spec, value[mine]):
       steps.append((f'of these possible in {unit}: {spec.name}', int(fits.sum()), 'values'))
       reason[np.flatnonzero(mine)[fits]] = f'outside hard range, possible in {unit}'
-    if judge_features and total[f] >= ENOUGH and mine.sum() > _TWO_SPECIMENS * total[f] and not spec.specimen:
+    if judge_features and mixes_specimens(spec, int(total[f]), int(mine.sum())):
       rest = (feature == f) & (reason == '')
       _count(steps, f'not used until features give its specimen: {spec.name}', rest, 'values')
-      reason[rest] = f'more than {_TWO_SPECIMENS:.0%} of the feature is impossible, its specimen is not given'
+      reason[rest] = NO_SPECIMEN
   for f, spec in enumerate(cohort.features) if at_one_time else ():  # a mean over a time may lie between levels
     if spec.levels:
       stray = (feature == f) & (reason == '') & ~np.isin(value, np.array([n for n, _ in spec.levels], np.float32))
@@ -194,18 +197,27 @@ def _other_units(spec: FeatureSpec, outside: np.ndarray) -> Iterator[tuple[str, 
       yield unit, fits
 
 
-def _refuse_wrong_unit(spec: FeatureSpec, outside: np.ndarray, total: int) -> None:
+def refuse_wrong_unit(spec: FeatureSpec, total: int, wrong: int, fits: Callable[[float, float], int]) -> None:
+  """Refuses a feature whose values are most likely another unit's.
+
+  Args:
+    total: its finite values that are no code for missing. wrong: those outside the hard range.
+    fits: (scale, offset) -> how many of the wrong ones lie in the hard range when taken so.
+  """
   if total < ENOUGH:
     return
-  low, high = (limit[0] for limit in hard_limits(FeatureTable((spec,))))
-  for unit, scale, offset in spec.accepted_units:
-    inside = np.mean((scale * outside + offset >= low) & (scale * outside + offset <= high))
-    if unit != spec.unit and len(outside) > 0.2 * total and inside > 0.8:
-      raise EagrlError(f'features: {len(outside)} of {total} values of {spec.name!r} are impossible in {spec.unit!r} '
+  for unit, scale, offset in spec.accepted_units if wrong > _OTHER_UNIT * total else ():
+    if unit != spec.unit and fits(scale, offset) > _FITS * wrong:
+      raise EagrlError(f'features: {wrong} of {total} values of {spec.name!r} are impossible in {spec.unit!r} '
                        f'but possible in {unit!r}; give the unit of each value')
-  if len(outside) > 0.5 * total:
-    raise EagrlError(f'features: {len(outside)} of {total} values of {spec.name!r} lie outside its hard range; '
+  if wrong > 0.5 * total:
+    raise EagrlError(f'features: {wrong} of {total} values of {spec.name!r} lie outside its hard range; '
                      'check its unit and specimen')
+
+
+def mixes_specimens(spec: FeatureSpec, total: int, wrong: int) -> bool:
+  """Whether so many of a feature's values are impossible that its column may hold two specimens."""
+  return total >= ENOUGH and wrong > _TWO_SPECIMENS * total and not spec.specimen
 
 
 def two_groups(value: np.ndarray, patient: np.ndarray) -> bool:

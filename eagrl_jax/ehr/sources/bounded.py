@@ -215,24 +215,18 @@ def _refuse_and_count(db: duckdb.DuckDBPyConnection, features: FeatureTable, ste
   for f, total, infinite, coded, wrong, stray in counts:
     spec = features[f]
     usable = total - infinite - coded
-    for unit, scale, offset in spec.accepted_units if usable >= 20 and wrong > 0.2 * usable else ():
-      fits = db.execute(f'SELECT count(*) FROM judged WHERE feature = {f} AND {outside} AND '
-                        f'value * {float(scale)} + {float(offset)} BETWEEN low AND high').fetchone()
-      if unit != spec.unit and fits and fits[0] > 0.8 * wrong:
-        raise EagrlError(f'features: {wrong} of {usable} values of {spec.name!r} are impossible in {spec.unit!r} but '
-                         f'possible in {unit!r}; give the unit of each value')
-    if usable >= 20 and wrong > 0.5 * usable:
-      raise EagrlError(f'features: {wrong} of {usable} values of {spec.name!r} lie outside its hard range; check its '
-                       'unit and specimen')
+    validation.refuse_wrong_unit(spec, usable, wrong, lambda scale, offset: count(
+        db, f'FROM judged WHERE feature = {f} AND {outside} AND '
+            f'value * {float(scale)} + {float(offset)} BETWEEN low AND high'))
     for step, gone in (('not finite', infinite), ('code for missing', coded), ('outside hard range', wrong),
                        (validation.NO_LEVEL, stray)):
       if gone:
         steps.append((f'{step}: {spec.name}', gone, 'values'))
-    if judge_features and usable >= 20 and wrong > 0.05 * usable and not spec.specimen:
+    if judge_features and validation.mixes_specimens(spec, usable, wrong):
       good = f'FROM judged WHERE feature = {f} AND {_GOOD}'
       steps.append((f'not used until features give its specimen: {spec.name}', count(db, good), 'values'))
       db.execute('INSERT INTO rejects SELECT patient, hour, feature, value, '
-                 f"'more than 5% of the feature is impossible, its specimen is not given' {good}")
+                 f'{quoted(validation.NO_SPECIMEN)} {good}')
       db.execute(f'DELETE FROM events WHERE feature = {f}')
 
 

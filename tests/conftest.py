@@ -12,11 +12,23 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 OPTIMISED = ('lm', 'expert')  # numbers against other implementations, from programs as users compile them
+# Files of a minute and more come first, so that no worker is left with one at the end; those that start several
+# processes not side by side.
+LONG = (
+    'multi_process/test_pipeline_processes.py', 'stages/test_memory.py', 'stages/test_privacy.py', 'expert/test_gru.py',
+    'multi_process/test_interrupted.py', 'stages/test_adapters.py', 'rl/test_update.py', 'stages/test_preemption.py',
+    'multi_device/test_update_sharded.py', 'stages/test_kill_sweep.py', 'multi_device/test_collectives.py',
+    'search/test_steps.py', 'test_main.py', 'stages/test_disk.py', 'lm/test_sampler.py')
 SHARED = ROOT.parent / 'shared'
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def pytest_collection_modifyitems(items):
+  rank = {name: i for i, name in enumerate(LONG)}
+  items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / 'tests').as_posix(), len(LONG)))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -55,6 +55,15 @@ def test_a_mistake_is_found_before_anything_runs(field, value, words, monkeypatc
   assert not (tmp_path / 'w').exists()
 
 
+def test_a_mistake_does_not_wait_for_what_only_a_run_needs():
+  """Statistics, drawing and data frames are more than half of all imports."""
+  heavy = ('scipy', 'sklearn', 'pandas', 'matplotlib', 'datasets', 'transformers')
+  said = subprocess.run([sys.executable, '-c', 'import sys, eagrl_jax.main, eagrl_jax.stages.pipeline, '
+                         'eagrl_jax.stages.checks; print(*sys.modules)'], cwd=ROOT, capture_output=True, text=True,
+                        env=os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)}, check=True).stdout.split()
+  assert 'jax' in said and not set(heavy) & set(said)
+
+
 def test_an_unknown_variant_names_the_known_ones(tmp_path):
   result = call('--config=configs/rl.py:tjhh', f'--workdir={tmp_path / "w"}')
   assert result.returncode == 1 and 'physionet2012' in result.stderr and 'Traceback' not in result.stderr

@@ -24,7 +24,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
-from sklearn.metrics import roc_auc_score
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort, Truth
@@ -115,6 +114,7 @@ def _oracle_auroc(cohort: Cohort) -> float | None:
   """Of the true risk, over all patients: the most that any model can reach; None of real patients or one outcome."""
   if cohort.truth is None or len(np.unique(cohort.label)) < 2:
     return None
+  from sklearn.metrics import roc_auc_score  # a third of the start-up, which a mistyped flag should not wait for
   return float(roc_auc_score(cohort.label, cohort.truth.risk))
 
 

@@ -13,17 +13,20 @@ from ml_collections import ConfigDict
 from eagrl_jax.ehr import splits
 from eagrl_jax.ehr.prompt import TASKS
 from eagrl_jax.ehr.sources import mimic4_stays, outcomes_csv
+from eagrl_jax.evaluation import perturb
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
 from eagrl_jax.rl.update import check_taps
-from eagrl_jax.stages import export, inference, robustness, settings, sizes
+from eagrl_jax.stages import settings, sizes
 from eagrl_jax.stages.policy import POLICIES
 from eagrl_jax.train import nonfinite
 from eagrl_jax.types import EagrlError
 
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'mimic4', 'meds', 'yaib', 'csv', 'wide_csv')
+INFERENCE = ('samples', 'greedy', 'digits', 'search')  # see `stages.inference`
+EXPORT_DTYPES = ('float32', 'bfloat16')
 CONTROLS = ('expert', 'random', 'prevalence')
 
 
@@ -59,7 +62,7 @@ def check(config: ConfigDict) -> None:
   one_of('rl.align_control', c.rl.align_control, CONTROLS)
   one_of('rl.start', c.rl.start, ('base', 'sft'))
   one_of('export.policy', c.export.policy, POLICIES)
-  one_of('export.dtype', c.export.dtype, export.DTYPES)
+  one_of('export.dtype', c.export.dtype, EXPORT_DTYPES)
   _check_files(c.data)
   if c.lm.checkpoint.endswith('.gguf') or not c.lm.checkpoint:
     _file('lm.checkpoint', c.lm.checkpoint)
@@ -93,7 +96,7 @@ def check(config: ConfigDict) -> None:
   if not 0 < c.evaluate.threshold < 1:
     raise EagrlError(f'evaluate.threshold={c.evaluate.threshold} must lie between 0 and 1')
   for kind in c.evaluate.inference:
-    one_of('evaluate.inference', kind, inference.KINDS)
+    one_of('evaluate.inference', kind, INFERENCE)
   if 'samples' not in c.evaluate.inference:
     raise EagrlError(f'evaluate.inference={tuple(c.evaluate.inference)}: the arms base, sft and rl are the mean of '
                      "samples; keep 'samples' in it")
@@ -118,7 +121,7 @@ def check(config: ConfigDict) -> None:
   if c.rl.prompts % c.rl.minibatches:
     raise EagrlError(f'rl.minibatches={c.rl.minibatches} must divide rl.prompts={c.rl.prompts}')
   _divides('rl', c.rl.micro_batch, c.rl.prompts // c.rl.minibatches)
-  robustness.check(c)
+  check_robustness(c)
   nonfinite.check(c.nonfinite)
   settings.prompt(c)
   settings.expert(c)
@@ -176,6 +179,19 @@ def check_transfer(config: ConfigDict) -> None:
   if config.transfer.patients < 0:
     raise EagrlError(f'transfer.patients={config.transfer.patients} must not be negative; 0 = all')
   _name('transfer.name', config.transfer.name)
+
+
+def check_robustness(config: ConfigDict) -> None:
+  """Refuses a robustness section that cannot work.
+
+  Raises:
+    EagrlError: names the field.
+  """
+  c = config.robustness
+  perturb.check(tuple(c.kinds), c.levels.to_dict())
+  if c.patients < 0 or c.samples < 1:
+    raise EagrlError(f'robustness.patients={c.patients} must not be negative (0 = every test patient) and '
+                     f'robustness.samples={c.samples} at least 1')
 
 
 def check_predict(config: ConfigDict) -> None:

@@ -18,6 +18,7 @@ from eagrl_jax import rng
 from eagrl_jax.ehr import channels
 from eagrl_jax.evaluation.metrics import auroc
 from eagrl_jax.expert import salience
+from eagrl_jax.expert import stability as stability_lib
 from eagrl_jax.expert import train as expert_train
 from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import data as data_lib
@@ -76,7 +77,7 @@ def train_and_read(context: Context) -> None:
   for source in salience.SOURCES:
     per_member = salience.member_salience(params, config.model, data.expert, source,
                                           channel_feature=channels.owners(data.cohort.features))
-    stability[source] = salience.stability(per_member[:, rows], top_k)
+    stability[source] = stability_lib.stability(per_member[:, rows], top_k)
     np.save(folder / f'salience_{source}.npy', salience.ensemble_salience(per_member))
   figures = {'valid_auroc': auroc(data.cohort.label[rows], prob.mean(0)[rows]), 'top_k': top_k,
              'stability': stability}

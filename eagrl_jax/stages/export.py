@@ -21,8 +21,6 @@ from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import processes
 
-DTYPES = ('float32', 'bfloat16')
-
 
 def run(context: Context) -> None:
   policy = policy_lib.load(context.folder(context.config.export.policy), context.mesh)

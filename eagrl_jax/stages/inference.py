@@ -41,8 +41,6 @@ from eagrl_jax.stages.search import TerminalReward
 from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress
 
-KINDS = ('samples', 'greedy', 'digits', 'search')
-
 
 @dataclasses.dataclass(frozen=True)
 class Arm:

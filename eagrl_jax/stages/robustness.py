@@ -14,7 +14,6 @@ import dataclasses
 import jax
 import numpy as np
 from absl import logging
-from ml_collections import ConfigDict
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
@@ -35,7 +34,7 @@ from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
 from eagrl_jax.stages.policy import sample
 from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import EagrlError, ExpertBatch
+from eagrl_jax.types import ExpertBatch
 
 METRICS = ('auroc', 'auprc')
 Prompt = tuple[list[int], np.ndarray]  # token ids, the feature of each
@@ -50,21 +49,7 @@ class Said:
   named: list[list[int]]  # by the first answer
 
 
-def check(config: ConfigDict) -> None:
-  """Refuses settings that cannot work.
-
-  Raises:
-    EagrlError: names the field.
-  """
-  c = config.robustness
-  perturb.check(tuple(c.kinds), c.levels.to_dict())
-  if c.patients < 0 or c.samples < 1:
-    raise EagrlError(f'robustness.patients={c.patients} must not be negative (0 = every test patient) and '
-                     f'robustness.samples={c.samples} at least 1')
-
-
 def run(context: Context) -> None:
-  check(context.config)
   c, seed = context.config.robustness, context.config.seed
   data = data_lib.load(context)
   rows = chosen_rows(data.splits.test, c.patients, seed)

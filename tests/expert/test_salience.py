@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from eagrl_jax.expert import ensemble, salience
+from eagrl_jax.expert import ensemble, salience, stability
 from eagrl_jax.expert.concare import ConCareConfig
 from eagrl_jax.types import EagrlError, ExpertBatch
 
@@ -131,25 +131,25 @@ def test_a_second_batch_compiles_nothing(expert):
 def test_stability_by_hand():
   a = [[0.5, 0.3, 0.15, 0.05], [0.4, 0.3, 0.2, 0.1]]
   b = [[0.5, 0.1, 0.35, 0.05], [0.4, 0.3, 0.2, 0.1]]
-  got = salience.stability(np.array([a, b], np.float32), 2)
+  got = stability.stability(np.array([a, b], np.float32), 2)
   assert got['jaccard'] == pytest.approx((1 / 3 + 1) / 2)
   assert got['chance'] == pytest.approx((4 * 1 / 3 + 1) / 6)  # of 6 pairs of 4 features: 1 same, 4 share one, 1 none
   # Mean ranks: a = (4, 3, 2, 1); b = (4, 2.5, 2.5, 1), ranked with a tie.
   assert got['spearman'] == pytest.approx(np.corrcoef([4, 3, 2, 1], [4, 2.5, 2.5, 1])[0, 1])
-  same = salience.stability(np.array([a, a], np.float32), 2)
+  same = stability.stability(np.array([a, a], np.float32), 2)
   assert same['jaccard'] == 1 and same['spearman'] == pytest.approx(1)
 
 
 def test_chance_is_what_random_salience_gets():
   rng = np.random.default_rng(0)
-  got = salience.stability(rng.random((2, 4000, 20)).astype(np.float32), 4)
+  got = stability.stability(rng.random((2, 4000, 20)).astype(np.float32), 4)
   assert got['jaccard'] == pytest.approx(got['chance'], abs=0.005)
   assert got['chance'] == pytest.approx(4 / 36, rel=0.15)
 
 
 def test_one_member_has_no_stability(expert):
   params, batch = expert
-  got = salience.stability(salience.member_salience(params, CFG, batch, 'attention')[:1], 2)
+  got = stability.stability(salience.member_salience(params, CFG, batch, 'attention')[:1], 2)
   assert all(np.isnan(v) for v in got.values())
   with pytest.raises(EagrlError, match='expert.salience'):
     salience.member_salience(params, CFG, batch, 'shap')

@@ -13,7 +13,7 @@ from eagrl_jax.ehr.prompt import TASKS, PromptConfig, render
 from eagrl_jax.evaluation import perturb
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl.reading import read_attention
-from eagrl_jax.stages import cases, graph, pipeline, policy, robustness
+from eagrl_jax.stages import cases, checks, graph, pipeline, policy, robustness
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import settings as settings_lib
@@ -125,8 +125,8 @@ def test_bad_settings_name_the_field(micro_config, field, value):
   config = micro_config()
   config.robustness[field] = value
   with pytest.raises(EagrlError, match=f'robustness.{field}'):
-    robustness.check(config)
-  robustness.check(micro_config())
+    checks.check_robustness(config)
+  checks.check_robustness(micro_config())
 
 
 @pytest.mark.parametrize('style', ['full', 'compact'])

@@ -26,15 +26,22 @@ jax.config.update('jax_compilation_cache_dir', str(ROOT / '.cache' / 'jax'))
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def _place(item) -> pathlib.Path:
+  """Of the test's file among these."""
+  return item.path.relative_to(ROOT / 'tests') if item.path.is_relative_to(ROOT / 'tests') else pathlib.Path()
+
+
 def pytest_collection_modifyitems(items):
   rank = {name: i for i, name in enumerate(LONG)}
-  items.sort(key=lambda item: rank.get(item.path.relative_to(ROOT / 'tests').as_posix(), len(LONG)))
+  items.sort(key=lambda item: rank.get(_place(item).as_posix(), len(LONG)))
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
   """Elsewhere compiling is most of the time and what is compiled runs for milliseconds; also in started processes."""
-  quick = item.path.relative_to(ROOT / 'tests').parts[0] not in OPTIMISED
+  quick = not {*OPTIMISED} & {*_place(item).parts[:1]}
+  if os.environ.get('JAX_DISABLE_MOST_OPTIMIZATIONS') != str(int(quick)):
+    jax.clear_caches()  # what was compiled the other way would be used again
   jax.config.update('jax_disable_most_optimizations', quick)
   os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(quick))
 

@@ -7,8 +7,6 @@ the laboratories mean its nitrogen.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from eagrl_jax.ehr.features import FeatureSpec, canonical, plain_unit
 
 # Units of one dimension, and how many of the first's each is.
@@ -18,7 +16,7 @@ _SUBSTANCE = {'mol/l': 1.0, 'mmol/l': 1e-3, 'umol/l': 1e-6, 'nmol/l': 1e-9}
 _DIMENSIONS = (
     _MASS, _SUBSTANCE,
     {'/l': 1.0, '10^12/l': 1e12, 'm/ul': 1e12, '10^6/ul': 1e12, '10^9/l': 1e9, 'k/ul': 1e9, '10^3/ul': 1e9,
-     '/ul': 1e6, '/mm3': 1e6, 'cells/nl': 1e15, 'cells/ul': 1e6},
+     '/ul': 1e6, '/mm3': 1e6, 'cells/nl': 1e9, 'cells/ul': 1e6},
     {'u/l': 1.0, 'iu/l': 1.0, 'u/ml': 1e3, 'iu/ml': 1e3},
     {'/min': 1.0, 'bpm': 1.0, 'beats/min': 1.0, 'breaths/min': 1.0, 'insp/min': 1.0},
     {'%': 1.0, 'fraction': 100.0},
@@ -34,58 +32,77 @@ _GRAMS_A_MOLE = {canonical(n): mass for n, mass in {
     'cholesterol': 386.65, 'total cholesterol': 386.65, 'uric acid': 168.11, 'calcium': 40.078,
     'corrected calcium': 40.078, 'magnesium': 24.305, 'phosphate': 30.974}.items()}  # phosphate as phosphorus
 
+_UREA = canonical('urea')
+
 
 def into(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
-  """(scale, offset) from a declared unit to the feature's own; None where neither its spec nor this file says how."""
-  given = plain_unit(unit)
-  if given == plain_unit(spec.unit):
+  """(scale, offset) from a declared unit to the feature's own; None where neither its spec nor this file says how.
+
+  The unit is a row's, which may have any of the feature's names.
+  """
+  if plain_unit(unit) == plain_unit(spec.unit):
     return 1.0, 0.0
-  for other, scale, offset in spec.accepted_units:
-    if given == plain_unit(other):
-      return scale, offset
-  return between(unit, spec.unit, (spec.name,), (spec.name,))
+  if (found := _accepted(spec, unit)) is not None:
+    return found
+  names = _names(spec)
+  return _between(unit, spec.unit, None if _UREA in names else _grams_of(names), _grams(spec), names)
 
 
 def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
   """(scale, offset) from one spec's unit to another's for the same feature; None where nothing says how.
 
-  A value without a unit is taken to be in the other's.
+  A value without a unit is taken to be in the other's. What the specs say comes before what this file knows.
   """
   if spec.kind != to.kind:
     return None
-  if not spec.unit:
+  if not spec.unit or plain_unit(spec.unit) == plain_unit(to.unit):
     return 1.0, 0.0
-  if (found := into(to, spec.unit)) is not None:
+  if (found := _accepted(to, spec.unit)) is not None:
     return found
-  for unit, scale, offset in spec.accepted_units:
-    if plain_unit(unit) == plain_unit(to.unit) and scale:
-      return 1 / scale, -offset / scale
-  return between(spec.unit, to.unit, (spec.name, *spec.aliases), (to.name, *to.aliases))
+  if (back := _accepted(spec, to.unit)) is not None and back[0]:
+    return 1 / back[0], -back[1] / back[0]
+  return _between(spec.unit, to.unit, _grams(spec), _grams(to), _names(spec) + _names(to))
 
 
-def between(unit: str, to: str, names: Iterable[str], to_names: Iterable[str]) -> tuple[float, float] | None:
+def _accepted(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
+  same = (factors for other, *factors in spec.accepted_units if plain_unit(other) == plain_unit(unit))
+  return next(((scale, offset) for scale, offset in same), None)
+
+
+def _names(spec: FeatureSpec) -> list[str]:
+  return [canonical(name) for name in (spec.name, *spec.aliases)]
+
+
+def _grams_of(names: list[str]) -> float | None:
+  return next((_GRAMS_A_MOLE[n] for n in names if n in _GRAMS_A_MOLE), None)
+
+
+def _grams(spec: FeatureSpec) -> float | None:
+  """Grams a mole of what the spec is a mass of, by its own name, else by an alias."""
+  return None if canonical(spec.name) == _UREA else _grams_of(_names(spec))
+
+
+def _between(unit: str, to: str, grams: float | None, to_grams: float | None, names: list[str]
+             ) -> tuple[float, float] | None:
   """(scale, offset) from a unit to another.
 
   Args:
-    names, to_names: of what is measured in either unit, the first known one counts: the side that gives a mass decides
-      of what.
+    grams, to_grams: a mole of what is measured weighs, as either side means it: the one that gives a mass counts.
+    names: canonical, of what is measured.
   """
+  if 'G/L' in (unit.strip(), to.strip()):  # giga in France, grams where all units are in capitals
+    return None
   a, b = plain_unit(unit), plain_unit(to)
-  names, to_names = ([canonical(n) for n in side] for side in (names, to_names))
   if a in _CELSIUS and b in _CELSIUS:
     (scale, offset), (other, other_offset) = _CELSIUS[a], _CELSIUS[b]
     return scale / other, (offset - other_offset) / other
-  if not _ONE_CHARGE.isdisjoint((*names, *to_names)):
+  if not _ONE_CHARGE.isdisjoint(names):
     a, b = ('mmol/l' if u == 'meq/l' else u for u in (a, b))
   for dimension in _DIMENSIONS:
     if a in dimension and b in dimension:
       return dimension[a] / dimension[b], 0.0
-  if a in _MASS and b in _SUBSTANCE and (grams := _mass_of(names)):
+  if a in _MASS and b in _SUBSTANCE and grams:
     return _MASS[a] / grams / _SUBSTANCE[b], 0.0
-  if a in _SUBSTANCE and b in _MASS and (grams := _mass_of(to_names)):
-    return _SUBSTANCE[a] * grams / _MASS[b], 0.0
+  if a in _SUBSTANCE and b in _MASS and to_grams:
+    return _SUBSTANCE[a] * to_grams / _MASS[b], 0.0
   return None
-
-
-def _mass_of(names: list[str]) -> float | None:
-  return next((_GRAMS_A_MOLE[n] for n in names if n in _GRAMS_A_MOLE), None)

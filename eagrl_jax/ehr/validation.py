@@ -67,7 +67,8 @@ def hard_limits(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
   return np.array(low, np.float32), np.array(high, np.float32)
 
 
-def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool = True) -> Cohort:
+def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool = True,
+             rescaled: bool = False) -> Cohort:
   """Drops impossible values, merges duplicates, drops patients left without any observation; counts each step.
 
   Values that a spec lists as sentinels or that look like one, that lie outside a hard range, are no level of a
@@ -81,13 +82,16 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
     judge_features: False for new patients, whose values are judged one by one: what a model is shown of a patient must
       not depend on who else is in the file.
 
+    rescaled: whether the specs' rules of `rescale` were applied before: what they made may lie in their range again.
+
   Raises:
     EagrlError: a feature's values fit another unit's range better than their own.
   """
   steps: list[tuple[str, int, str]] = []
   older = (cohort.age > OLDEST) & (cohort.age <= 120) & (cohort.age != OLDEST + 1)  # above that `check` refuses
   _count(steps, f'older than {OLDEST} years, given {OLDEST + 1}', older, 'patients')
-  cohort = dataclasses.replace(_rescale(cohort, steps), age=np.where(older, np.float32(OLDEST + 1), cohort.age))
+  cohort = cohort if rescaled else _rescale(cohort, steps)
+  cohort = dataclasses.replace(cohort, age=np.where(older, np.float32(OLDEST + 1), cohort.age))
   value, feature = cohort.value, cohort.feature
   reason = np.full(len(value), '', object)
   drop = ~np.isfinite(value)
@@ -164,24 +168,29 @@ def possible(spec: FeatureSpec, value: np.ndarray) -> np.ndarray:
   value = value.astype(np.float32)
   low, high = (limit[0] for limit in hard_limits(FeatureTable((spec,))))
   scaled = value.copy()
-  for lowest, highest, scale, offset in spec.rescale:
-    mine = _between(value, lowest, highest)
+  for _, _, scale, offset, mine in _to_rescale(spec, value):
     scaled[mine] = scale * value[mine] + offset
   keep = np.isfinite(scaled) & (scaled >= low) & (scaled <= high)
   keep &= ~np.isin(scaled, np.array(spec.sentinels, np.float32))
   return keep & np.isin(scaled, np.array([n for n, _ in spec.levels], np.float32)) if spec.levels else keep
 
 
-def _between(value: np.ndarray, low: float, high: float) -> np.ndarray:
-  return (value >= np.float32(low)) & (value <= np.float32(high))
+def _to_rescale(spec: FeatureSpec, value: np.ndarray) -> Iterator[tuple[float, float, float, float, np.ndarray]]:
+  """Each rule of `FeatureSpec.rescale` with the values that it converts: the first that holds decides."""
+  left = np.ones(len(value), bool)
+  for low, high, scale, offset in spec.rescale:
+    mine = left & (value >= np.float32(low)) & (value <= np.float32(high))
+    left &= ~mine
+    yield low, high, scale, offset, mine
 
 
 def _rescale(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Cohort:
   value, censor = cohort.value.copy(), None if cohort.censor is None else cohort.censor.copy()
   for f, spec in enumerate(cohort.features):
-    for low, high, scale, offset in spec.rescale:
-      mine = (cohort.feature == f) & _between(cohort.value, low, high)
-      _count(steps, f'converted from {low:g} to {high:g}: {spec.name}', mine, 'values')
+    rows = np.flatnonzero(cohort.feature == f) if spec.rescale else np.zeros(0, int)
+    for low, high, scale, offset, of_rows in _to_rescale(spec, cohort.value[rows]):
+      mine = rows[of_rows]
+      _count(steps, f'converted from {low:g} to {high:g}: {spec.name}', of_rows, 'values')
       value[mine] = scale * value[mine] + offset
       if censor is not None and scale < 0:
         censor[mine] *= -1

@@ -74,8 +74,9 @@ class Tokenizer:
     try:
       return _compile(self._template).render(messages=messages, add_generation_prompt=True, **self._names)
     except Exception as e:  # it is a program of the checkpoint's
-      # What it says may hold the prompt, and so a patient's values: words of the template's own are none.
-      own = isinstance(e, jinja2.TemplateSyntaxError) or str(e) in self._template
+      # What it says may hold the prompt, and so a patient's values: a string of the template's own does not.
+      own = str(e) and any(f'{q}{e}{q}' in self._template for q in '"\'')
+      own = own or isinstance(e, jinja2.TemplateSyntaxError)
       said = ' '.join(str(e).split()) if own else type(e).__name__
       raise EagrlError(f'tokenizer: chat_template cannot be rendered ({said}); correct tokenizer_config.json') from None
 

@@ -272,6 +272,35 @@ def test_09_duplicates_are_counted_and_conflicts_averaged():
   assert count['identical duplicate'] == 1 and count['conflicting values at one time, averaged'] == 1
 
 
+def test_07_a_code_has_no_unit(tmp_path):
+  spec = '- {name: glucose, unit: mmol/L, hard_low: 0.5, hard_high: 80, sentinels: [999]}\n'
+  cohort = read(tmp_path, 'a,0,glucose,999,mg/dL\na,1,glucose,90.08,mg/dL\nb,0,glucose,6,mmol/L\n', spec=spec)
+  assert sorted(round(float(v), 2) for v in cohort.value) == [5, 6]
+  assert steps_of(cohort)['code for missing: glucose'] == 1
+  events = [(1, 0, 'LAB//G//mg/dL', 999), (1, 1, 'LAB//G//mg/dL', 90.08), (2, 0, 'LAB//G//mmol/L', 6)]
+  test_meds.make(tmp_path, events=events, labels=[(1, 24, True), (2, 24, False)],
+                 spec=spec.replace('}', ', aliases: [LAB//G]}'))
+  cohort = test_meds.load(tmp_path, bin_hours=1000.0)
+  assert sorted(round(float(v), 2) for v in cohort.value) == [5, 6]
+  assert steps_of(cohort)['code for missing: glucose'] == 1
+
+
+def test_03_the_first_range_that_holds_converts_a_value(tmp_path):
+  """Ranges that touch: 1 lies in both, and what the first made of it is not converted again."""
+  spec = '- {name: x, repeats: %s, hard_low: 0, hard_high: 110, rescale: [[0, 1, 100, 0], [1, 10, 10, 0]]}\n'
+  rows = 'a,0,x,50,\na,0,x,1,\na,1,x,0.1,\nb,0,x,5,\n'
+  cohort = read(tmp_path, rows, spec=spec % 'last')
+  assert sorted(np.round(cohort.value).tolist()) == [10, 50, 100]
+  counted = steps_of(cohort)
+  assert counted['converted from 0 to 1: x'] == 2 and counted['converted from 1 to 10: x'] == 1
+  events = [(1, 0, 'x', 1.0), (1, 30, 'x', 0.1), (2, 0, 'x', 5.0)]
+  test_meds.make(tmp_path, events=events, labels=[(1, 48, True), (2, 24, False)], spec=spec % 'mean')
+  again = test_meds.load(tmp_path)
+  assert sorted(np.round(again.value).tolist()) == [10, 50, 100]
+  assert {k: steps_of(again)[k] for k in counted if k.startswith('converted')} == {
+      k: v for k, v in counted.items() if k.startswith('converted')}
+
+
 def test_09_an_impossible_value_corrects_nothing(tmp_path):
   """Impossible after the spec's own rule: 98.6 is 37 here, 4 and 999 are nothing."""
   spec = ('- {name: t, repeats: last, hard_low: 25, hard_high: 45, sentinels: [30], '

@@ -1,6 +1,7 @@
 """Units that are converted by what they are, and those that must not be."""
 
 import itertools
+import re
 
 import numpy as np
 import pytest
@@ -35,7 +36,8 @@ def test_both_ways(name, unit, value, to, same):
 
 @pytest.mark.parametrize(('name', 'unit', 'to'), [
     ('urea', 'mg/dL', 'mmol/L'), ('calcium', 'mEq/L', 'mmol/L'), ('interferon', 'mg/L', 'mmol/L'),
-    ('platelets', 'G/L', '10^9/L'), ('glucose', 'kelvin', 'mmol/L'), ('lactate', 'mmol/L', ''), ('x', '', 'mg/L')])
+    ('platelets', 'G/L', '10^9/L'), ('platelets', 'g/dL', 'G/L'), ('glucose', 'kelvin', 'mmol/L'),
+    ('lactate', 'mmol/L', ''), ('x', '', 'mg/L')])
 def test_what_would_be_a_guess_is_none(name, unit, to):
   assert units.into(FeatureSpec(name, to), unit) is None
 
@@ -43,11 +45,16 @@ def test_what_would_be_a_guess_is_none(name, unit, to):
 def test_the_specs_own_unit_comes_first_and_the_side_that_gives_a_mass_says_of_what():
   spec = FeatureSpec('glucose', 'mmol/L', accepted_units=(('mg/dL', 0.05, 1.0),))
   assert units.into(spec, 'mg/dL') == (0.05, 1.0)
-  assert units.conversion(spec, FeatureSpec('blood sugar', 'mg/dL')) == (20.0, -20.0)
+  assert units.conversion(spec, FeatureSpec('glucose', 'mg/dL')) == (20.0, -20.0)
   urea = FeatureSpec('urea', 'mmol/L', aliases=('blood urea nitrogen',))
   nitrogen = FeatureSpec('urea nitrogen', 'mg/dL')
   assert units.conversion(nitrogen, urea)[0] == pytest.approx(1 / units.conversion(urea, nitrogen)[0])
   assert units.conversion(nitrogen, urea)[0] == pytest.approx(0.357, rel=1e-3)
+  also = FeatureSpec('urea nitrogen', 'mmol/L', aliases=('urea',))  # in mmol/L they are the same
+  assert units.into(also, 'mg/dL') is None  # of a row that may be urea's
+  assert units.into(FeatureSpec('urea nitrogen', 'mg/dL', aliases=('urea',)), 'mmol/L')[0] == pytest.approx(2.8013)
+  for mass in (FeatureSpec('urea', 'mg/dL'), FeatureSpec('urea', 'mg/dL', aliases=('blood urea nitrogen',))):
+    assert units.conversion(mass, also) is None and units.conversion(also, mass) is None
   assert units.conversion(FeatureSpec('a', kind='ordinal', levels=((0, 'no'),)), FeatureSpec('a')) is None
 
 
@@ -70,8 +77,22 @@ def test_features_that_two_cohorts_share_have_like_reference_ranges(one, two):
   assert found >= 14
 
 
-def test_scales_are_consistent_within_a_dimension():
-  for dimension in units._DIMENSIONS:
-    for a, b in itertools.combinations(dimension, 2):
-      forth, back = units.between(a, b, (), ()), units.between(b, a, (), ())
-      np.testing.assert_allclose(forth[0] * back[0], 1)
+SI = {'': 1, 'd': 1e-1, 'c': 1e-2, 'm': 1e-3, 'u': 1e-6, 'n': 1e-9, 'p': 1e-12, 'k': 1e3}
+
+
+def read(unit):
+  """How much a unit is, read letter by letter: amount and prefix, over what it is counted in."""
+  counted, _, volume = unit.partition('/')
+  of = re.fullmatch('(.?)(l|m3)', volume)
+  litres = SI[of[1]] if of[2] == 'l' else 1e-6  # a cubic millimetre
+  amount = re.fullmatch(r'(.?)(g|mol)|10\^(\d+)|(cells)?|([km])|(i?u)', counted)
+  if amount[2]:
+    return SI[amount[1]] / litres
+  return (10.0 ** int(amount[3]) if amount[3] else {'k': 1e3, 'm': 1e6}.get(amount[5], 1.0)) / litres
+
+
+def test_every_concentration_is_what_its_letters_say():
+  mass, substance, cells, enzymes = units._DIMENSIONS[:4]
+  for dimension in (mass, substance, cells, enzymes):
+    for unit, factor in dimension.items():
+      np.testing.assert_allclose(factor, read(unit), err_msg=unit)

@@ -87,6 +87,8 @@ def test_a_template_that_fails(folder, template):
 @pytest.mark.parametrize(('template', 'said'), [
     (b'{{ raise_exception("only users speak") }}', '(only users speak)'),
     (b'{{ raise_exception(messages[0].content) }}', '(TemplateError)'),
+    (b'{{ raise_exception(messages[0].content[:1]) }}', '(TemplateError)'),  # a letter that the template has too
+    (b'{{ raise_exception("") }}', '(TemplateError)'),
     (b'{{ messages[0].content.nothing.x }}', '(UndefinedError)'),
     (b'{% if messages %}', "Jinja was looking for the following tags: 'elif' or 'else' or 'endif'")])
 def test_words_of_a_template_are_said_and_those_of_a_record_never(folder, template, said):

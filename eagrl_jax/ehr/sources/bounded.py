@@ -103,12 +103,11 @@ def conversion(spec: FeatureSpec, unit: str | None, field: str) -> tuple[float, 
   Raises:
     EagrlError: a unit that the feature does not accept.
   """
-  given = plain_unit(unit or '')
-  if no_unit(unit):
+  if unit is None or no_unit(unit):
     return 1.0, 0.0
-  if (found := units.into(spec, given)) is not None:
+  if (found := units.into(spec, unit)) is not None:
     return found
-  shown = repr(unit) if not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', unit or '') and len(given) <= 20 else 'what is no unit'
+  shown = repr(unit) if not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', unit) and len(unit) <= 20 else 'what is no unit'
   raise EagrlError(f'{field}: {spec.name!r} occurs in {shown}, which its spec in {spec.unit!r} does not accept; '
                    'add it to accepted_units')
 
@@ -154,11 +153,15 @@ def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, s
 
 def _rescale(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
   for f, spec in enumerate(features):
-    for low, high, scale, offset in spec.rescale:
-      where = f'feature = {f} AND value BETWEEN {float(low)} AND {float(high)}'
-      if converted := count(db, f'FROM events WHERE {where}'):
-        db.execute(f'UPDATE events SET value = {float(scale)} * value + {float(offset)} WHERE {where}')
+    ranges = [f'value BETWEEN {float(low)} AND {float(high)}' for low, high, *_ in spec.rescale]
+    for i, (low, high, *_) in enumerate(spec.rescale):  # the first that holds decides
+      before = ''.join(f' AND NOT {r}' for r in ranges[:i])
+      if converted := count(db, f'FROM events WHERE feature = {f} AND {ranges[i]}{before}'):
         steps.append((f'converted from {low:g} to {high:g}: {spec.name}', converted, 'values'))
+    if ranges:
+      cases = ' '.join(f'WHEN {r} THEN {float(scale)} * value + {float(offset)}'
+                       for r, (_, _, scale, offset) in zip(ranges, spec.rescale))
+      db.execute(f'UPDATE events SET value = CASE {cases} ELSE value END WHERE feature = {f}')
 
 
 def _unlisted_codes(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
@@ -244,7 +247,8 @@ def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, st
                     np.array(ids, object)[aside['patient']], aside['hour'],
                     np.array(features.names, object)[aside['feature']], aside['value'], aside['reason']))
   # Values are a visit's now, each with an hour of its own: that two share one says nothing any more.
-  made = validation.validate(made.take(hashed_order(made.subject_id, name)), at_one_time=False, judge_features=labelled)
+  made = validation.validate(made.take(hashed_order(made.subject_id, name)), at_one_time=False, judge_features=labelled,
+                             rescaled=True)
   validation.check(made, labelled)
   return made
 

@@ -216,6 +216,7 @@ def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
         raise EagrlError(f'data.path: {spec.name!r} occurs in {what}, which its spec in {spec.unit!r} does not '
                          'accept; add it to accepted_units, or check --config.data.columns.unit')
       scale, offset = known
+      mine = mine[~np.isin(value[mine], spec.sentinels)]  # a code for missing has no unit
       value[mine] = scale * value[mine] + offset
       if scale < 0:
         censor[mine] *= -1

@@ -161,23 +161,27 @@ def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps
 def _read(db: duckdb.DuckDBPyConnection, data: str, unit: str, table: FeatureTable, grid: Grid, steps: Steps) -> None:
   """Adds the chosen codes' values in the window to `events`."""
   spelt = {name: f for f, spec in enumerate(table) for name in (spec.name, *spec.aliases)}
-  db.execute('CREATE TABLE codes (code VARCHAR, unit VARCHAR, feature SMALLINT, scale DOUBLE, shift DOUBLE)')
+  db.execute('CREATE TABLE codes (code VARCHAR, unit VARCHAR, feature SMALLINT, scale DOUBLE, shift DOUBLE, '
+             'sentinels DOUBLE[])')
   chosen = []
   for code, given in db.execute(f'SELECT DISTINCT code, {unit} FROM {data}').fetchall():
     stem, _, last = (code or '').rpartition('//')
     f = spelt.get(code, spelt.get(stem))
     if f is not None:
       meant = last if bounded.no_unit(given) and code not in spelt else given
-      chosen.append((code, given, f, *bounded.conversion(table[f], meant, 'data.path')))
+      chosen.append((code, given, f, *bounded.conversion(table[f], meant, 'data.path'),
+                     list(table[f].sentinels)))
   if not chosen:
     raise EagrlError('data.features: none of its names and aliases is a code of the data set; write the codes of '
                      'metadata/codes.parquet as aliases')
-  db.executemany('INSERT INTO codes VALUES (?, ?, ?, ?, ?)', chosen)
+  db.executemany('INSERT INTO codes VALUES (?, ?, ?, ?, ?, ?)', chosen)
   fate = ' '.join(f'WHEN {condition} THEN {i}' for i, (_, condition) in enumerate(_FATES))
   db.execute(f'''
       CREATE TABLE found AS
-      SELECT s.patient, c.feature, CASE {fate} ELSE -1 END AS fate, numeric_value * scale + shift AS value,
-        time, s.start FROM (SELECT subject_id, time, code, {unit} AS unit,
+      SELECT s.patient, c.feature, CASE {fate} ELSE -1 END AS fate, time, s.start,
+        CASE WHEN list_contains(sentinels, numeric_value) THEN numeric_value
+          ELSE numeric_value * scale + shift END AS value
+      FROM (SELECT subject_id, time, code, {unit} AS unit,
           CAST(numeric_value AS DOUBLE) AS numeric_value FROM {data}) d
       JOIN codes c ON d.code = c.code AND d.unit IS NOT DISTINCT FROM c.unit
       JOIN stays s ON CAST(d.subject_id AS VARCHAR) = s.subject_id''')

@@ -47,8 +47,7 @@ class Until:
 
 
 def read(path: Path, columns: Columns, sex_codes: Mapping[str, int], reading: Reading,
-                   count: collections.Counter[str]
-                   ) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray, Until]:
+         count: collections.Counter[str]) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray, Until]:
   """Ids with a label -> row, and label, age (NaN unknown), sex (1 male, 0 female, -1 unknown) and end of every row.
 
   Raises:

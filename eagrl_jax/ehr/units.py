@@ -65,8 +65,8 @@ def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None
 
 
 def _accepted(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
-  same = (factors for other, *factors in spec.accepted_units if plain_unit(other) == plain_unit(unit))
-  return next(((scale, offset) for scale, offset in same), None)
+  return next(((scale, offset) for other, scale, offset in spec.accepted_units
+               if plain_unit(other) == plain_unit(unit)), None)
 
 
 def _names(spec: FeatureSpec) -> list[str]:

@@ -165,15 +165,16 @@ def superseded(events: Events, table: FeatureTable, feature_of: np.ndarray, valu
   """
   out = np.zeros(len(value), bool)
   chosen = np.array([spec.repeats == 'last' for spec in table], bool)
-  usable = usable & chosen[feature_of[events.feature]]
+  feature = feature_of[events.feature]
+  usable = usable & chosen[feature]
   for f in np.flatnonzero(chosen):
-    mine = np.flatnonzero(usable & (feature_of[events.feature] == f))
+    mine = np.flatnonzero(usable & (feature == f))
     usable[mine] = validation.possible(table[int(f)], value[mine])
   rows = np.flatnonzero(usable)
   if len(rows):
     since = np.nan_to_num(events.available[rows], nan=-np.inf)
-    order = rows[np.lexsort((rows, since, feature_of[events.feature[rows]], events.hour[rows], events.patient[rows]))]
-    cell = np.stack([events.patient[order], events.hour[order], feature_of[events.feature[order]]])
+    order = rows[np.lexsort((rows, since, feature[rows], events.hour[rows], events.patient[rows]))]
+    cell = np.stack([events.patient[order], events.hour[order], feature[order]])
     last = np.append(np.any(np.diff(cell) != 0, axis=0), True)
     final = order[np.flatnonzero(last)[np.cumsum(np.append(0, last[:-1]))]]  # the last row of each row's cell
     out[order] = (value[order] != value[final]) | (events.censor[order] != events.censor[final])
@@ -209,8 +210,6 @@ def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
     rows = np.flatnonzero(events.unit == code)
     for f in np.unique(feature[rows]):
       spec, mine = table[int(f)], rows[feature[rows] == f]
-      if plain_unit(unit) == plain_unit(spec.unit):
-        continue
       if (known := units.into(spec, unit)) is None:
         what = repr(unit) if _may_be_shown(unit, events) else 'an entry that is no unit'
         raise EagrlError(f'data.path: {spec.name!r} occurs in {what}, which its spec in {spec.unit!r} does not '

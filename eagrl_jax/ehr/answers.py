@@ -7,8 +7,11 @@ import re
 
 from eagrl_jax.ehr.features import FeatureTable
 
-_NUMBER = re.compile(r'(?<![\d.])(\d{1,3}(?:\.\d{1,6})?|\.\d{1,6})(?!\d)\s*(%?)')
+# All of a number or nothing of it: quantifiers that give nothing back, and no digit behind.
+_NUMBER = re.compile(r'(?<![\d.])(\d{1,3}+(?:\.\d++)?+|\.\d++)(?!\.?\d)\s*(%?)')
 _REFUSAL = re.compile(r'\b(?:do(?: not|n.t) know|cannot (?:tell|estimate|answer))\b', re.I)
+
+FEATURES = 'Important Features'  # the tag
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,16 +20,21 @@ class Answer:
 
   probability: float | None
   features: tuple[int, ...]  # ids in the order written, without repeats
-  unknown_names: int  # written names that are no feature of the table
+  listed: tuple[int, int] | None  # characters of the feature list that was read; of one left open, to the end
   steps: tuple[tuple[str, str], ...]  # (sub-question, answer)
   refused: bool
 
 
-def _inside(text: str, tag: str) -> str | None:
-  """Text of the last complete `<tag> … </tag>`; None where there is none."""
+def _span(text: str, tag: str) -> tuple[int, int] | None:
+  """Characters inside the last complete `<tag> … </tag>`; None where there is none."""
   end = text.rfind(f'</{tag}>')
   start = text.rfind(f'<{tag}>', 0, end) if end >= 0 else -1
-  return text[start + len(tag) + 2:end].strip() if start >= 0 else None
+  return (start + len(tag) + 2, end) if start >= 0 else None
+
+
+def _inside(text: str, tag: str) -> str | None:
+  span = _span(text, tag)
+  return text[slice(*span)].strip() if span else None
 
 
 def parse(text: str, features: FeatureTable, max_steps: int = 16) -> Answer:
@@ -44,13 +52,14 @@ def parse(text: str, features: FeatureTable, max_steps: int = 16) -> Answer:
       value = numbers.pop()
       probability = value if value <= 1 else None
 
+  listed = _span(text, FEATURES)
   named: list[int] = []
-  unknown = 0
-  for name in filter(None, (n.strip(' .\n') for n in re.split(r'[,;\n]', _inside(text, 'Important Features') or ''))):
-    found = features.find(name)
-    unknown += found is None
+  for name in re.split(r'[,;\n]', text[slice(*listed)]) if listed else ():
+    found = features.find(name.strip(' .\n'))
     if found is not None and found not in named:
       named.append(found)
+  if not listed and (begin := text.rfind(f'<{FEATURES}>')) >= 0:
+    listed = begin + len(FEATURES) + 2, len(text)
 
   steps = []
   for i in range(1, max_steps + 1):
@@ -58,17 +67,4 @@ def parse(text: str, features: FeatureTable, max_steps: int = 16) -> Answer:
     if question is None or answer is None:
       break
     steps.append((question, answer))
-  return Answer(probability, tuple(named), unknown, tuple(steps), refused)
-
-
-def find_sections(text: str) -> tuple[tuple[int, int] | None, int | None]:
-  """Character span inside `<Important Features>` and where that tag begins; None where absent.
-
-  An unclosed list runs to the end of the text.
-  """
-  tag, close = '<Important Features>', '</Important Features>'
-  start = text.find(tag)
-  if start < 0:
-    return None, None
-  end = text.find(close, start)
-  return (start + len(tag), end if end >= 0 else len(text)), start
+  return Answer(probability, tuple(named), listed, tuple(steps), refused)

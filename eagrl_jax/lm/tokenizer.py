@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
 import jinja2.sandbox
+import numpy as np
 import tokenizers
 
 from eagrl_jax.lm import bpe
 from eagrl_jax.types import EagrlError
 
 _BYTE_OF = bpe.byte_characters()
+_CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF-8 character that has begun
 
 
 class Tokenizer:
@@ -51,20 +54,37 @@ class Tokenizer:
     """Text of `ids`, special tokens included; inverse of `encode` for byte-level vocabularies."""
     return self._fast.decode([int(i) for i in ids], skip_special_tokens=False)
 
+  def decode_with_offsets(self, ids: Iterable[int]) -> tuple[str, np.ndarray]:
+    """The text of `ids` without end tokens, and of each id the half-open range of characters it has a byte of. `[n, 2]`
+
+    A character that several tokens spell belongs to each; the space before a first word is kept.
+    """
+    reader = codecs.getincrementaldecoder('utf-8')('replace')
+    text, spans = '', []
+    for token in map(int, ids):
+      data = b'' if token == self.eos_id else self._bytes(token)
+      broken = bool(reader.getstate()[0]) and data[:1] not in _CONTINUES  # the character before ends here, unfinished
+      begin = len(text) + broken
+      text += reader.decode(data)
+      spans.append((begin, len(text) + bool(reader.getstate()[0])))
+    return text + reader.decode(b'', final=True), np.array(spans, np.int64).reshape(-1, 2)
+
   def piece(self, token: int) -> str:
     """Text of one token, its leading space kept; an incomplete UTF-8 sequence gives U+FFFD, no token ''."""
-    token = int(token)
+    return self._bytes(int(token)).decode('utf-8', 'replace')
+
+  def _bytes(self, token: int) -> bytes:
     if token in self._added:
-      return self._added[token]
+      return self._added[token].encode()
     raw = self._fast.id_to_token(token)
     if raw is None:
-      return ''
+      return b''
     if self._byte_level:  # with a character of another alphabet it stands for itself, as the library has it
       known = all(c in _BYTE_OF for c in raw)
-      return bytes(_BYTE_OF[c] for c in raw).decode('utf-8', 'replace') if known else raw
+      return bytes(_BYTE_OF[c] for c in raw) if known else raw.encode()
     if re.fullmatch('<0x[0-9A-Fa-f]{2}>', raw):
-      return bytes([int(raw[3:5], 16)]).decode('utf-8', 'replace')
-    return raw.replace('\u2581', ' ')
+      return bytes([int(raw[3:5], 16)])
+    return raw.replace('\u2581', ' ').encode()
 
   def apply_chat(self, prompt: str) -> str:
     """`prompt` as one user turn, up to where the assistant begins; unchanged without a template."""

@@ -22,15 +22,15 @@ VALUES = np.arange(1, 100) / 100  # those of the search's grammar
 def up_to_number(tokenizer: Tokenizer, written: list[int]) -> tuple[list[int], bool]:
   """An answer's tokens up to the place of its number, and whether the tag had to be added."""
   ids = [t for t in written if t != tokenizer.eos_id]
-  pieces = [tokenizer.piece(t) for t in ids]
-  at = ''.join(pieces).rfind(TAG)
+  text, spans = tokenizer.decode_with_offsets(ids)
+  at = text.rfind(TAG)
   if at < 0:
     return [*ids, *tokenizer.encode(f'\n{TAG}')], True
-  ends, stop = np.cumsum([len(p) for p in pieces]), at + len(TAG)
+  ends, stop = spans[:, 1], at + len(TAG)
   kept = int(np.sum(ends <= stop))
   covered = int(ends[kept - 1]) if kept else 0
   # A token that holds the end of the tag and what follows it: the tag's part of it is encoded anew.
-  return [*ids[:kept], *tokenizer.encode(''.join(pieces)[covered:stop])], False
+  return [*ids[:kept], *tokenizer.encode(text[covered:stop])], False
 
 
 def number_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -138,8 +138,7 @@ def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_na
   for i in range(b):
     for j in range(g):
       ids = tokens[i, j][valid[i, j]]
-      pieces = [tokenizer.piece(int(x)) if x != tokenizer.eos_id else '' for x in ids]
-      text = ''.join(pieces)
+      text, spans = tokenizer.decode_with_offsets(ids)
       texts[i][j] = text
       answer = answers.parse(text, cohort.features)
       refused[i, j] = answer.refused
@@ -147,12 +146,9 @@ def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_na
         prob[i, j], parsed[i, j] = answer.probability, True
       count = min(len(answer.features), max_named)
       named[i, j, :count] = answer.features[:count]
-      inside, begin = answers.find_sections(text)
-      if begin is not None and inside is not None:
-        ends = np.cumsum([len(p) for p in pieces])
-        starts = ends - np.array([len(p) for p in pieces])
-        n = len(ids)
+      if answer.listed is not None:
+        (starts, ends), n = spans.T, len(ids)
         # Strictly inside: with some tokenizers the closing tag's token begins with the space before it.
-        key_mask[i, j, :n] = (starts >= inside[0]) & (ends <= inside[1]) & (ends > starts)
-        align_mask[i, j, :n] = ends > begin
+        key_mask[i, j, :n] = (starts >= answer.listed[0]) & (ends <= answer.listed[1]) & (ends > starts)
+        align_mask[i, j, :n] = ends > answer.listed[0] - len(f'<{answers.FEATURES}>')
   return Read(Answers(prob, parsed, named, key_mask, align_mask), texts, refused)

@@ -76,6 +76,6 @@ def batches(context: Context, encoder: Encoder, answers: dict[int, list[list[int
 
 def final_answer(ids: list[int], tokenizer: Tokenizer) -> int:
   """Position of the first token of `<Final answer>`; the length where there is none."""
-  ends = np.cumsum([len(tokenizer.piece(i)) if i != tokenizer.eos_id else 0 for i in ids])
-  begin = ''.join(tokenizer.piece(i) for i in ids if i != tokenizer.eos_id).find('<Final answer>')
-  return int(np.searchsorted(ends, begin, side='right')) if begin >= 0 else len(ids)
+  text, spans = tokenizer.decode_with_offsets(ids)
+  begin = text.find('<Final answer>')
+  return int(np.searchsorted(spans[:, 1], begin, side='right')) if begin >= 0 else len(ids)

@@ -1,6 +1,8 @@
+import time
+
 import pytest
 
-from eagrl_jax.ehr.answers import find_sections, parse
+from eagrl_jax.ehr.answers import parse
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 
 TABLE = FeatureTable((FeatureSpec('lactate', aliases=('lactic acid',)), FeatureSpec('heart rate')))
@@ -11,14 +13,15 @@ GOOD = ('<Subquestion 1> How is it? </Subquestion 1>\n<Answer 1> 3.8, high </Ans
 
 def test_reads_a_whole_answer():
   answer = parse(GOOD, TABLE)
-  assert answer.probability == 0.75 and answer.features == (1, 0) and answer.unknown_names == 1
+  assert answer.probability == 0.75 and answer.features == (1, 0)
   assert answer.steps == (('How is it?', '3.8, high'),) and not answer.refused
 
 
 @pytest.mark.parametrize(('text', 'expected'), [
     ('0.3', 0.3), ('75%', 0.75), ('1', 1.0), ('0', 0.0), ('about .2', 0.2), ('0.750', 0.75), ('0.2 0.2', 0.2),
     ('1.2', None), ('-0.2', None), ('0.2 or 0.4', None), ('high', None), ('', None), ('150%', None),
-    ('I do not know', None), ("I don't know, 0.5", None), ('nan', None), ('1e-3', None)])
+    ('0.8765432', 0.8765432), ('0.123456789012', 0.123456789012), ('0.3.', 0.3), ('0.3.1', None), ('0.3 .1', None),
+    ('1234', None), ('I do not know', None), ("I don't know, 0.5", None), ('nan', None), ('1e-3', None)])
 def test_probability(text, expected):
   assert parse(f'<Final answer> {text} </Final answer>', TABLE).probability == expected
 
@@ -37,8 +40,21 @@ def test_the_last_final_answer_counts():
   assert parse('<Final answer> 0.1 </Final answer> <Final answer> 0.9 </Final answer>', TABLE).probability == 0.9
 
 
-def test_sections_of_the_feature_list():
-  inside, begin = find_sections(GOOD)
-  assert GOOD[slice(*inside)] == ' Heart Rate, lactic acid, LACTATE, sofa ' and GOOD[begin:].startswith('<Important')
-  assert find_sections('no list') == (None, None)
-  assert find_sections('<Important Features> a')[0] == (20, 22)
+def test_the_list_that_names_the_features_is_the_list_that_is_found():
+  listed = parse(GOOD, TABLE).listed
+  assert GOOD[slice(*listed)] == ' Heart Rate, lactic acid, LACTATE, sofa '
+  twice = '<Important Features> heart rate </Important Features>' + GOOD
+  assert parse(twice, TABLE).features == (1, 0)
+  assert twice[slice(*parse(twice, TABLE).listed)] == GOOD[slice(*listed)]
+
+
+def test_a_list_left_open_names_nothing_and_is_found_to_the_end():
+  assert parse('no list', TABLE).listed is None
+  answer = parse('<Important Features> lactate', TABLE)
+  assert answer.features == () and answer.listed == (20, 28)
+
+
+def test_a_long_row_of_digits_takes_no_time():
+  begun = time.process_time()
+  parse(f'<Final answer> {"1" * 100_000} 0.{"1" * 100_000}.1 </Final answer>', TABLE)
+  assert time.process_time() - begun < 1

@@ -28,11 +28,10 @@ PIECES = st.sampled_from([
 def test_an_answer_is_read_or_not(text):
   begun = time.process_time()
   found = answers.parse(text, TABLE)
-  span, start = answers.find_sections(text)
   assert time.process_time() - begun < 1
   assert found.probability is None or 0 <= found.probability <= 1
   assert len(set(found.features)) == len(found.features) and all(0 <= f < 3 for f in found.features)
-  assert span is None or 0 <= start < span[0] <= span[1] <= len(text)
+  assert found.listed is None or 20 <= found.listed[0] <= found.listed[1] <= len(text)
 
 
 GOOD_EVENTS = 'patient,time,feature,value,unit\na,0,lactate,1.5,mmol/L\nb,1,pH,7.4,\n'

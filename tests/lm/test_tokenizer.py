@@ -50,6 +50,15 @@ def test_offsets_give_back_the_pieces(tokenizer):
   exact = [(tokenizer.piece(i), text[a:b]) for i, (a, b) in zip(ids, offsets) if '\ufffd' not in tokenizer.piece(i)]
   assert len(exact) > 30 and all(piece == span for piece, span in exact)
   assert offsets[0][0] == 0 and offsets[-1][1] == len(text)
+  again, spans = tokenizer.decode_with_offsets([*ids, tokenizer.eos_id])
+  assert again == text and spans.tolist() == [*map(list, offsets), [len(text)] * 2]
+
+
+def test_a_broken_character_is_one_sign_and_spans_stay_in_step(tokenizer):
+  ids = tokenizer.encode('🫀')
+  assert len(ids) > 1, 'a character of several tokens is what this is about'
+  text, spans = tokenizer.decode_with_offsets([*ids[:-1], *tokenizer.encode(' lactate')])
+  assert text == '\ufffd lactate' and text[slice(*spans[-1])] == ' lactate' and spans[0].tolist() == [0, 1]
 
 
 def test_save_and_load_give_the_same_tokenizer(tokenizer, tmp_path):

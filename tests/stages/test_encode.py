@@ -1,8 +1,11 @@
 """Patients to token batches and sampled answers back to arrays."""
 
+import types
+
 import numpy as np
 import pytest
 
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import PromptConfig
 from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import synthetic
@@ -66,3 +69,16 @@ def test_a_rollout_is_read_back(encoder):
   assert t.decode(tokens[0, 0][read.said.key_mask[0, 0]].tolist()).strip() == 'lactate, sodium'
   assert t.decode(tokens[0, 0][read.said.align_mask[0, 0]].tolist()).lstrip().startswith('<Important Features>')
   assert not read.said.key_mask[0, 1].any() and not read.said.align_mask[0, 1].any()
+
+
+def test_names_that_several_tokens_spell_are_read():
+  plain = train_tokenizer(['lactate'], (), 300)
+  table = FeatureTable((FeatureSpec('白蛋白'), FeatureSpec('β-hCG')))
+  text = '<Important Features> β-hCG, 白蛋白 </Important Features>'
+  ids = plain.encode(text)
+  assert any('\ufffd' in plain.piece(i) for i in ids)
+  tokens, valid = pad_answers([[ids]], plain.pad_id)
+  zeros = np.zeros(tokens.shape, np.float32)
+  read = parse_rollout(Rollout(tokens, valid, zeros, zeros), plain, types.SimpleNamespace(features=table), max_named=4)
+  assert read.text == [[text]] and read.said.named[0, 0].tolist() == [1, 0, -1, -1]
+  assert plain.decode(tokens[0, 0][read.said.key_mask[0, 0]].tolist()).strip() == 'β-hCG, 白蛋白'

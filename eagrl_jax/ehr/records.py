@@ -13,6 +13,11 @@ import numpy as np
 
 from eagrl_jax.ehr.features import FeatureTable
 
+# Steps of attrition tables that leave out what comes too late to be used; the leakage audit shows them.
+LATE_STEPS = ('after discharge', 'after the outcome or prediction', 'available only after the outcome or prediction',
+              'after the prediction time', 'after the window', 'charted in the window, stored after it',
+              'after 48 hours')
+
 
 @dataclasses.dataclass(frozen=True)
 class Truth:

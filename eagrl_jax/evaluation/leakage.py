@@ -7,10 +7,10 @@ what the policy reaches.
 from __future__ import annotations
 
 import dataclasses
-import re
 
 import numpy as np
 
+from eagrl_jax.ehr.records import LATE_STEPS
 from eagrl_jax.evaluation import baselines, bootstrap, metrics
 
 PERMUTATIONS = 30
@@ -29,21 +29,29 @@ class Check:
 
 
 def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: baselines.Table, hours: np.ndarray,
-          events: np.ndarray, window: float, splits: dict[str, np.ndarray], attrition: tuple[tuple[str, int, str], ...],
-          model_auroc: float, seed: int, resamples: int = 1000) -> list[Check]:
+          events: np.ndarray, begins: np.ndarray, window: float, after_stay: np.ndarray | None,
+          splits: dict[str, np.ndarray], attrition: tuple[tuple[str, int, str], ...], model_auroc: float, seed: int,
+          resamples: int = 1000) -> list[Check]:
   """Runs every check.
 
   Args:
     subject_id: `[N]`. label: `[N]`. age: `[N]`, NaN unknown.
-    hours: `[N]` latest input time; events: `[N]` inputs a patient; window: prediction time in hours, 0 = whole record.
+    hours: `[N]` latest input time; events: `[N]` inputs a patient.
+    begins: `[N]` hour at which the last visit that is shown begins; window: prediction time in hours, 0 = whole record.
+    after_stay: `[N]` inputs later than the end of the stay; None where no source says when stays end.
     splits: rows by name; 'train' and 'test' are read for the baselines.
-    attrition: the source's own counts, of which those of rows after discharge are shown.
+    attrition: the source's own counts, of which `LATE_STEPS` are shown.
     model_auroc: of the best model on test; NaN to compare with none.
   """
   train, test = splits['train'], splits['test']
-  checks = [_overlap(subject_id, splits), _future(hours, window)]
-  checks += [Check(f'rows dropped: {step}', float(n), None, '') for step, n, unit in attrition
-             if unit != 'patients' and re.search(r'discharge|after|future', step)]
+  checks = [_overlap(subject_id, splits)]
+  if window:
+    checks.append(_count('patients with a visit after the prediction time', begins >= window,
+                         'inputs are later than the prediction time'))
+  if after_stay is not None:
+    checks.append(_count('patients with inputs after the end of their stay', after_stay > 0,
+                         'inputs are later than discharge or death, and may tell of it'))
+  checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in attrition if step in LATE_STEPS]
   checks.append(_order(subject_id, label, resamples))
   checks.append(_permuted(table, label, train, test, seed))
   column = lambda v: np.asarray(v, np.float64)[:, None]
@@ -61,10 +69,8 @@ def _overlap(subject_id: np.ndarray, splits: dict[str, np.ndarray]) -> Check:
   return Check('patients in two splits', float(shared), None, 'a patient is in two splits' if shared else '')
 
 
-def _future(hours: np.ndarray, window: float) -> Check:
-  late = int((hours > window + 1e-6).sum()) if window else 0
-  return Check('patients with inputs after the prediction time', float(late), None,
-               'inputs are later than the prediction time' if late else '')
+def _count(name: str, found: np.ndarray, warning: str) -> Check:
+  return Check(name, float(found.sum()), None, warning if found.any() else '')
 
 
 def _order(subject_id: np.ndarray, label: np.ndarray, resamples: int) -> Check:

@@ -26,14 +26,17 @@ def audit(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], r
   """The leakage audit as rows of metrics.json; compared with the best of `probs`, the oracle apart."""
   cohort, window = data.cohort, context.config.data.window_hours
   used = cohort.hour < window if window else np.ones(len(cohort.hour), bool)
+  counted = lambda which: np.bincount(cohort.patient[which], minlength=len(cohort))
   latest = np.zeros(len(cohort), np.float64)
   np.maximum.at(latest, cohort.patient[used], cohort.hour[used])
+  end = cohort.stay_end
   label = cohort.label[rows]
   best = max(metrics.auroc(label, prob) for name, prob in probs.items() if name != 'oracle')
   parts = data.splits
   checks = leakage.audit(
       subject_id=cohort.subject_id, label=cohort.label.astype(int), age=cohort.age, table=table(data), hours=latest,
-      events=np.bincount(cohort.patient[used], minlength=len(cohort)), window=window,
+      events=counted(used), begins=data.visits.hours.max(1) - context.config.data.bin_hours, window=window,
+      after_stay=None if end is None else counted(used & (cohort.hour > end[cohort.patient])),
       splits={'train': parts.train, 'valid': parts.valid, 'test': parts.test}, attrition=cohort.attrition,
       model_auroc=best, seed=context.config.seed, resamples=context.config.evaluate.bootstrap)
   return [dataclasses.asdict(check) for check in checks]

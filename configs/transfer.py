@@ -7,6 +7,7 @@ and which statistics are the run's own. The other direction is a second run, on 
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import defaults
 
@@ -24,5 +25,7 @@ def get_config(variant: str = ''):
       data=config.data,
       transfer=ConfigDict(dict(
           patients=0,  # judge so many, at random; 0 = all
+          same_patients=placeholder(bool),  # whether an id that the run's patients have too is the same patient's:
+          # True leaves out whom the run has learnt from; unset: known of published data sets, else asked for
           name='')),  # of the output's folder; '' = that of the cohort
       mesh=config.mesh))

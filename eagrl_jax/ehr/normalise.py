@@ -7,6 +7,7 @@ an assay limit would move the statistics away from most of the data.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Statistics:
   age_mean: float
   age_std: float
   levels: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)  # of `channels.seen_levels`
+  made_of: str = ''  # of `origin`; '' of a run from before it was written down
 
 
 def fit(visits: Visits, rows_train: np.ndarray, features: FeatureTable, age: np.ndarray) -> Statistics:
@@ -73,6 +75,11 @@ def fit(visits: Visits, rows_train: np.ndarray, features: FeatureTable, age: np.
   return Statistics(features.names, log, mean, std, median, n, tuple(flat),
                     float(years.mean()) if len(years) else 0.0, spread,
                     channels.seen_levels(features, visits.values[rows_train]))
+
+
+def origin(cohort_sha256: str, train_ids: np.ndarray) -> str:
+  """Which data statistics are of: the cohort's hash in its manifest, and who of it trains. `train_ids [n]`"""
+  return hashlib.sha256('\n'.join([cohort_sha256, *sorted(map(str, train_ids))]).encode()).hexdigest()
 
 
 def _varies(x: np.ndarray) -> bool:
@@ -119,7 +126,7 @@ def apply(statistics: Statistics, visits: Visits, cohort: Cohort) -> ExpertBatch
 def save(path: str | Path, statistics: Statistics) -> None:
   """Writes the statistics as JSON."""
   row = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in dataclasses.asdict(statistics).items()
-         if k != 'levels' or v}
+         if k not in ('levels', 'made_of') or v}
   Path(path).write_text(json.dumps(row, indent=1, ensure_ascii=False), encoding='utf-8')
 
 

@@ -57,6 +57,11 @@ def fingerprint(cohort: Cohort) -> str:
   return digest.hexdigest()
 
 
+def recorded_sha256(folder: str | Path) -> str:
+  """`fingerprint` of the cohort that `save` wrote there, as `load` has checked it."""
+  return json.loads((Path(folder) / 'manifest.json').read_text(encoding='utf-8'))['sha256']
+
+
 def save(cohort: Cohort, folder: str | Path) -> None:
   """Writes a cohort; what the folder held before is replaced, and unusable until the last file is written."""
   folder = Path(folder)

@@ -13,7 +13,7 @@ from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder
-from eagrl_jax.types import ExpertBatch
+from eagrl_jax.types import EagrlError, ExpertBatch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +40,9 @@ def load(context: Context) -> Data:
   visits = grid(cohort, context.config.data)
   parts = splits.load(folder / 'splits.parquet', cohort.subject_id)
   statistics = normalise.load(folder / 'statistics.json')
+  if statistics.made_of not in ('', normalise.origin(store.recorded_sha256(folder), cohort.subject_id[parts.train])):
+    raise EagrlError('statistics: prepare/statistics.json is of another cohort or other train patients than '
+                     'prepare/ holds; put the file back, or delete the folder prepare and run it again')
   return Data(cohort, visits, parts, normalise.apply(statistics, visits, cohort))
 
 

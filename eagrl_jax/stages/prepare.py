@@ -51,7 +51,8 @@ def run(context: Context) -> None:
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   store.save(cohort, folder)
   splits.save(folder / 'splits.parquet', parts, cohort.subject_id)
-  normalise.save(folder / 'statistics.json', statistics)
+  made_of = normalise.origin(store.recorded_sha256(folder), cohort.subject_id[parts.train])
+  normalise.save(folder / 'statistics.json', dataclasses.replace(statistics, made_of=made_of))
   logging.info('%s\n%s', cohort.name, attrition_table(cohort))
   if c.source in ('csv', 'wide_csv', 'yaib') and c.sex_codes and (warning := sexes_apart(cohort)):
     logging.warning('%s', warning)
@@ -104,7 +105,8 @@ def read_source(c: ConfigDict, seed: int, labelled: bool = True) -> Cohort:
     raise EagrlError(f'data.path={c.path!r} does not exist; give the {c.source} file with --config.data.path=')
   if c.source == 'tjh':
     # The published split counts two patients that have nothing but results dated after discharge.
-    return tjh.load(c.path, keep_after_discharge=c.get('protocol', '') == 'tjh_140_21_200', labelled=labelled)
+    return tjh.load(c.path, keep_after_discharge=c.get('protocol', '') == 'tjh_140_21_200', labelled=labelled,
+                    window_hours=c.window_hours)
   if c.source == 'physionet2012':
     return physionet2012.load(c.path, c.outcomes or None, labelled=labelled)
   visits = Grid(c.bin_hours, c.aggregate, c.window_hours)

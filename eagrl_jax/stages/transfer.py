@@ -29,6 +29,7 @@ from eagrl_jax.stages.context import Context
 from eagrl_jax.types import EagrlError
 
 BASELINES = ('logistic', 'boosting')
+DATA_SETS = ('tjh', 'physionet2012', 'mimic4', 'synthetic')  # sources of one data set each, with ids of its own
 FILES = ('path', 'outcomes', 'features')
 PAIRS = (('rl', 'expert'), ('rl', 'base'), ('rl', 'sft'), ('rl', 'logistic'), ('rl', 'boosting'))
 
@@ -57,7 +58,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         'data': config.data.to_dict() | dict.fromkeys(FILES, ''),
         'files': [finished.fingerprint(config.data[k]) for k in FILES
                   if config.data[k] and config.data.source != 'synthetic'],
-        'patients': c.patients, 'seed': config.seed,
+        'patients': c.patients, 'seed': config.seed, 'same_patients': c.same_patients,
         'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new', 'bootstrap')}
                    | graph.new_fields(context.config, 'evaluate')}
 
@@ -72,10 +73,10 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
 
 
 def other(config: ConfigDict, context: Context, home: data_lib.Data) -> tuple[Cohort, foreign.Match]:
-  """The other cohort on the run's features; patients of one source that the run has learnt from are left out.
+  """The other cohort on the run's features; patients whom the run has learnt from are left out.
 
   Raises:
-    EagrlError: another task, no feature in common.
+    EagrlError: another task, no feature in common, or ids in common of which nobody says whose they are.
   """
   # Hours, visits and windows are the run's: some sources apply them while they read.
   reading = ConfigDict(config.data.to_dict() | {
@@ -83,14 +84,32 @@ def other(config: ConfigDict, context: Context, home: data_lib.Data) -> tuple[Co
   cohort = prepare.read_source(reading, config.seed)
   if cohort.task != home.cohort.task:
     raise EagrlError(f'data.task={cohort.task!r}: the run was trained for {home.cohort.task!r}; judge it on that')
-  if cohort.name == home.cohort.name and config.data.source != 'synthetic':
-    used = set(home.cohort.subject_id[np.r_[home.splits.train, home.splits.valid]].tolist())
-    rows = np.flatnonzero([str(i) not in used for i in cohort.subject_id])
-    if not len(rows):
-      raise EagrlError('data.path: the run was trained on every patient of this cohort; give another one')
-    steps = (*cohort.attrition, ('train and validation patients of the run', len(cohort) - len(rows), 'patients'))
-    cohort = dataclasses.replace(cohort.take(rows), attrition=steps)
-  return foreign.remap(cohort, home.cohort.features)
+  return foreign.remap(unseen(cohort, config, context.config.data.source, home), home.cohort.features)
+
+
+def unseen(cohort: Cohort, config: ConfigDict, learnt_from: str, home: data_lib.Data) -> Cohort:
+  """Without train and validation patients of the run, wherever ids say who they are.
+
+  Ids of one published data set are those of its patients, whatever is predicted of them; those of two are not. What ids
+  of a user's files say, only the user knows.
+
+  Args:
+    learnt_from: `data.source` of the run.
+  """
+  used = np.r_[home.splits.train, home.splits.valid]
+  rows = np.flatnonzero(~np.isin(cohort.subject_id.astype(str), home.cohort.subject_id[used].astype(str)))
+  shared, source = len(cohort) - len(rows), config.data.source
+  same = config.transfer.same_patients
+  if same is None and source in DATA_SETS and learnt_from in DATA_SETS:
+    same = source == learnt_from != 'synthetic'  # of another seed or site
+  if same is None and shared:
+    raise EagrlError(f'transfer.same_patients: {shared} ids of the other cohort are also ids of patients that the run '
+                     'was trained on; set True to leave those out, or False where ids of two hospitals happen to agree')
+  if not same or not shared:
+    return cohort
+  if not len(rows):
+    raise EagrlError('data.path: the run was trained on every patient of this cohort; give another one')
+  return prepare.counted(cohort.take(rows), 'train and validation patients of the run', shared)
 
 
 def chosen(cohort: Cohort, patients: int, seed: int) -> Cohort:

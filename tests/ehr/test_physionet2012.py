@@ -102,6 +102,7 @@ def test_several_sets_join_and_a_stay_in_two_is_refused(tmp_path):
   (tmp_path / 'Outcomes-b.txt').write_text('RecordID,In-hospital_death\n21,1\n')
   second = pack(tmp_path / 'set-b.tar.gz', {21: stay(21, '01:00,HR,80')}, 'w:gz')
   assert set(physionet2012.load([first, second]).subject_id) == {'11', '12', '14', '21'}
+  assert set(physionet2012.load(tmp_path).subject_id) == {'11', '12', '14', '21'}  # the folder of both
   with pytest.raises(EagrlError, match='a stay occurs in two'):
     physionet2012.load([first, first])
   with pytest.raises(EagrlError, match='one outcomes file for each'):

@@ -14,7 +14,7 @@ import test_meds
 from configs import defaults
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.mesh import local_mesh
-from eagrl_jax.stages import checks, prepare
+from eagrl_jax.stages import checks, data, prepare
 from eagrl_jax.stages.context import Context
 from eagrl_jax.types import EagrlError
 
@@ -48,6 +48,23 @@ def test_what_is_not_used_lies_beside_the_cohort_and_is_never_logged(tmp_path, c
   assert manifest['rejects'] == 2 and ['outside hard range: sodium', 1, 'values'] in manifest['attrition']
   assert 'sodium' in caplog.text and '9876543' not in caplog.text and 'k1' not in caplog.text.split()
   assert len(store.load(folder).value) == 120
+
+
+def test_statistics_of_another_cohort_or_other_train_patients_are_refused(tmp_path):
+  config = csv(tmp_path)
+  folder = prepared(config, tmp_path)
+  context = Context(config, tmp_path / 'run', local_mesh(1))
+  assert len(data.load(context).cohort) == 60
+  own = (folder / 'statistics.json').read_text()
+  (tmp_path / 'other').mkdir()
+  for change in ({'n': 61}, {'seed': 7}):
+    other = csv(tmp_path / 'other', change.get('n', 60))
+    other.seed = change.get('seed', config.seed)
+    (folder / 'statistics.json').write_text((prepared(other, tmp_path / 'other') / 'statistics.json').read_text())
+    with pytest.raises(EagrlError, match='statistics: prepare/statistics.json is of another cohort or other train'):
+      data.load(context)
+  (folder / 'statistics.json').write_text(own)
+  data.load(context)
 
 
 def test_a_fold_by_name(tmp_path):

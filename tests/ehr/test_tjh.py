@@ -99,6 +99,18 @@ def test_rows_after_discharge_on_request(tmp_path):
   assert ('after discharge, kept', 2, 'rows') in cohort.attrition
 
 
+def test_who_has_left_before_the_prediction_is_not_predicted(tmp_path):
+  late = row(204, day(7.5), outcome=1, **{'Platelet count': 60})  # 12 hours before the end of the stay
+  path = write(tmp_path / 'tjh.xlsx', [*ROWS, late])
+  assert '204' in tjh.load(path).subject_id and '204' in tjh.load(path, window_hours=12).subject_id
+  cohort = tjh.load(path, window_hours=13)
+  assert set(cohort.subject_id) == {'7', '202'} and cohort.name == 'tjh_13h'
+  assert ('stay ended within the window', 2, 'patients') in cohort.attrition  # 203 had ended before its first row
+  assert '204' in tjh.load(path, window_hours=13, labelled=False).subject_id
+  with pytest.raises(EagrlError, match='a stay of 999 hours; set data.window_hours lower'):
+    tjh.load(path, window_hours=999)
+
+
 def test_chinese_headers_and_text_dates_read_the_same(tmp_path):
   english = tjh.load(write(tmp_path / 'en.xlsx'))
   rows = [[r[0], r[1] and r[1].isoformat(sep=' '), *r[2:]] for r in ROWS]

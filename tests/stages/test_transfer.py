@@ -165,16 +165,43 @@ def csv_cohort(folder):
   return config('csv', path=str(folder / 'events.csv'), outcomes=str(folder / 'outcomes.csv'))
 
 
-def test_a_users_cohort_is_mapped_and_patients_that_were_learnt_from_are_left_out(home, tmp_path):
+def test_a_users_cohort_is_mapped(home, tmp_path):
   context, own = home
   c = csv_cohort(tmp_path)
+  c.transfer.same_patients = False
   cohort, match = transfer.other(c, context, own)
   assert set(match.mapped) == {'lactate', 'glucose'} and len(match.lacking) == 18 and match.unknown == 0
   truth = synthetic.generate(synthetic.SyntheticConfig(n=30, site='eicu', features=('lactate', 'glucose')), 5)
   of = lambda x, name: np.sort(x.value[x.feature == x.features.find(name)])
   for name in match.mapped:
     np.testing.assert_allclose(of(cohort, name), of(truth, name), rtol=1e-5)
-  again = dataclasses.replace(own, cohort=dataclasses.replace(own.cohort, name='csv'))  # as if the run were on it
+
+
+def test_patients_that_were_learnt_from_are_left_out_and_namesakes_are_not(home, tmp_path):
+  context, own = home
+  c = csv_cohort(tmp_path)
   learnt = set(own.cohort.subject_id[np.r_[own.splits.train, own.splits.valid]])
-  rest, _ = transfer.other(c, context, again)
-  assert set(rest.subject_id) == set(cohort.subject_id) - learnt and len(rest) < len(cohort)
+  with pytest.raises(EagrlError, match=r'transfer\.same_patients: \d+ ids of the other cohort'):
+    transfer.other(c, context, own)
+  c.transfer.same_patients = False
+  everybody = set(transfer.other(c, context, own)[0].subject_id)
+  c.transfer.same_patients = True
+  rest = transfer.other(c, context, own)[0]
+  assert set(rest.subject_id) == everybody - learnt and 0 < len(rest) < len(everybody)
+  assert ('train and validation patients of the run', len(everybody & learnt), 'patients') in rest.attrition
+
+
+@pytest.mark.parametrize(('source', 'home_source', 'left'), [
+    ('mimic4', 'mimic4', 'new'), ('mimic4', 'physionet2012', 'all'), ('synthetic', 'synthetic', 'all'),
+    ('meds', 'mimic4', 'ask'), ('csv', 'csv', 'ask')])
+def test_a_published_data_set_is_the_same_whatever_is_predicted_of_it(home, source, home_source, left):
+  """So is one whose cohort has another name: the index, the task and the window are in it."""
+  _, own = home
+  renamed = dataclasses.replace(own.cohort, name=f'{source}_hospital_first')
+  c = config(source=source)
+  if left == 'ask':
+    with pytest.raises(EagrlError, match='same_patients'):
+      transfer.unseen(renamed, c, home_source, own)
+  else:
+    expected = own.splits.test if left == 'new' else np.arange(len(renamed))
+    assert set(transfer.unseen(renamed, c, home_source, own).subject_id) == set(renamed.subject_id[expected])

@@ -38,7 +38,8 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
   """Reads one set or several.
 
   Args:
-    path: a tar archive (any compression) or a folder of stays, or several of them.
+    path: a tar archive (any compression), a folder of stays, a folder of several of these by names `set-<x>…`, or
+      several of all of them.
     outcomes: an outcomes file for each; by default `Outcomes-<x>.txt` beside `set-<x>`.
     labelled: False reads new patients: no outcomes file is needed or read, and labels are 0.
 
@@ -48,7 +49,7 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
   Raises:
     EagrlError: unreadable files, a stay in two sets, contradictory outcomes, more than 1 % of the rows after 48 hours.
   """
-  paths = [Path(path)] if isinstance(path, str | Path) else [Path(p) for p in path]
+  paths = [one for p in ([path] if isinstance(path, str | Path) else path) for one in _sets(Path(p))]
   if not labelled:
     files = []
   elif outcomes is None:
@@ -120,6 +121,12 @@ def _archive(path: Path) -> Iterator[tuple[str, bytes]]:
           yield name.stem, content.read()
   except (tarfile.TarError, lzma.LZMAError, zlib.error, EOFError, OSError):
     raise EagrlError(f'data.path: {path.name} is not a complete tar archive; get it again') from None
+
+
+def _sets(path: Path) -> list[Path]:
+  """The sets in a folder of sets; any other path is one itself."""
+  inside = sorted(p for p in path.glob('set-*') if p.is_dir() or '.tar' in p.suffixes) if path.is_dir() else []
+  return inside or [path]
 
 
 def _parse(stays: list[tuple[str, bytes]]) -> tuple[np.ndarray, np.ndarray, pa.Array, validation.Numbers]:

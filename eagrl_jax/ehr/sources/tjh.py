@@ -36,7 +36,8 @@ _PH, _WBC, _RBC, _HEMATOCRIT = (FEATURES.require(name, 'tjh') for name in
 
 
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
-def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool = True) -> Cohort:
+def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool = True,
+         window_hours: float = 0.0) -> Cohort:
   """Reads the published workbook.
 
   Args:
@@ -45,6 +46,8 @@ def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool
       They are results reported late; without them two patients have no record left.
     labelled: False reads new patients: outcome and discharge are neither needed nor read, labels are 0, and rows of
       every date are kept.
+    window_hours: what is predicted from so many first hours; stays that ended before are left out, for then the outcome
+      is known already. 0 = from the whole record.
 
   Returns:
     A validated cohort. Hours count from a patient's first dated row, kept or not.
@@ -71,18 +74,19 @@ def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool
     else:
       dated.append((current, _moment(row[base['time']], 'RE_DATE'), row))
 
-  with_date = {patient for patient, _, _ in dated}
-  known = [p for p in facts if p in with_date and (facts[p][2] in (0, 1) or not labelled)]
-  index = {patient: i for i, patient in enumerate(known)}
   first: dict[Any, datetime.datetime] = {}
   for patient, moment, _ in dated:
     first[patient] = min(first.get(patient, moment), moment)
+  judged = [p for p in facts if p in first and (facts[p][2] in (0, 1) or not labelled)]
+  known = [p for p in judged if not (labelled and _stay(facts[p][3], first[p]) < window_hours)]
+  index = {patient: i for i, patient in enumerate(known)}
   dated = [entry for entry in dated if entry[0] in index]
   patient, hour, feature, value, censor = _events(dated, index, first, facts, labs, keep_after_discharge, count)
   constant = [i for i, name in enumerate(header) if canonical(name) in {canonical(n) for n in _CONSTANT}]
   steps = [('read', len(facts), 'patients'), ('read', len(rows), 'rows'), ('without date', count['undated'], 'rows'),
-           ('without any dated row', len(facts) - len(with_date), 'patients'),
-           *((('without outcome', len(with_date) - len(known), 'patients'),
+           ('without any dated row', len(facts) - len(first), 'patients'),
+           *((('without outcome', len(first) - len(judged), 'patients'),
+              *([('stay ended within the window', len(judged) - len(known), 'patients')] if window_hours else []),
               ('after discharge' + (', kept' if keep_after_discharge else ''), count['late'], 'rows'))
              if labelled else ()),
            ('constant column, 2019-nCoV nucleic acid detection',
@@ -91,7 +95,8 @@ def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool
            ('of a urinalysis row: pH and cells', count['urine'], 'values'),
            ('pH in steps of 0.5, a dipstick', count['dipstick'], 'values')]
   cohort = Cohort(
-      name='tjh', task='mortality', setting='inpatients with COVID-19 at a hospital in Wuhan', features=FEATURES,
+      name=f'tjh_{window_hours:g}h' if window_hours else 'tjh', task='mortality',
+      setting='inpatients with COVID-19 at a hospital in Wuhan', features=FEATURES,
       subject_id=np.array([_name(p) for p in known], str),
       age=np.array([_age(facts[p][0]) for p in known], np.float32),
       sex=np.array([_SEX.get(facts[p][1], -1) for p in known], np.int8),
@@ -100,7 +105,9 @@ def load(path: str | Path, *, keep_after_discharge: bool = False, labelled: bool
       stay_end=np.array([_stay(facts[p][3], first[p]) for p in known], np.float32) if labelled else None)
   if not len(cohort):
     raise EagrlError('data.path: no patient has a dated row' + (
-        ' and an outcome of 0 or 1; check those columns' if labelled else '; check the column RE_DATE'))
+        ' and an outcome of 0 or 1; check those columns' if labelled and not judged else
+        f' and a stay of {window_hours:g} hours; set data.window_hours lower' if labelled else
+        '; check the column RE_DATE'))
   cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, cohort.name)), judge_features=labelled)
   validation.check(cohort, labelled)
   return cohort

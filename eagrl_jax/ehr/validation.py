@@ -74,7 +74,8 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
   Values that a spec lists as sentinels or that look like one, that lie outside a hard range, are no level of a
   feature with levels, contradict another value of the same time or are not finite become missing. Of several values
   of one feature at one time, equal ones count once and different ones are averaged. A feature of which many values
-  are impossible, or whose values fall into two groups, is used only with a specimen.
+  are impossible, or whose values fall into two groups, is used only with a specimen. Codes for missing that are found
+  become sentinels of their feature.
 
   Args:
     at_one_time: False where values are averages over a time already, which need not agree with each other, and among
@@ -126,6 +127,7 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
       _count(steps, f'{NO_LEVEL}: {spec.name}', stray, 'values')
       reason[stray] = NO_LEVEL
   keep = reason == ''
+  specs = list(cohort.features)
   often = np.flatnonzero(np.bincount(feature[keep], minlength=len(low)) >= ENOUGH).tolist() if judge_features else ()
   for f in often:
     spec = cohort.features[f]
@@ -138,6 +140,8 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
         here = mine & np.isin(value, np.array(found, np.float32))
         _count(steps, f'{step}: {spec.name}', here, 'values')
         reason[here & (step == sentinels.CODE)] = sentinels.CODE
+      if codes:  # from now on: what a run reads later may be of one patient, who shows no pattern
+        specs[f] = dataclasses.replace(spec, sentinels=(*spec.sentinels, *codes))
     mine = (reason == '') & (feature == f)
     if not spec.specimen and two_groups(value[mine], cohort.patient[mine]):
       _count(steps, f'two groups of values, not used until features give its specimen: {spec.name}', mine, 'values')
@@ -155,7 +159,8 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
     cohort = cohort.take(np.flatnonzero(seen))
   steps += [('kept', len(cohort), 'patients'), ('kept', len(cohort.value), 'values')]
   censor = cohort.censor if cohort.censor is not None and cohort.censor.any() else None
-  return dataclasses.replace(cohort, attrition=(*cohort.attrition, *steps), censor=censor)
+  table = cohort.features if specs == list(cohort.features) else FeatureTable(tuple(specs))
+  return dataclasses.replace(cohort, features=table, attrition=(*cohort.attrition, *steps), censor=censor)
 
 
 def _count(steps: list[tuple[str, int, str]], step: str, mask: np.ndarray, unit: str) -> None:

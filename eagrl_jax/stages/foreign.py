@@ -23,6 +23,7 @@ from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
 
 CSV = ('csv', 'wide_csv')
+TOO_LATE = 'available only after the outcome or prediction'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,13 +91,14 @@ def blinded(cohort: Cohort) -> Cohort:
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: event_rows.Columns,
                     sex_codes: dict[str, int] | None, encoding: str, delimiter: str, task: str,
-                    setting: str, decimal: str = '.') -> tuple[Cohort, Match]:
+                    setting: str, decimal: str = '.', window_hours: float = 0.0) -> tuple[Cohort, Match]:
   """Reads a long or wide CSV without outcomes, as `long_csv.load` reads one with them.
 
   Args:
     kind: 'csv' or 'wide_csv'.
     statics: a CSV of patient, age and sex; '' = neither is known. Any other column of it, an outcome too, is not read.
     table: the run's features.
+    window_hours: of the run, as of `long_csv.load`.
 
   Returns:
     A validated cohort whose labels are 0, in an order of the ids' hashes.
@@ -108,7 +110,7 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
   reading = csv_text.Reading(encoding, delimiter, decimal)
   with _as_long(kind, pathlib.Path(path), columns, reading) as (file, columns):
     events = event_rows.read(file, columns, reading, count)
-  event_rows.refuse_two_spellings(list(events.patients), columns.patient)
+  event_rows.refuse_two_spellings(list(events.patients), columns.field('patient'))
   found = {code: table.find(name) for name, code in events.features.items()}
   feature_of = np.array([-1 if found[code] is None else found[code] for code in range(len(found))], np.int32)
   if (feature_of < 0).all():
@@ -120,7 +122,9 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
   events = dataclasses.replace(events, **{f: getattr(events, f)[known] for f in (
       'patient', 'feature', 'unit', 'word', 'hour', 'available', 'value', 'censor')})
   value, censor = event_rows.convert(events, table, feature_of, count)
-  keep = ~np.isnan(value)
+  late = ~np.isnan(value) & event_rows.known_too_late(
+      events, np.full(len(value), np.nan), start[events.patient], window_hours)
+  keep = ~np.isnan(value) & ~late
   replaced = event_rows.superseded(events, table, feature_of, value, keep)
   keep &= ~replaced
   ids = np.array(list(events.patients), str)
@@ -130,7 +134,9 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
            ('of a feature that the run does not know', int((~known).sum()), 'values'),
            ('without value', count['empty'], 'values'), ('text', count['text'], 'values'),
            ('assay limit written as < or >', count['censored'], 'values'),
-           *([(event_rows.SUPERSEDED, int(replaced.sum()), 'values')] if replaced.any() else []))
+           *((step, n, 'values') for step, n in (
+               *((step, n) for step, n in count.items() if step.startswith(event_rows.NO_LEVEL)),
+               (TOO_LATE, int(late.sum())), (event_rows.SUPERSEDED, int(replaced.sum()))) if n))
   cohort = Cohort(
       name='new', task=task, setting=setting, features=table, subject_id=ids, age=age, sex=sex,
       label=np.zeros(len(ids), np.int8), patient=events.patient[keep],
@@ -162,36 +168,27 @@ def read_statics(path: str, ids: np.ndarray, columns: event_rows.Columns, sex_co
   """Age `[N]` in years, NaN unknown, and sex `[N]`, -1 unknown, of these patients.
 
   Raises:
-    EagrlError: no such columns, an id twice, an age that is no number or impossible, an unknown sex code.
+    EagrlError: no such columns, no id of these patients, an id twice or in two spellings, an age that is no number or
+      impossible, an unknown sex code.
   """
   age, sex = np.full(len(ids), np.nan, np.float32), np.full(len(ids), -1, np.int8)
   if not path:
     return age, sex
-  wanted = {columns.outcome_patient: True, columns.age: False, columns.sex: False}
-  rows: dict[str, list] = collections.defaultdict(list)
-  for block in csv_text.blocks(pathlib.Path(path), 'data.statics', wanted, reading):
-    for field, column in block.items():
-      rows[field] += column.to_pylist()
-  who = rows[columns.outcome_patient]
+  who, years, codes, _ = outcomes_csv.people(
+      pathlib.Path(path), 'data.statics', columns, sex_codes or outcomes_csv.SEX, reading, {})
   if len(set(who)) != len(who):
     raise EagrlError(f'data.statics: {len(who) - len(set(who))} patients are listed twice; keep one row each')
-  years = validation.parse_numbers(rows.get(columns.age) or [None] * len(who), reading.decimal)
-  wrong = years.text + years.censored + int(np.sum((years.value < 0) | (years.value > 120)))
+  wrong = int(np.sum((years < 0) | (years > 120)))
   if wrong:
     raise EagrlError(f'data.statics: {wrong} entries of {columns.age!r} are not years from 0 to 120; correct them')
-  codes = {str(k).lower(): v for k, v in (sex_codes or outcomes_csv.SEX).items()}
-  said = [None if x is None else codes.get(x.lower()) for x in rows.get(columns.sex) or []]
-  unread = sum(c is None and x is not None for c, x in zip(said, rows.get(columns.sex) or []))
-  if unread:
-    raise EagrlError(f'data.statics: {unread} entries of {columns.sex!r} have an unknown code; give '
-                     '--config.data.sex_codes=, such as 1=m,2=f')
+  mine = set(map(str, ids))
+  event_rows.refuse_two_spellings([*mine, *(p for p in who if p not in mine)], columns.field('outcome_patient'))
   row = {patient: i for i, patient in enumerate(who)}
-  for i, patient in enumerate(ids):
-    at = row.get(str(patient))
-    if at is not None:
-      age[i] = years.value[at]
-      if said and (code := said[at]) is not None:
-        sex[i] = code
+  known = np.flatnonzero([str(patient) in row for patient in ids])
+  if not len(known):
+    raise EagrlError(f'data.statics: no id in {columns.outcome_patient!r} occurs in the data; check both id columns')
+  at = np.array([row[str(ids[i])] for i in known])
+  age[known], sex[known] = years[at], codes[at]
   return age, sex
 
 

@@ -81,7 +81,8 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
     return foreign.read_unlabelled(
         kind, c.path, c.statics, trained.features, columns=event_rows.Columns(**named),
         sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes or d.sex_codes), encoding=c.encoding or d.encoding,
-        delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'), task=trained.task, setting=trained.setting)
+        delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'), task=trained.task, setting=trained.setting,
+        window_hours=d.window_hours)
   if c.statics and kind != 'meds':
     logging.info('predict.statics is not read: new patients of %s need no outcomes', kind)
   layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics,

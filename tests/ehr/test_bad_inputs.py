@@ -345,10 +345,24 @@ def test_09_so_in_a_wide_file_and_not_where_there_is_no_order(tmp_path):
   refused("'heart rate': repeats last needs the order of a csv", lambda: test_meds.load(tmp_path))
 
 
+def test_09_codes_that_training_found_are_codes_of_one_patient_too(tmp_path):
+  """A file of a single new patient shows no pattern: what the run's cohort found is in its feature table."""
+  rows = ''.join(f'{"ab"[i % 2]},{i},x,{-1 if i % 5 == 0 else 150 + i},\n' for i in range(60))
+  cohort = read(tmp_path, rows)
+  assert steps_of(cohort)['looks like a code for missing: x'] == 12 and -1 not in cohort.value
+  assert cohort.features[0].sentinels == (-1,)
+  store.save(cohort, tmp_path / 'c')
+  (tmp_path / 'n.csv').write_text(HEAD + 'z,0,x,-1,\nz,1,x,151,\n')
+  new, _ = foreign.read_unlabelled('csv', str(tmp_path / 'n.csv'), '', store.load(tmp_path / 'c').features,
+                                   columns=long_csv.Columns(), sex_codes=None, encoding='utf8', delimiter=',',
+                                   task='mortality', setting='x')
+  assert new.value.tolist() == [151] and steps_of(new)['code for missing: x'] == 1
+
+
 def test_10_unsorted_times_mixed_zones_and_days(tmp_path):
   cohort = read(tmp_path, 'a,5,x,2,\na,1,x,1,\nb,0,x,3,\n')
   assert cohort.hour[cohort.patient == cohort.subject_id.tolist().index('a')].tolist() == [0, 4]
-  refused('data.time: times are written in several ways', lambda: read(
+  refused('data.columns.time: times are written in several ways', lambda: read(
       tmp_path, 'a,2020-01-01T00:00+01:00,x,1,\nb,2020-01-01T00:00+02:00,x,1,\n'), '2020')
   for rows, resolution in (('a,2020-01-01,x,1,\na,2020-01-03,x,1,\nb,2020-01-01,x,2,\n', 'day'),
                            ('a,2020-01-01T00:00,x,1,\na,2020-01-03T07:00,x,1,\nb,2020-01-01T00:00,x,2,\n', 'hour')):
@@ -362,7 +376,7 @@ def test_11_events_after_the_outcome_are_left_out_and_many_are_an_error(tmp_path
   cohort = read(tmp_path, rows + 'a,301,x,5,\n', outcomes)
   assert steps_of(cohort)['after the outcome or prediction'] == 1 and cohort.hour.max() == 99
   assert rejected(cohort) == [('x', 5, 'after the outcome or prediction')]
-  refused('data.until: 3 of 203 rows lie after it', lambda: read(
+  refused('data.columns.until: 3 of 203 rows lie after it', lambda: read(
       tmp_path, rows + 'a,301,x,5,\na,302,x,5,\na,303,x,5,\n', outcomes), '301')
   late = tjh.load(test_tjh.write(tmp_path / 'late.xlsx'))
   assert steps_of(late)['after discharge'] == 2  # the published workbook has 71 of 6,120: counted, not refused
@@ -398,6 +412,25 @@ def test_12_a_value_stored_after_the_prediction_is_not_used(tmp_path):
   assert steps_of(cohort)['available only after the outcome or prediction'] == 1 == len(cohort.rejects)
   stay = mimic4.load(mimic4_fixture.write(tmp_path), task='mortality', index='icu', grid=HOURLY)
   assert steps_of(stay)['labevents: charted in the window, stored after it'] == 1 and 300 not in stay.value
+
+
+@pytest.mark.parametrize('kind', ['csv', 'wide_csv'])
+def test_12_a_value_known_only_after_the_window_is_not_used(tmp_path, kind):
+  """Measured in hour 20, known in hour 60: a prediction after 24 hours, with outcomes or without, does not have it."""
+  head, cell = ('patient,time,x,available\n', '{v}') if kind == 'wide_csv' else (
+      'patient,time,feature,value,available\n', 'x,{v}')
+  rows = ''.join(f'{p},{h},{cell.format(v=300 if h == 20 else h)},{60 if h == 20 else h + 1}\n'
+                 for p in 'ab' for h in range(100, 150) for h in [h - 100])
+  files = make(tmp_path, (head + rows).encode(), 'patient,label\na,0\nb,1\n', '')
+  load = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[kind]
+  step = 'available only after the outcome or prediction'
+  whole, day = load(*files), load(*files, window_hours=24.0)
+  assert 300 in whole.value and step not in steps_of(whole)
+  # Of each patient the one of hour 20, and the one of hour 23 that is known in hour 24 is.
+  assert 300 not in day.value and 23 in day.value and steps_of(day)[step] == 2 == len(day.rejects)
+  new, _ = foreign.read_unlabelled(kind, str(files[0]), '', day.features, columns=long_csv.Columns(), sex_codes=None,
+                                   encoding='utf8', delimiter=',', task='mortality', setting='x', window_hours=24.0)
+  assert 300 not in new.value and 23 in new.value and steps_of(new)[step] == 2
 
 
 def test_13_without_an_outcome_a_patient_is_counted_and_left_out(tmp_path):
@@ -517,8 +550,9 @@ def test_20_other_words_for_a_level_and_unknown_ones(tmp_path):
   rows = 'a,0,eye opening,2 To pain,\na,1,eye opening,to-pain,\na,2,eye opening,Winks,\nb,0,eye opening,4,\n'
   cohort = read(tmp_path, rows, spec=spec.replace('None', '"No response"'))
   assert sorted(cohort.value.tolist()) == [2, 2, 4]
-  assert steps_of(cohort)['level of an ordinal feature written as a word'] == 2 and steps_of(cohort)['text'] == 1
-  assert [r for *_, r in rejected(cohort)] == ['text']
+  assert steps_of(cohort)['level of an ordinal feature written as a word'] == 2 and steps_of(cohort)['text'] == 0
+  assert steps_of(cohort)['a word that is no level of the feature: eye opening'] == 1
+  assert [r for *_, r in rejected(cohort)] == ['a word that is no level of the feature']
 
 
 def test_20_a_number_that_is_no_level(tmp_path):

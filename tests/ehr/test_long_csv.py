@@ -95,7 +95,7 @@ def test_dates_alone_are_midnights(tmp_path):
 def test_times_that_would_need_a_guess(tmp_path, first, second, match):
   events = f'patient,time,feature,value\na,{first},x,1\nb,{second},x,2\n'
   message = refused(match, *make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
-  assert first not in message and 'data.time' in message
+  assert first not in message and 'data.columns.time' in message
 
 
 def test_other_headers_delimiter_encoding_and_gzip(tmp_path):
@@ -208,5 +208,5 @@ def test_times_of_knowledge_and_of_the_end(tmp_path):
       ('a', 22), ('b', 22), ('b', 23)]
   refused("no column 'knwn'; the nearest header is 'known'", *make(tmp_path, events, outcomes),
           columns=long_csv.Columns(available='knwn'))
-  refused('data.died: times are written in several ways', *make(tmp_path, events, outcomes.replace('2020-01-01T', '')
+  refused(r"data.columns.until \('died'\): times are written in several ways", *make(tmp_path, events, outcomes.replace('2020-01-01T', '')
                                                                 .replace('23:15', '23')), columns=columns)

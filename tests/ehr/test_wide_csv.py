@@ -84,7 +84,7 @@ def test_other_headers_delimiter_encoding_and_gzip(tmp_path):
     ('patient,time,sodium,age\na,0,1,1\n', "the column 'age' belongs to the outcomes file; remove it"),
     ('patient,time,sodiun\na,0,1\n', "unknown feature 'sodiun'; did you mean 'serum sodium'"),
     ('patient,time,sodium\nunit,,mg\na,0,1\n', "'serum sodium' occurs in 'mg'"),
-    ('patient,time,sodium\na,noon,1\n', 'data.time: a time is neither'),
+    ('patient,time,sodium\na,noon,1\n', 'data.columns.time: a time is neither'),
     ('patient,time,sodium\na,0,secret,9\n', 'e.csv is not a CSV .* at row 2'),
     (b'patient,time,sodi\xfcm\na,0,1\n', 'e.csv is not a CSV in utf8')])
 def test_bad_files_are_one_line(tmp_path, events, match):

@@ -253,7 +253,17 @@ def ages_in_words(folder):
           'statics': write(folder / 's.csv', ('patient', 'age'), [('p1', 'old')])}
 
 
+def statics_of(*rows, header=('patient', 'age'), **fields):
+  return lambda folder: {'path': write(folder / 'x.csv', HEADER, [('001', 0, 'lactate', 1, 'mmol/L')]),
+                         'statics': write(folder / 's.csv', header, rows), **fields}
+
+
 @pytest.mark.parametrize(('fields', 'words'), [
+    (statics_of(('p9', 50)), ('predict.statics', "no id in 'patient' occurs in the data")),
+    (statics_of(('1', 50)), ('predict.columns.outcome_patient', '1 patients have two ids')),
+    (statics_of(('001', 50), columns={'age': 'age_yrs'}), ('predict.statics', "no column 'age_yrs'", "'age'")),
+    (statics_of(('001', 130)), ('predict.statics', "1 entries of 'age' are not years from 0 to 120")),
+    (statics_of(('001', 50), ('', 60)), ('predict.statics', "a row has no 'patient'")),
     (stranger, ('predict.path', 'none of the 1 names')),
     (other_unit, ('predict.path', 'lactate', 'accepted_units')),
     (no_column, ("no column 'patient'",)),

@@ -80,14 +80,18 @@ def blocks(path: Path, field: str, wanted: dict[str, bool],
 
 
 def hours(text: pa.Array, kinds: set[str], field: str, decimal: str) -> np.ndarray:
-  """Times as hours on the file's own clock; `kinds` collects how times are written and must keep one member."""
+  """Times as hours on the file's own clock; `kinds` collects how times are written and must keep one member.
+
+  Args:
+    field: of the config, for errors.
+  """
   plain = validation.parse_numbers(text, decimal)
   empty = pc.is_null(text).to_numpy(zero_copy_only=False)
   numeric = ~np.isnan(plain.value)
   if numeric.any():
     kinds.add('hours')
     if np.nanmax(np.abs(plain.value)) > _LATEST:
-      raise EagrlError(f'data.{field}: a number is too large for hours; give hours or ISO 8601, not dates or seconds')
+      raise EagrlError(f'{field}: a number is too large for hours; give hours or ISO 8601, not dates or seconds')
   hour = plain.value
   dated = ~numeric & ~empty
   if dated.any():
@@ -97,8 +101,8 @@ def hours(text: pa.Array, kinds: set[str], field: str, decimal: str) -> np.ndarr
     try:
       instant = pc.cast(pc.replace_substring_regex(stamps, _OFFSET, ''), pa.timestamp('us'))
     except pa.ArrowException:
-      raise EagrlError(f'data.{field}: a time is neither a number of hours nor ISO 8601; rewrite the column') from None
+      raise EagrlError(f'{field}: a time is neither a number of hours nor ISO 8601; rewrite the column') from None
     hour[dated] = pc.cast(instant, pa.int64()).to_numpy(zero_copy_only=False) / 3.6e9
   if len(kinds) > 1 or plain.censored:
-    raise EagrlError(f'data.{field}: times are written in several ways (hours, dates, time zones); use one')
+    raise EagrlError(f'{field}: times are written in several ways (hours, dates, time zones); use one')
   return hour

@@ -21,6 +21,7 @@ from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
 from eagrl_jax.types import EagrlError
 
 SUPERSEDED = 'superseded by a later value of the same time'
+NO_LEVEL = 'a word that is no level of the feature'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +43,11 @@ class Columns:
   age: str = 'age'
   sex: str = 'sex'
   until: str = 'until'
+
+  def field(self, name: str) -> str:
+    """The config field of a column as errors name it, with the header where that differs."""
+    header = getattr(self, name)
+    return f'data.columns.{name}' + (f' ({header!r})' if header != name else '')
 
 
 @dataclasses.dataclass
@@ -84,10 +90,10 @@ def read(path: Path, columns: Columns, reading: Reading, count: collections.Coun
     count['empty'] += entries.null_count
     parts['value'].append(numbers.value)
     parts['censor'].append(numbers.censor)
-    parts['hour'].append(hours(time.filter(select), kinds, columns.time, reading.decimal))
+    parts['hour'].append(hours(time.filter(select), kinds, columns.field('time'), reading.decimal))
     known = block.get(columns.available)
     parts['available'].append(np.full(len(entries), np.nan) if known is None else
-                              hours(known.filter(select), kinds, columns.available, reading.decimal))
+                              hours(known.filter(select), kinds, columns.field('available'), reading.decimal))
     for field, column in (('patient', who), ('feature', what), ('unit', block.get(columns.unit))):
       filled = pa.nulls(len(entries), pa.string()) if column is None else column.filter(select)
       parts[field].append(_encode(filled, codes[field]))
@@ -111,7 +117,7 @@ def refuse_two_spellings(ids: list[str], field: str) -> None:
   same = collections.Counter(re.sub(r'^0+(?=.)|\.0+$', '', patient.lower()) for patient in ids)
   twice = sum(n > 1 for n in same.values())
   if twice:
-    raise EagrlError(f'data.{field}: {twice} patients have two ids that differ only in case, leading zeros or ".0"; '
+    raise EagrlError(f'{field}: {twice} patients have two ids that differ only in case, leading zeros or ".0"; '
                      'write each id in one way')
 
 
@@ -181,6 +187,18 @@ def superseded(events: Events, table: FeatureTable, feature_of: np.ndarray, valu
   return out
 
 
+def known_too_late(events: Events, end: np.ndarray, start: np.ndarray, window_hours: float) -> np.ndarray:
+  """Values measured before the prediction and available only after it. `[rows]` bool
+
+  Args:
+    end: [rows] hour after which nothing of the row's patient may be used, NaN none.
+    start: [rows] hour of the patient's first row.
+    window_hours: the prediction is made so long after the first row; 0 = from the whole record.
+  """
+  moment = start + (window_hours or np.inf)
+  return (events.available > np.fmin(end, moment)) & ~(events.hour > end) & (events.hour < moment)
+
+
 def _decimals(value: np.ndarray) -> int:
   value = value[np.isfinite(value)]
   exact = (d for d in range(3) if not len(value) or np.mean(np.abs(value - np.round(value, d)) < 1e-9) >= 0.95)
@@ -191,7 +209,8 @@ def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
             count: collections.Counter[str]) -> tuple[np.ndarray, np.ndarray]:
   """Values in the specs' units; levels that are written as words become numbers.
 
-  A value without a unit is taken to be in its spec's.
+  A value without a unit is taken to be in its spec's. A word that is no level of a feature with levels is missing, and
+  counted by feature: levels are ordered, and it has no place among them.
 
   Returns:
     Values `[rows] float64`, NaN missing, and on which side of them what was measured lies `[rows] int8`, see `Cohort`.
@@ -202,9 +221,9 @@ def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,
     for word, code in events.words.items() if level else ():
       rows = (events.word == code) & (feature == f)
       number = level.get(canonical(word), level.get(canonical(re.sub(r'^[0-9]+', '', word))))
-      if number is not None and rows.any():
-        value[rows] = number
-        count['worded'] += int(rows.sum())
+      if rows.any():
+        value[rows] = np.nan if number is None else number
+        count['worded' if number is not None else f'{NO_LEVEL}: {spec.name}'] += int(rows.sum())
         count['text'] -= int(rows.sum())
   for unit, code in events.units.items():
     rows = np.flatnonzero(events.unit == code)

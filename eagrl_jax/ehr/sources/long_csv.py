@@ -24,7 +24,7 @@ from eagrl_jax.types import EagrlError
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns(), features: str | Path | None = None,
          name: str = 'csv', task: str = 'mortality', setting: str = 'patients in hospital',
-         sex_codes: Mapping[str, int] | None = None, reading: Reading = Reading()) -> Cohort:
+         sex_codes: Mapping[str, int] | None = None, reading: Reading = Reading(), window_hours: float = 0.0) -> Cohort:
   """Reads events and outcomes.
 
   Args:
@@ -36,6 +36,8 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
     name, task, setting: see Cohort.
     sex_codes: file's code -> 1 male, 0 female, -1 unknown.
     reading: of both files.
+    window_hours: the prediction is made so long after a patient's first row, so that values which become available
+      later are not known to it; 0 = from the whole record, up to `until`.
 
   Returns:
     A validated cohort; hours count from each patient's first row.
@@ -47,7 +49,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   ids, label, age, sex, until = outcomes_csv.read(
       Path(outcomes), columns, sex_codes or outcomes_csv.SEX, reading, count)
   events = event_rows.read(Path(path), columns, reading, count)
-  event_rows.refuse_two_spellings([*ids, *(p for p in events.patients if p not in ids)], columns.patient)
+  event_rows.refuse_two_spellings([*ids, *(p for p in events.patients if p not in ids)], columns.field('patient'))
   table, feature_of = event_rows.features_of(events, features, columns)
   value, censor = event_rows.convert(events, table, feature_of, count)
 
@@ -60,10 +62,11 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
     raise EagrlError(f'data.outcomes: no id in {columns.outcome_patient!r} occurs in the events; check both id columns')
   pick = [ids[p] for p in known]
   mine = row_of[events.patient] >= 0
-  end = np.where(mine, until.of(events.kinds, columns.until)[pick][row_of[events.patient]], np.nan)
-  late, unknown_yet = events.hour > end, (events.available > end) & ~(events.hour > end)
+  end = np.where(mine, until.of(events.kinds, columns.field('until'))[pick][row_of[events.patient]], np.nan)
+  late = events.hour > end
+  unknown_yet = event_rows.known_too_late(events, end, start[events.patient], window_hours)
   if late.sum() > validation.OUTSIDE * mine.sum():
-    raise EagrlError(f'data.{columns.until}: {late.sum()} of {mine.sum()} rows lie after it; check that both files use '
+    raise EagrlError(f'{columns.field("until")}: {late.sum()} of {mine.sum()} rows lie after it; check that both files use '
                      'one clock, or leave those rows out of the events')
   number = mine & ~np.isnan(value)
   usable = number & ~late & ~unknown_yet
@@ -75,6 +78,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
            ('assay limit written as < or >', count['censored'], 'values'),
            *((step, n, 'values') for step, n in (
                ('level of an ordinal feature written as a word', count['worded']),
+               *((step, n) for step, n in count.items() if step.startswith(event_rows.NO_LEVEL)),
                ('after the outcome or prediction', int((late & mine).sum())),
                ('available only after the outcome or prediction', int((unknown_yet & mine).sum())),
                (SUPERSEDED, int(replaced.sum()))) if n),
@@ -87,9 +91,11 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
       hour=(events.hour - start[events.patient])[keep].astype(np.float32),
       feature=feature_of[events.feature][keep].astype(np.int16), value=value[keep].astype(np.float32),
       attrition=tuple(steps), censor=censor[keep])
+  wordy = mine & (events.word >= 0) & np.isnan(value)
+  leveled = np.array([bool(spec.levels) for spec in table])[feature_of[events.feature]]
   cohort = dataclasses.replace(cohort, rejects=_rejects(
       events, table, feature_of, start, value,
-      {'text': mine & (events.word >= 0) & np.isnan(value), 'after the outcome or prediction': late & number,
+      {'text': wordy & ~leveled, event_rows.NO_LEVEL: wordy & leveled, 'after the outcome or prediction': late & number,
        'available only after the outcome or prediction': unknown_yet & number, SUPERSEDED: replaced}))
   cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, name)))
   validation.check(cohort)

@@ -36,7 +36,7 @@ def parse_sex_codes(text: str) -> dict[str, int] | None:
 
 @dataclasses.dataclass(frozen=True)
 class Until:
-  """The outcomes file's column of that name, before it is known how the events write their times."""
+  """Raw text of the `until` column; parsed once the format of event times is known."""
 
   text: list[str | None]  # [rows]
   decimal: str
@@ -46,6 +46,44 @@ class Until:
     return hours(pa.array(self.text, pa.string()), set(kinds), field, self.decimal)
 
 
+def people(path: Path, field: str, columns: Columns, sex_codes: Mapping[str, int], reading: Reading,
+           more: Mapping[str, bool]) -> tuple[list[str], np.ndarray, np.ndarray, dict[str, list[Any]]]:
+  """A file of one row a patient.
+
+  Args:
+    field: of the config, for errors.
+    more: further headers to read -> required.
+
+  Returns:
+    Ids, age in years (NaN unknown), sex (1 male, 0 female, -1 unknown), and the text of all columns by header.
+
+  Raises:
+    EagrlError: a column that the config names is absent, or an id, age or sex that cannot be read.
+  """
+  wanted = {columns.outcome_patient: True, columns.age: columns.age != Columns.age,
+            columns.sex: columns.sex != Columns.sex, **more}
+  rows: dict[str, list[Any]] = collections.defaultdict(list)
+  for block in blocks(path, field, wanted, reading):
+    for header, column in block.items():
+      rows[header] += column.to_pylist()
+  who = rows[columns.outcome_patient]
+  if not who:
+    raise EagrlError(f'{field}: {path.name} holds no rows')
+  if None in who:
+    raise EagrlError(f'{field}: a row has no {columns.outcome_patient!r}; fill it in or remove the row')
+  absent = [None] * len(who)
+  ages = validation.parse_numbers(rows.get(columns.age) or absent, reading.decimal)
+  if ages.text or ages.censored:
+    raise EagrlError(f'{field}: {ages.text + ages.censored} entries of {columns.age!r} are not plain numbers; '
+                     'give years')
+  codes = {str(k).lower(): v for k, v in sex_codes.items()}
+  sex = np.array([-1 if x is None else codes.get(x.lower(), -2) for x in rows.get(columns.sex) or absent], np.int8)
+  if (sex == -2).any():
+    raise EagrlError(f'{field}: {(sex == -2).sum()} entries of {columns.sex!r} have an unknown code; '
+                     'give --config.data.sex_codes=, such as 1=m,2=f')
+  return who, ages.value, sex, rows
+
+
 def read(path: Path, columns: Columns, sex_codes: Mapping[str, int], reading: Reading,
          count: collections.Counter[str]) -> tuple[dict[str, int], np.ndarray, np.ndarray, np.ndarray, Until]:
   """Ids with a label -> row, and label, age (NaN unknown), sex (1 male, 0 female, -1 unknown) and end of every row.
@@ -53,37 +91,17 @@ def read(path: Path, columns: Columns, sex_codes: Mapping[str, int], reading: Re
   Raises:
     EagrlError: an outcome, age or sex that cannot be read, or a patient listed twice.
   """
-  wanted = {columns.outcome_patient: True, columns.label: True, columns.age: columns.age != Columns.age,
-            columns.sex: columns.sex != Columns.sex, columns.until: columns.until != Columns.until}
-  rows: dict[str, list[Any]] = collections.defaultdict(list)
-  for block in blocks(path, 'data.outcomes', wanted, reading):
-    for field, column in block.items():
-      rows[field] += column.to_pylist()
-  who, raw = rows[columns.outcome_patient], rows[columns.label]
-  if not who:
-    raise EagrlError(f'data.outcomes: {path.name} holds no rows')
-  label = np.array([-1 if x is None else _LABEL.get(x.lower(), -2) for x in raw], np.int8)
+  who, age, sex, rows = people(path, 'data.outcomes', columns, sex_codes, reading,
+                               {columns.label: True, columns.until: columns.until != Columns.until})
+  label = np.array([-1 if x is None else _LABEL.get(x.lower(), -2) for x in rows[columns.label]], np.int8)
   if (label == -2).any():
     raise EagrlError(f'data.outcomes: {(label == -2).sum()} entries of {columns.label!r} are not 0, 1, true or false')
   seen: dict[str, int] = {}
   for patient, y in zip(who, label.tolist()):
-    if patient is None:
-      raise EagrlError(f'data.outcomes: a row has no {columns.outcome_patient!r}; fill it in or remove the row')
     if seen.setdefault(patient, y) != y:
       raise EagrlError('data.outcomes: a patient has two different outcomes; keep the right one')
   if len(seen) != len(who):
     raise EagrlError(f'data.outcomes: {len(who) - len(seen)} patients are listed twice; keep one row each')
   count['unlabelled'] = int((label == -1).sum())
-
-  ages = validation.parse_numbers(rows.get(columns.age) or [None] * len(who), reading.decimal)
-  if ages.text or ages.censored:
-    raise EagrlError(f'data.outcomes: {ages.text + ages.censored} entries of {columns.age!r} are not plain numbers; '
-                     'give years')
-  codes = {str(k).lower(): v for k, v in sex_codes.items()}
-  sex = np.array([-1 if x is None else codes.get(x.lower(), -2) for x in rows.get(columns.sex) or [None] * len(who)],
-                 np.int8)
-  if (sex == -2).any():
-    raise EagrlError(f'data.outcomes: {(sex == -2).sum()} entries of {columns.sex!r} have an unknown code; '
-                     'give --config.data.sex_codes=, such as 1=m,2=f')
   until = Until(rows.get(columns.until) or [None] * len(who), reading.decimal)
-  return {p: i for i, p in enumerate(who) if label[i] >= 0}, label, ages.value, sex, until
+  return {p: i for i, p in enumerate(who) if label[i] >= 0}, label, age, sex, until

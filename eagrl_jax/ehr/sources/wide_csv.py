@@ -1,7 +1,7 @@
 """A wide CSV, one row a patient and time, one column a feature: melted block by block to a long one.
 
-A first row with `unit` or `units` for the patient gives the units of the columns. All else, and the outcomes, is as
-in `long_csv`.
+A first row with `unit` or `units` for the patient gives the units of the columns. A column `available` says when a
+row's values could be known. All else, and the outcomes, is as in `long_csv`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from eagrl_jax.types import EagrlError
 
 def load(path: str | Path, outcomes: str | Path, *, columns: event_rows.Columns = event_rows.Columns(),
          features: str | Path | None = None, task: str = 'mortality', setting: str = 'patients in hospital',
-         sex_codes: Mapping[str, int] | None = None, reading: csv_text.Reading = csv_text.Reading()) -> Cohort:
+         sex_codes: Mapping[str, int] | None = None, reading: csv_text.Reading = csv_text.Reading(),
+         window_hours: float = 0.0) -> Cohort:
   """Reads measurements and outcomes; arguments as of `long_csv.load`.
 
   Args:
@@ -44,11 +45,11 @@ def load(path: str | Path, outcomes: str | Path, *, columns: event_rows.Columns 
     melted = Path(folder) / Path(path).name.removesuffix('.gz')
     melt(Path(path), melted, columns, reading)
     return long_csv.load(melted, outcomes, columns=columns, features=features, name='wide_csv', task=task,
-                         setting=setting, sex_codes=sex_codes, reading=reading)
+                         setting=setting, sex_codes=sex_codes, reading=reading, window_hours=window_hours)
 
 
 def melt(path: Path, target: Path, columns: event_rows.Columns, reading: csv_text.Reading) -> None:
-  """Writes a wide CSV as a long one with the columns feature, value and unit."""
+  """Writes a wide CSV as a long one with the columns available, feature, value and unit."""
   encoder = codecs.getincrementalencoder(reading.encoding)()  # one mark of byte order a file, not one a part
   with target.open('wb') as file:
     for part in _long(path, columns, reading):
@@ -58,8 +59,8 @@ def melt(path: Path, target: Path, columns: event_rows.Columns, reading: csv_tex
 
 
 def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) -> Iterator[pa.Table]:
-  """The filled cells of one column of one block at a time: patient, time, feature, value, unit; first an empty one."""
-  names = (columns.patient, columns.time, 'feature', 'value', 'unit')
+  """The filled cells of one column of one block at a time, as rows of `names`; first an empty one."""
+  names = (columns.patient, columns.time, columns.available, 'feature', 'value', 'unit')
   schema = pa.schema([(name, pa.string()) for name in names])
   yield schema.empty_table()
   units: dict[str, str] | None = None
@@ -70,12 +71,13 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
       first = block.num_rows and (cells[columns.patient][0].as_py() or '').lower() in ('unit', 'units')
       units = {name: column[0].as_py() or '' for name, column in cells.items()} if first else {}
       cells = {name: column.slice(1) for name, column in cells.items()} if first else cells
-    for name in (n for n in cells if n not in names[:2]):
+    for name in (n for n in cells if n not in names[:3]):
       filled = pc.fill_null(pc.not_equal(cells[name], ''), False)
       who, when, value = (cells[n].filter(filled) for n in (columns.patient, columns.time, name))
-      constant = [pa.repeat(pa.scalar(x, pa.string()), len(value)) for x in (name, units.get(name, ''))]
+      constant = lambda x, n=len(value): pa.repeat(pa.scalar(x, pa.string()), n)
+      known = cells[columns.available].filter(filled) if columns.available in cells else constant('')
       if len(value):
-        yield pa.table([who, when, constant[0], value, constant[1]], schema=schema)
+        yield pa.table([who, when, known, constant(name), value, constant(units.get(name, ''))], schema=schema)
 
 
 def _blocks(path: Path, reading: csv_text.Reading) -> Iterator[pa.RecordBatch]:
@@ -98,7 +100,8 @@ def _blocks(path: Path, reading: csv_text.Reading) -> Iterator[pa.RecordBatch]:
 
 
 def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> None:
-  for name in (columns.patient, columns.time):
+  renamed = [columns.available] if columns.available != event_rows.Columns.available else []
+  for name in (columns.patient, columns.time, *renamed):
     if name not in header:
       near = difflib.get_close_matches(name, header, n=1, cutoff=0.0)
       raise EagrlError(f'data.path: {file} has no column {name!r}; the nearest header is {near[0]!r}')

@@ -19,7 +19,8 @@ def get_config(variant: str = '') -> ConfigDict:
       source='synthetic',  # synthetic | tjh | physionet2012 | mimic4 | meds | yaib | csv | wide_csv
       path='',  # file or folder of the source
       outcomes='',  # outcomes of csv, wide_csv, meds; of physionet2012 '' = beside the path
-      task='mortality',
+      task='mortality',  # mortality | readmission, or with meds, yaib, csv, wide_csv any name of what the labels say,
+      question='', quantity='',  # and its words: 'will the patient …?' and 'the probability that …'
       index='icu',  # mimic4: the stay that starts the clock and whose end counts, icu | hospital
       n=2400,  # synthetic: patients
       prevalence=0.35,  # synthetic

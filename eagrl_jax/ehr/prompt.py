@@ -21,13 +21,8 @@ import dataclasses
 import numpy as np
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.tasks import MORTALITY, Task
 from eagrl_jax.types import EagrlError
-
-TASKS = {
-    'mortality': ('will the patient die in hospital?', 'the probability that the patient dies in hospital'),
-    'readmission': ('will the patient be readmitted within 30 days?',
-                    'the probability that the patient is readmitted or dies within 30 days of leaving'),
-}
 
 FORMAT = (
     'Work in numbered sub-questions, at most {depth}, then give the features that matter most (at most {k}, names as '
@@ -53,13 +48,6 @@ REPHRASED_HEAD = (
     'Patient: {who}, {years} years. There were {visits} visits, at {times} days from the start. A line holds a feature '
     'and its values, one for each visit, the earliest first; NaN stands for a visit without that measurement.\n')
 
-REPHRASED_TASKS = {
-    'mortality': ('is this patient going to die during the stay?',
-                  'how likely it is that this patient dies before leaving the hospital'),
-    'readmission': ('is this patient going to come back within 30 days?',
-                    'how likely it is that this patient comes back or dies in the 30 days after leaving'),
-}
-
 REPHRASED_FORMAT = (
     'Break the problem into no more than {depth} numbered sub-questions. After them list what counts most (no more '
     'than {k} features, spelt as above) and a probability from 0 to 1, in exactly this layout:\n'
@@ -78,6 +66,7 @@ class PromptConfig:
   """How a record is written.
 
   Attributes:
+    task: what is asked.
     style: 'full' or 'compact'.
     max_depth: the most sub-questions the format text asks for.
     top_k: the most important features it asks for.
@@ -89,6 +78,7 @@ class PromptConfig:
       same two last lines. 'compact' gives no instructions: its policies are trained to answer in steps.
   """
 
+  task: Task = MORTALITY
   style: str = 'full'
   max_depth: int = 5
   top_k: int = 5
@@ -203,9 +193,8 @@ def _fit(series: dict[int, np.ndarray], signs: np.ndarray, features: FeatureTabl
   return lines, total - count(keep, order), len(series) - len(order)
 
 
-def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: float, sex: int, *, task: str,
-           setting: str, config: PromptConfig, order: np.ndarray | None = None,
-           censor: np.ndarray | None = None) -> Prompt:
+def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: float, sex: int, *, setting: str,
+           config: PromptConfig, order: np.ndarray | None = None, censor: np.ndarray | None = None) -> Prompt:
   """Writes one patient.
 
   Args:
@@ -216,7 +205,7 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
     censor: [T, F] -1 or 1 where a value is a limit, written with < or >; all are exact when None.
   """
   standard = config.wording == 'standard'
-  question, quantity = (TASKS if standard else REPHRASED_TASKS)[task]
+  question, quantity = (config.task.question, config.task.quantity) if standard else config.task.rephrased
   order = np.arange(len(features)) if order is None else order
   series = {int(f): values[:, f] for f in order if not np.all(np.isnan(values[:, f]))}
   signs = np.zeros(values.shape, np.int8) if censor is None else censor

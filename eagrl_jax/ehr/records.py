@@ -51,7 +51,7 @@ class Cohort:
   """N patients. Events are sorted by (patient, hour); `patient` holds row numbers, not ids."""
 
   name: str
-  task: str  # 'mortality' | 'readmission'
+  task: str  # name of what the labels say, see `tasks`
   setting: str  # one clause for the prompt: who these patients are
   features: FeatureTable
   subject_id: np.ndarray  # [N] str; private, never in a prompt or a log

@@ -12,7 +12,8 @@ import dataclasses
 import numpy as np
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.prompt import TASKS, flag, write_value
+from eagrl_jax.ehr.prompt import flag, write_value
+from eagrl_jax.ehr.tasks import Task
 
 USEFUL = 'Is this sub-question useful?'
 DRILL = 16  # features that the reading drill lists
@@ -67,8 +68,8 @@ def scatter(features: FeatureTable, values: np.ndarray, rng: np.random.Generator
   return out
 
 
-def final_question(task: str) -> str:
-  return f'Now we can answer the question: {TASKS[task][0]}'
+def final_question(task: Task) -> str:
+  return f'Now we can answer the question: {task.question}'
 
 
 def _trend(spec: FeatureSpec, seen: np.ndarray) -> str:
@@ -93,7 +94,7 @@ def _describe(spec: FeatureSpec, seen: np.ndarray, sign: int) -> str:
   return f'{spec.name} {_flag(spec, seen)} {last}, {_trend(spec, seen)}'
 
 
-def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int], task: str, top_k: int, max_steps: int,
+def write_answer(features: FeatureTable, values: np.ndarray, visible: list[int], task: Task, top_k: int, max_steps: int,
                  rng: np.random.Generator, censor: np.ndarray | None = None) -> Exercise:
   """One answer to a rendered record.
 

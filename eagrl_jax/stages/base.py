@@ -69,7 +69,7 @@ def corpus(context: Context, data: data_lib.Data) -> Iterator[str]:
       raise EagrlError('prompt.max_characters leaves no feature line; raise it')
     values, visible = encoder.values(int(row)), [f for f, _, _ in prompt.spans]
     generator = np.random.default_rng((c.seed, int(row)))
-    answer = warmup.write_answer(data.cohort.features, values, visible, data.cohort.task, c.reward.top_k,
+    answer = warmup.write_answer(data.cohort.features, values, visible, settings.task(c), c.reward.top_k,
                                  c.search.max_depth, generator, encoder.censor(int(row))).text
     drills = [write(data.cohort.features, values, visible, generator).text
               for write in (warmup.write_findings, warmup.write_usefulness)]

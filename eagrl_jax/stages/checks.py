@@ -10,8 +10,7 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eagrl_jax.ehr import splits
-from eagrl_jax.ehr.prompt import TASKS
+from eagrl_jax.ehr import splits, tasks
 from eagrl_jax.ehr.sources import mimic4_stays, outcomes_csv
 from eagrl_jax.evaluation import perturb
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
@@ -24,6 +23,9 @@ from eagrl_jax.stages.policy import POLICIES
 from eagrl_jax.train import nonfinite
 from eagrl_jax.types import EagrlError
 
+# Outcomes that a source has of itself; the others bring labels, of anything.
+OUTCOMES = {'synthetic': ('mortality',), 'tjh': ('mortality',), 'physionet2012': ('mortality',),
+            'mimic4': ('mortality', 'readmission')}
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'mimic4', 'meds', 'yaib', 'csv', 'wide_csv')
 INFERENCE = ('samples', 'greedy', 'digits', 'search')  # see `stages.inference`
 EXPORT_DTYPES = ('float32', 'bfloat16')
@@ -44,7 +46,7 @@ def check(config: ConfigDict) -> None:
   if c.expert.heads < 1 or c.search.max_depth < 1:
     raise EagrlError(f'expert.heads={c.expert.heads} and search.max_depth={c.search.max_depth} must be at least 1')
   one_of('data.source', c.data.source, SOURCES)
-  one_of('data.task', c.data.task, tuple(TASKS))
+  _check_task(c.data)
   one_of('data.index', c.data.index, mimic4_stays.INDICES)
   one_of('data.aggregate', c.data.aggregate, ('mean', 'last'))
   if c.data.bin_hours <= 0 or c.data.window_hours < 0:
@@ -148,6 +150,16 @@ def check(config: ConfigDict) -> None:
   check_shards(c, make_mesh(**c.mesh.to_dict()), shape)
 
 
+def _check_task(data: ConfigDict, words: bool = True) -> None:
+  """What a source predicts, and whether there are words for it."""
+  if not re.fullmatch('[a-z][a-z0-9_]*', data.task):
+    raise EagrlError(f'data.task={data.task!r}: give a name of small letters, digits and _')
+  if data.source in OUTCOMES:
+    one_of('data.task', data.task, OUTCOMES[data.source])
+  if words:
+    tasks.find(data.task, data.question, data.quantity)
+
+
 def _check_csv(data: ConfigDict) -> None:
   outcomes_csv.parse_sex_codes(data.sex_codes)
   one_of('data.decimal', data.decimal, ('.', ','))
@@ -172,7 +184,7 @@ def check_transfer(config: ConfigDict) -> None:
     EagrlError: the first thing that is wrong.
   """
   one_of('data.source', config.data.source, SOURCES)
-  one_of('data.task', config.data.task, tuple(TASKS))
+  _check_task(config.data, words=False)  # it is the run's question that is asked
   one_of('data.index', config.data.index, mimic4_stays.INDICES)
   _check_csv(config.data)
   _check_files(config.data)

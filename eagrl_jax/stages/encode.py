@@ -57,9 +57,8 @@ class Encoder:
     """
     c = self.cohort
     return render(c.features, self.values(row) if values is None else values,
-                  self.visits.hours[row][self.visits.valid[row]], float(c.age[row]), int(c.sex[row]), task=c.task,
-                  setting=c.setting, config=self.config, order=order,
-                  censor=self.censor(row, values) if censor is None else censor)
+                  self.visits.hours[row][self.visits.valid[row]], float(c.age[row]), int(c.sex[row]), setting=c.setting,
+                  config=self.config, order=order, censor=self.censor(row, values) if censor is None else censor)
 
   def tokens(self, row: int, order: np.ndarray | None = None, values: np.ndarray | None = None,
              censor: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:

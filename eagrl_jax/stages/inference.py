@@ -189,7 +189,7 @@ def search(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
   config = context.config
   names = encoder.cohort.features.names
   grammar = compile_grammar(policy.tokenizer, names, policy.config.vocab_size,
-                            settings.grammar(config, encoder.cohort.task))
+                            settings.grammar(config))
   grammar = jax.tree.map(jnp.asarray, grammar)
   terminal = TerminalReward(settings.reward(config))
   size = min(config.search.trees, len(rows))

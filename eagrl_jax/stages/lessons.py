@@ -105,7 +105,7 @@ def exercises(encoder: Encoder, row: int, record: np.ndarray, visible: list[int]
               count: int) -> list[Exercise]:
   """`count` rule-written answers to a patient's record whose prompt shows `visible`, and three drills."""
   features, censor = encoder.cohort.features, encoder.censor(row, record)
-  written = [warmup.write_answer(features, record, visible, encoder.cohort.task, encoder.config.top_k,
+  written = [warmup.write_answer(features, record, visible, encoder.config.task, encoder.config.top_k,
                                  encoder.config.max_depth, generator, censor) for _ in range(count)]
   return written + [write(features, record, visible, generator)
                     for write in (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)]

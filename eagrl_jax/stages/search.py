@@ -42,7 +42,7 @@ def run(context: Context) -> None:
   encoder = data_lib.encoder(context, data, policy.tokenizer)
   names = data.cohort.features.names
   grammar = compile_grammar(policy.tokenizer, names, policy.config.vocab_size,
-                            settings.grammar(config, data.cohort.task))
+                            settings.grammar(config))
   grammar = jax.tree.map(jnp.asarray, grammar)
   terminal = TerminalReward(settings.reward(config))
   salience = expert_stage.load_salience(context)

@@ -7,6 +7,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import prompt as prompt_lib
+from eagrl_jax.ehr import tasks
+from eagrl_jax.ehr.tasks import Task
 from eagrl_jax.ehr.warmup import USEFUL, final_question
 from eagrl_jax.expert.concare import ConCareConfig
 from eagrl_jax.expert.train import ExpertTrainConfig
@@ -21,9 +23,14 @@ from eagrl_jax.search.mcts import SearchConfig
 from eagrl_jax.train.optimizer import OptimizerConfig
 
 
+def task(c: ConfigDict) -> Task:
+  """What is predicted; a run from before the question could be chosen has none of its own."""
+  return tasks.find(c.data.task, c.data.get('question', ''), c.data.get('quantity', ''))
+
+
 def prompt(c: ConfigDict) -> prompt_lib.PromptConfig:
   p = c.prompt
-  return prompt_lib.PromptConfig(style=p.style, reasoning=p.reasoning, max_depth=c.search.max_depth,
+  return prompt_lib.PromptConfig(task=task(c), style=p.style, reasoning=p.reasoning, max_depth=c.search.max_depth,
                                  top_k=c.reward.top_k, max_values=p.max_values, max_characters=p.max_characters)
 
 
@@ -69,9 +76,9 @@ def step(c: ConfigDict) -> StepConfig:
                     top_p=s.top_p, alpha=s.alpha, salience_weight=s.salience_weight)
 
 
-def grammar(c: ConfigDict, task: str) -> GrammarConfig:
+def grammar(c: ConfigDict) -> GrammarConfig:
   s = c.search
-  return GrammarConfig(final_question=final_question(task), max_depth=s.max_depth, max_features=c.reward.top_k,
+  return GrammarConfig(final_question=final_question(task(c)), max_depth=s.max_depth, max_features=c.reward.top_k,
                        question_tokens=s.question_tokens, answer_tokens=s.answer_tokens,
                        useful_question=f'<Useful> {USEFUL}')
 

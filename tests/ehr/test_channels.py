@@ -118,8 +118,8 @@ def test_the_seventeen_variables_of_mimic_are_forty_two_channels_and_seventeen_l
     at = [value for value, _ in features[f].levels].index(level)
     last = batch.values[i][visits.valid[i]][-1]
     assert last[owner == f].tolist() == np.eye(len(features[f].levels))[at].tolist()
-  text = render(features, visits.values[i][visits.valid[i]], visits.hours[i][visits.valid[i]], 50, 1, task='mortality',
-                setting='', config=PromptConfig(style='compact')).text
+  text = render(features, visits.values[i][visits.valid[i]], visits.hours[i][visits.valid[i]], 50, 1, setting='',
+                config=PromptConfig(style='compact')).text
   assert text.count('GCS eye opening') == 1 and ' GCS eye opening L to speech\n' in text
 
 

@@ -3,6 +3,7 @@ import pytest
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import PromptConfig, flag, render, write_value
+from eagrl_jax.ehr.tasks import READMISSION
 from eagrl_jax.types import EagrlError
 
 LACTATE = FeatureSpec('lactate', 'mmol/L', 0.5, 2.0, log=True)
@@ -14,7 +15,7 @@ VALUES = np.array([[1.0, 140, NAN], [NAN, 150, 4], [4.5, 149, NAN]], np.float32)
 
 
 def show(style='full', order=None, values=VALUES, **kw):
-  return render(TABLE, values, np.array([0, 24, 60.0]), 64.2, 1, task='mortality', setting='adults',
+  return render(TABLE, values, np.array([0, 24, 60.0]), 64.2, 1, setting='adults',
                 config=PromptConfig(style=style, **kw), order=order)
 
 
@@ -40,7 +41,7 @@ def test_a_limit_stays_true_at_assay_precision(spec, value, expected):
 
 def test_values_below_and_above_a_limit_have_their_mark():
   censor = np.array([[-1, 0, 0], [-1, 0, 0], [0, 1, 0]], np.int8)  # the second lactate was not measured
-  prompts = {style: render(TABLE, VALUES, np.array([0, 24, 60.0]), 64.2, 1, task='mortality', setting='adults',
+  prompts = {style: render(TABLE, VALUES, np.array([0, 24, 60.0]), 64.2, 1, setting='adults',
                            config=PromptConfig(style=style), censor=censor) for style in ('full', 'compact')}
   assert ' lactate HH <1.0 4.5\n' in prompts['compact'].text and ' sodium H 140 150 >149\n' in prompts['compact'].text
   assert '[<1.0, NaN, 4.5]' in prompts['full'].text and '[140, 150, >149]' in prompts['full'].text
@@ -98,7 +99,7 @@ def test_budget_drops_old_values_then_rare_features():
 
 
 def test_old_age_is_not_written():
-  prompt = render(TABLE, VALUES, np.zeros(3), 97.0, -1, task='readmission', setting='x', config=PromptConfig())
+  prompt = render(TABLE, VALUES, np.zeros(3), 97.0, -1, setting='x', config=PromptConfig(task=READMISSION))
   assert 'Sex: unknown. Age: 90 years' in prompt.text
 
 

@@ -8,13 +8,14 @@ from eagrl_jax.ehr import warmup
 from eagrl_jax.ehr.answers import parse
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import flag
+from eagrl_jax.ehr.tasks import MORTALITY
 
 TABLE = FeatureTable(tuple(FeatureSpec(n, ref_low=10, ref_high=20) for n in ('a1', 'b2', 'c3', 'd4')))
 
 
 def answers(values, n=400, top_k=2, max_steps=3):
   rng = np.random.default_rng(0)
-  return [warmup.write_answer(TABLE, values, [0, 1, 2], 'mortality', top_k, max_steps, rng).text
+  return [warmup.write_answer(TABLE, values, [0, 1, 2], MORTALITY, top_k, max_steps, rng).text
           for _ in range(n)]
 
 
@@ -37,7 +38,7 @@ def test_a_limit_is_told_as_one_without_what_would_begin_a_tag():
   censor = np.array([[0, 1, 0, 0], [-1, 0, 1, 0], [1, 1, 1, 1]])  # nothing was measured at the last visit
   rng = np.random.default_rng(0)
   told = {said for _ in range(50) for _, said in parse(warmup.write_answer(
-      TABLE, values, [0, 1, 2], 'mortality', 2, 3, rng, censor).text, TABLE).steps}
+      TABLE, values, [0, 1, 2], MORTALITY, 2, 3, rng, censor).text, TABLE).steps}
   assert told == {'a1 ok below 12.5, steady', 'b2 HH 40.0, falling', 'c3 L above 9.0, falling'}
   assert not any('<' in said for said in told)
 
@@ -90,7 +91,7 @@ def test_the_first_lesson_asks_for_flags_again():
 def test_only_what_the_record_decides_counts_as_read():
   rng = np.random.default_rng(2)
   cut = lambda e: [e.text[a:b] for a, b in e.read]
-  answer = warmup.write_answer(TABLE, RECORD, [0, 1, 2], 'mortality', 2, 3, rng)
+  answer = warmup.write_answer(TABLE, RECORD, [0, 1, 2], MORTALITY, 2, 3, rng)
   assert cut(answer) == re.findall(r'<Answer \d>(.*) </Answer', answer.text) and answer.ends and not answer.given
   for write in (warmup.write_findings, warmup.write_flags):
     drill = write(TABLE, RECORD, [0, 1, 2], rng)

@@ -89,8 +89,9 @@ class Words:
   def encode(self, text):
     return [self.pieces.index(text)] if text in self.pieces else [self.pieces.index(c) for c in text]
 
-  def piece(self, token):
-    return self.pieces[token]
+  def decode_with_offsets(self, ids):
+    ends = np.cumsum([len(self.pieces[i]) for i in ids])
+    return ''.join(self.pieces[i] for i in ids), np.stack([ends - [len(self.pieces[i]) for i in ids], ends], -1)
 
 
 def test_numbers_of_one_token_have_no_beginning():

@@ -47,6 +47,40 @@ def test_a_long_csv_becomes_a_cohort(config, tmp_path):
   assert (len(parts.train), len(parts.valid), len(parts.test)) == (28, 4, 8)
 
 
+def test_labels_of_anything_from_parquet(config, tmp_path):
+  """Files of MEDS's columns: what they say is asked in the user's words, up to the grammar of the search."""
+  rng = np.random.default_rng(1)
+  ids, hours = np.repeat(np.arange(40), 4), np.tile([0.0, 6.0, 30.0, 90.0], 40)
+  pq.write_table(pa.table({'subject_id': ids, 'time': (hours * 3.6e9).astype('datetime64[us]'), 'code': ['lactate'] * 160,
+                           'numeric_value': rng.normal(5, 1, 160)}), tmp_path / 'events.parquet')
+  pq.write_table(pa.table({'subject_id': np.arange(40), 'boolean_value': np.arange(40) % 2 == 1,
+                           'prediction_time': np.full(40, np.datetime64('1970-01-02', 'us'))}),
+                 tmp_path / 'labels.parquet')
+  config.data.update(
+      path=str(tmp_path / 'events.parquet'), outcomes=str(tmp_path / 'labels.parquet'), window_hours=24.0,
+      task='dialysis', question='will the patient need dialysis?', quantity='the probability of dialysis')
+  config.data.columns.update(patient='subject_id', feature='code', value='numeric_value', outcome_patient='subject_id',
+                             label='boolean_value')
+  checks.check(config)
+  pipeline.run(config, tmp_path / 'w')
+  cohort = store.load(tmp_path / 'w' / 'prepare')
+  assert len(cohort) == 40 and cohort.task == 'dialysis' and cohort.label.sum() == 20
+  assert {int(i) % 2 for i in cohort.subject_id[cohort.label == 1]} == {1}
+  assert len(cohort.value) == 160 and cohort.hour.max() == 90
+  assert settings.grammar(config).final_question.endswith('will the patient need dialysis?')
+  assert settings.prompt(config).task.quantity == 'the probability of dialysis'
+
+
+@pytest.mark.parametrize(('fields', 'match'), [
+    ({'task': 'dialysis'}, "data.question: data.task='dialysis'"), ({'task': 'Two words'}, "data.task='Two words'"),
+    ({'source': 'tjh', 'task': 'readmission'}, "data.task='readmission'"),
+    ({'source': 'mimic4', 'task': 'aki', 'question': 'x?', 'quantity': 'x'}, "data.task='aki'")])
+def test_a_task_without_words_or_without_labels_is_refused(config, fields, match):
+  config.data.update(fields)
+  with pytest.raises(EagrlError, match=match):
+    checks.check(config)
+
+
 def two_splits(config, folder):
   table = pa.table({'subject_id': [*PATIENTS, 'p0'], 'split': ['train'] * 26 + ['tuning'] * 7 + ['held_out'] * 8})
   pq.write_table(table, folder / 'splits.parquet')

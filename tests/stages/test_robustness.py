@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from eagrl_jax.ehr import normalise
-from eagrl_jax.ehr.prompt import TASKS, PromptConfig, render
+from eagrl_jax.ehr.prompt import PromptConfig, render
+from eagrl_jax.ehr.tasks import KNOWN
 from eagrl_jax.evaluation import perturb
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl.reading import read_attention
@@ -130,13 +131,13 @@ def test_bad_settings_name_the_field(micro_config, field, value):
 
 
 @pytest.mark.parametrize('style', ['full', 'compact'])
-@pytest.mark.parametrize('task', list(TASKS))
+@pytest.mark.parametrize('task', list(KNOWN.values()))
 def test_rephrased_prompt_keeps_the_record_and_the_tags_and_changes_the_words(finished, style, task):
   cohort = data_lib.store.load(finished / 'prepare')
   values = np.full((2, len(cohort.features)), np.nan, np.float32)
   values[:, :4] = 1.5
-  one, two = (render(cohort.features, values, np.array([0.0, 24.0]), 61.0, 1, task=task, setting='adults',
-                     config=PromptConfig(style=style, wording=wording)) for wording in ('standard', 'rephrased'))
+  one, two = (render(cohort.features, values, np.array([0.0, 24.0]), 61.0, 1, setting='adults',
+                     config=PromptConfig(task, style, wording=wording)) for wording in ('standard', 'rephrased'))
   cut = lambda prompt: [prompt.text[a:b] for _, a, b in prompt.spans]
   assert cut(one) == cut(two) and len(cut(one)) == 4
   rest = [set(prompt.text.split('\n')) - set(cut(prompt)) - {''} for prompt in (one, two)]

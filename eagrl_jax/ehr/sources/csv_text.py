@@ -1,4 +1,4 @@
-"""Text of a CSV: its columns block by block, and its times."""
+"""Text of a CSV, or of a parquet file of the same columns, block by block; and its times."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
 from eagrl_jax.ehr import validation
 from eagrl_jax.ehr.sources import damage
@@ -50,33 +51,63 @@ def blocks(path: Path, field: str, wanted: dict[str, bool],
   """The wanted columns as trimmed text, block by block; null where missing.
 
   Args:
+    path: a CSV, or what ends in `.parquet`.
     wanted: header -> required.
     names: the column of feature names, where NA is sodium.
   """
   if not path.is_file():
     raise EagrlError(f'{field}: there is no file {path.name}')
+  marks = {name: pa.array([m for m in _EMPTY if name != names or m != _SODIUM]) for name in wanted}
+  for block in (_parquet if path.suffix == '.parquet' else _csv)(path, field, wanted, reading):
+    trimmed = {name: pc.utf8_trim_whitespace(column) for name, column in block.items()}
+    yield {name: pc.if_else(pc.is_in(column, marks[name]), pa.scalar(None, pa.string()), column)
+           for name, column in trimmed.items()}
+
+
+def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) -> dict[str, str]:
+  """Wanted name -> header of the file."""
+  plain = {name.strip(): name for name in headers}
+  for name in (n for n, required in wanted.items() if required and n not in plain):
+    near = difflib.get_close_matches(name, plain, n=1, cutoff=0.0)
+    raise EagrlError(f'{field}: {path.name} has no column {name!r}; the nearest header is {near[0]!r}')
+  return {name: plain[name] for name in wanted if name in plain}
+
+
+def _csv(path: Path, field: str, wanted: dict[str, bool], reading: Reading) -> Iterator[dict[str, pa.Array]]:
   # One thread: Arrow names the row of an error only then.
   read = pacsv.ReadOptions(encoding=reading.encoding, block_size=BLOCK, use_threads=False)
   parse = pacsv.ParseOptions(delimiter=reading.delimiter, newlines_in_values=True)
   try:
-    headers = {name.strip(): name for name in pacsv.open_csv(path, read, parse).schema.names}
-    for name in (n for n, required in wanted.items() if required and n not in headers):
-      near = difflib.get_close_matches(name, headers, n=1, cutoff=0.0)
-      raise EagrlError(f'{field}: {path.name} has no column {name!r}; the nearest header is {near[0]!r}')
-    found = {name: headers[name] for name in wanted if name in headers}
+    found = _found(pacsv.open_csv(path, read, parse).schema.names, path, field, wanted)
     convert = pacsv.ConvertOptions(
         include_columns=list(found.values()), column_types={h: pa.string() for h in found.values()},
         strings_can_be_null=True, null_values=[''])
-    marks = {name: pa.array([m for m in _EMPTY if name != names or m != _SODIUM]) for name in found}
     for batch in pacsv.open_csv(path, read, parse, convert):
-      trimmed = {name: pc.utf8_trim_whitespace(batch.column(raw)) for name, raw in found.items()}
-      yield {name: pc.if_else(pc.is_in(column, marks[name]), pa.scalar(None, pa.string()), column)
-             for name, column in trimmed.items()}
+      yield {name: batch.column(header) for name, header in found.items()}
   except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
     row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
     where = damage.where(path, reading.encoding) or (f' at row {row[1]}' if row else '')
     raise EagrlError(f'{field}: {path.name} is not a CSV in {reading.encoding} separated by {reading.delimiter!r}'
                      f'{where}; check the file, --config.data.encoding and --config.data.delimiter') from None
+
+
+def _parquet(path: Path, field: str, wanted: dict[str, bool], reading: Reading) -> Iterator[dict[str, pa.Array]]:
+  """Columns of any simple type, such as a MEDS label file has: numbers, texts, true or false, times."""
+  try:
+    with pq.ParquetFile(path) as file:
+      found = _found(file.schema_arrow.names, path, field, wanted)
+      for batch in file.iter_batches(columns=list(found.values())):
+        columns = {name: pc.cast(batch.column(header), pa.string()) for name, header in found.items()}
+        comma = reading.decimal == ','  # as the reader of numbers expects them
+        yield {name: pc.replace_substring(column, '.', ',') if comma and _is_number(batch.column(found[name]).type)
+               else column for name, column in columns.items()}
+  except (pa.ArrowException, OSError) as error:
+    raise EagrlError(f'{field}: {path.name} is not a parquet file of plain columns'
+                     f' ({type(error).__name__}); check the file') from None
+
+
+def _is_number(kind: pa.DataType) -> bool:
+  return pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
 def hours(text: pa.Array, kinds: set[str], field: str, decimal: str) -> np.ndarray:

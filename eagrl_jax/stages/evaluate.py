@@ -6,7 +6,8 @@
 2. The features it names, and its own attention while it wrote, are read on the first answer.
 3. AUROC, AUPRC, agreement and their controls, all with intervals by patient, and the early score where the source knows
    when stays end; scikit-learn's baselines beside them, the leakage audit, subgroups.
-4. metrics.json, predictions.parquet, cases.json, report.html and the table on the terminal.
+4. metrics.json, predictions.parquet, the same for meds-evaluation (stages/meds_predictions.py), cases.json, report.html
+   and the table on the terminal.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from absl import logging
 
 from eagrl_jax import masked
 from eagrl_jax.evaluation import agreement, bootstrap, metrics, report
-from eagrl_jax.stages import beside, cases, early, inference
+from eagrl_jax.stages import beside, cases, early, inference, meds_predictions
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -67,6 +68,7 @@ def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[st
   summary = summarise(context, data, rows, label, arms, probs)
   write_json(folder / 'metrics.json', summary)
   write_predictions(context, data, rows, label, probs)
+  meds_predictions.write(context, data, rows, label, probs)
   shown = cases.choose(arms['rl'].prob, label, context.config.evaluate.cases)
   write_json(folder / 'cases.json', cases.build(data, rows, shown, arms, expert_stage.load_salience(context),
                                                 by_layer))
@@ -120,7 +122,7 @@ def hashed_id(subject_id: str, seed: int) -> str:
 
 def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray,
                       probs: dict[str, np.ndarray]) -> None:
-  """One row a patient and arm, with MEDS-evaluation's column names; ids are hashed unless `evaluate.plain_ids`."""
+  """One row a patient and arm; ids are hashed unless `evaluate.plain_ids`."""
   names = [a for a in probs for _ in rows]
   time = data_lib.prediction_hours(data, context.config.data.window_hours)[rows]
   prob = np.concatenate([probs[a] for a in probs]).astype(np.float64)

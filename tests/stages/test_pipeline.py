@@ -10,6 +10,7 @@ import pytest
 import transformers
 
 from eagrl_jax.ehr import store
+from eagrl_jax.evaluation import meds_predictions
 from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import disk, evaluate, graph, pipeline, policy
@@ -33,6 +34,14 @@ def test_a_run_leaves_the_promised_folder(finished):
   cohort = store.load(finished / 'prepare')
   assert len(set(predictions['subject_id'])) == 24 and not set(predictions['subject_id']) & set(cohort.subject_id)
   assert set(predictions['subject_id']) <= {evaluate.hashed_id(i, 0) for i in cohort.subject_id}
+  for arm in metrics['arms']:  # in the order of predictions.parquet
+    file = pq.read_table(finished / 'evaluate/meds' / f'{arm}.parquet')
+    assert file.schema.equals(meds_predictions.SCHEMA)
+    known = [predictions['arm'].index(arm) + i for i in range(24)]
+    assert [evaluate.hashed_id(cohort.subject_id[i], 0) for i in file['subject_id'].to_pylist()] == [
+        predictions['subject_id'][i] for i in known]
+    np.testing.assert_allclose(file['predicted_boolean_probability'],
+                               [predictions['predicted_boolean_probability'][i] for i in known], rtol=1e-7)
   page = (finished / 'report.html').read_text()
   assert '<html' in page and 'order of the ids' in page and 'Decision curve' in page and 'too few' in page
   for stage in DONE:

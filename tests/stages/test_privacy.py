@@ -88,4 +88,7 @@ def test_what_is_passed_on_names_no_patient(run):
   card = (workdir / 'export' / 'rl' / 'README.md').read_text()
   for text in (shared, card):
     assert ID not in text and not VALUE.search(text)
-  assert ID.encode() not in (workdir / 'evaluate' / 'predictions.parquet').read_bytes()
+  tables = list((workdir / 'evaluate').rglob('*.parquet'))
+  assert {'predictions.parquet', 'rl.parquet'} <= {p.name for p in tables}
+  for path in tables:
+    assert ID.encode() not in path.read_bytes(), path.name

@@ -51,6 +51,6 @@ def find(name: str, question: str = '', quantity: str = '') -> Task:
     return KNOWN[name]
   for field, text in (('question', question), ('quantity', quantity)):
     if not text or len(text) > LONGEST or not text.isprintable() or '<' in text or text != text.strip():
-      raise EagrlError(f'data.{field}={text!r}: give question and quantity, each one line of up to {LONGEST} characters '
-                       "without '<'")
+      raise EagrlError(f'data.{field}={text!r}: give question and quantity, each one line of up to {LONGEST} '
+                       "characters without '<'")
   return Task(name, question, quantity, (question, quantity))

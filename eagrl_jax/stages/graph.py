@@ -39,7 +39,8 @@ NAMES = tuple(s.name for s in STAGES)
 
 
 # Fields that came later, with the value of before: a run that leaves them so keeps its hashes.
-SINCE = {'evaluate': {'threshold': 0.5}, 'data': {'question': '', 'quantity': ''}}
+SINCE: dict[str, dict[str, object]] = {
+    'evaluate': {'threshold': 0.5}, 'data': {'question': '', 'quantity': ''}}
 
 
 def new_fields(config: ConfigDict, section: str) -> dict[str, object]:

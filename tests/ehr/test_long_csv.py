@@ -208,5 +208,6 @@ def test_times_of_knowledge_and_of_the_end(tmp_path):
       ('a', 22), ('b', 22), ('b', 23)]
   refused("no column 'knwn'; the nearest header is 'known'", *make(tmp_path, events, outcomes),
           columns=long_csv.Columns(available='knwn'))
-  refused(r"data.columns.until \('died'\): times are written in several ways", *make(tmp_path, events, outcomes.replace('2020-01-01T', '')
-                                                                .replace('23:15', '23')), columns=columns)
+  hours = outcomes.replace('2020-01-01T', '').replace('23:15', '23')
+  refused(r"data.columns.until \('died'\): times are written in several ways", *make(tmp_path, events, hours),
+          columns=columns)

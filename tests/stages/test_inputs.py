@@ -51,8 +51,9 @@ def test_labels_of_anything_from_parquet(config, tmp_path):
   """Files of MEDS's columns: what they say is asked in the user's words, up to the grammar of the search."""
   rng = np.random.default_rng(1)
   ids, hours = np.repeat(np.arange(40), 4), np.tile([0.0, 6.0, 30.0, 90.0], 40)
-  pq.write_table(pa.table({'subject_id': ids, 'time': (hours * 3.6e9).astype('datetime64[us]'), 'code': ['lactate'] * 160,
-                           'numeric_value': rng.normal(5, 1, 160)}), tmp_path / 'events.parquet')
+  pq.write_table(pa.table({
+      'subject_id': ids, 'time': (hours * 3.6e9).astype('datetime64[us]'), 'code': ['lactate'] * 160,
+      'numeric_value': rng.normal(5, 1, 160)}), tmp_path / 'events.parquet')
   pq.write_table(pa.table({'subject_id': np.arange(40), 'boolean_value': np.arange(40) % 2 == 1,
                            'prediction_time': np.full(40, np.datetime64('1970-01-02', 'us'))}),
                  tmp_path / 'labels.parquet')

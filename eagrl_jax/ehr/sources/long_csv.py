@@ -66,8 +66,8 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   late = events.hour > end
   unknown_yet = event_rows.known_too_late(events, end, start[events.patient], window_hours)
   if late.sum() > validation.OUTSIDE * mine.sum():
-    raise EagrlError(f'{columns.field("until")}: {late.sum()} of {mine.sum()} rows lie after it; check that both files use '
-                     'one clock, or leave those rows out of the events')
+    raise EagrlError(f'{columns.field("until")}: {late.sum()} of {mine.sum()} rows lie after it; check that both files '
+                     'use one clock, or leave those rows out of the events')
   number = mine & ~np.isnan(value)
   usable = number & ~late & ~unknown_yet
   replaced = event_rows.superseded(events, table, feature_of, value, usable)

@@ -117,6 +117,7 @@ def get_config(variant: str = '') -> ConfigDict:
       samples=4))  # answers a patient and condition
   config.study = ConfigDict(dict(
       seeds=(0, 1, 2),  # of training; cohort and split are those of the first
+      resamples=10_000,  # of patients, for the final table: enough for Holm's p of all arms to fall below .05
       arms=('direct', 'grpo', 'dapo', 'no_stage1', 'no_attention_reward', 'no_adaptive_clip', 'no_alignment',
             'random_features', 'prevalent_features')))  # beside base, sft, eag and what evaluate sets beside them
   config.export = ConfigDict(dict(

@@ -16,20 +16,23 @@ from eagrl_jax.types import ArrayLike
 METRICS = ('auroc', 'auprc')
 COLUMNS = ('arm', 'AUROC', 'between seeds', 'AUPRC', 'between seeds', 'parsed', 'Jaccard with the expert',
            'EAG-RL - arm, AUROC', 'p', 'seeds')
-# Claims of arXiv 2508.13579: what is said, the arm that should be ahead, those that should be behind.
+ALPHA = 0.05
+# Claims of arXiv 2508.13579: what is said, the arm that should be ahead, the one that should be behind.
 CLAIMS = (
-    ('EAG-RL is ahead of SFT', 'eag', ('sft',)),
-    ('EAG-RL is ahead of GRPO', 'eag', ('grpo',)),
-    ('EAG-RL is ahead of DAPO', 'eag', ('dapo',)),
-    ('without stage 1 it is worse', 'eag', ('no_stage1',)),
-    ('without stage 2 it is worse', 'eag', ('sft',)),
-    ('without the attention reward it is worse', 'eag', ('no_attention_reward',)),
-    ('without the adaptive clip it is worse', 'eag', ('no_adaptive_clip',)),
-    ('without the alignment loss it is worse', 'eag', ('no_alignment',)),
-    ('the expert\'s features matter: random ones are worse', 'eag', ('random_features',)),
-    ('the patient matters: features in order of prevalence are worse', 'eag', ('prevalent_features',)),
-    ('EAG-RL is ahead of the expert', 'eag', ('expert',)),
+    ('EAG-RL is ahead of SFT', 'eag', 'sft'),
+    ('EAG-RL is ahead of GRPO', 'eag', 'grpo'),
+    ('EAG-RL is ahead of DAPO', 'eag', 'dapo'),
+    ('without stage 1 it is worse', 'eag', 'no_stage1'),
+    ('without stage 2 it is worse', 'eag', 'sft'),
+    ('without the attention reward it is worse', 'eag', 'no_attention_reward'),
+    ('without the adaptive clip it is worse', 'eag', 'no_adaptive_clip'),
+    ('without the alignment loss it is worse', 'eag', 'no_alignment'),
+    ('the expert\'s features matter: random ones are worse', 'eag', 'random_features'),
+    ('the patient matters: features in order of prevalence are worse', 'eag', 'prevalent_features'),
+    ('EAG-RL is ahead of the expert', 'eag', 'expert'),
 )
+SHUFFLED = 'with all features shuffled it loses less than the expert'
+TRANSFER = (('expert', 'elsewhere it is ahead of the expert'), ('sft', 'elsewhere it is ahead of SFT'))
 
 
 def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], reference: str, n: int = 1000) -> dict:
@@ -98,23 +101,57 @@ def holm(p: Sequence[float]) -> list[float]:
   return adjusted.tolist()
 
 
-def claims(rows: Mapping[str, dict]) -> list[dict]:
-  """Which claims hold in a `table` whose reference is the arm ahead: {'claim', 'verdict', 'why'}.
+def claims(rows: Mapping[str, dict], robustness: Mapping | None = None,
+           transfers: Mapping[str, Mapping] | None = None) -> list[dict]:
+  """What becomes of each claim: {'claim', 'verdict', 'why'}.
 
-  'reproduced': both metrics' intervals lie above 0; 'reversed': both below; 'untested': an arm is missing; else
-  'not reproduced'.
+  'reproduced': both metrics' intervals lie above 0 and both p by Holm below .05; 'not by Holm': the intervals alone do;
+  'reversed': both intervals lie below 0; 'untested': what it needs was not run; else 'not reproduced'.
+
+  Args:
+    rows: a `table` whose reference is the arm ahead.
+    robustness: metrics.json of a seed's robustness; flatter than the expert is where the intervals of the two changes
+      do not meet.
+    transfers: metrics.json of a seed's transfers, by cohort.
   """
   out = []
   for text, ahead, behind in CLAIMS:
-    if ahead not in rows or any(b not in rows or 'against' not in rows[b] for b in behind):
-      out.append({'claim': text, 'verdict': 'untested', 'why': 'an arm was not run'})
-      continue
-    gaps = [(f'{m.upper()} {ahead} - {b}', rows[b]['against'][m]) for b in behind for m in METRICS]
-    above, below = (all(side(g['ci95']) for _, g in gaps) for side in (lambda c: c[0] > 0, lambda c: c[1] < 0))
-    verdict = 'reproduced' if above else 'reversed' if below else 'not reproduced'
-    why = '; '.join(f'{name} {g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})' for name, g in gaps)
-    out.append({'claim': text, 'verdict': verdict, 'why': why})
-  return out
+    found = rows.get(behind, {}).get('against') if ahead in rows else None
+    out.append(_judged(text, found and {f'{m.upper()} {ahead} - {behind}': found[m] for m in METRICS}))
+  shuffled = [c for c in (robustness or {}).get('conditions', ()) if c['kind'] == 'order']
+  out.append(_flatter(max(shuffled, key=lambda c: c['level'])) if shuffled else
+             {'claim': SHUFFLED, 'verdict': 'untested', 'why': 'no records with shuffled features were judged'})
+  for behind, text in TRANSFER:
+    if not transfers:
+      out.append({'claim': text, 'verdict': 'untested', 'why': 'no transfer was run'})
+    for cohort, found in (transfers or {}).items():
+      pairs = {r['metric']: r for r in found['paired'] if (r['a'], r['b']) == ('rl', behind)}
+      gaps = {f'{m.upper()} eag - {behind}': pairs[m] for m in METRICS} if set(METRICS) <= set(pairs) else None
+      out.append(_judged(f'{text}: {cohort}', gaps))
+  return [*out, {'claim': 'an average gain of 14.62 %', 'verdict': 'untested',
+                 'why': 'of pretrained models of 3 to 8 B; the mean of which figures is not said'}]
+
+
+def _judged(text: str, gaps: Mapping[str, Mapping] | None) -> dict:
+  """A claim by differences, {name: {'diff', 'ci95', and 'p_holm' where there are many}}."""
+  if not gaps:
+    return {'claim': text, 'verdict': 'untested', 'why': 'an arm was not run'}
+  above, below = (all(side(g['ci95']) for g in gaps.values()) for side in (lambda c: c[0] > 0, lambda c: c[1] < 0))
+  sure = all(g.get('p_holm', g['p']) < ALPHA for g in gaps.values())
+  verdict = ('reproduced' if sure else 'not by Holm') if above else 'reversed' if below else 'not reproduced'
+  return {'claim': text, 'verdict': verdict, 'why': '; '.join(
+      f'{name} {g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})' for name, g in gaps.items())}
+
+
+def _flatter(condition: Mapping) -> dict:
+  """The policy's loss under shuffling beside the expert's."""
+  arms = condition['arms']
+  pairs = [(m, arms['rl']['change'][m], arms['expert']['change'][m]) for m in METRICS]
+  flat, steep = (all(above(a['ci95'], b['ci95']) for _, a, b in pairs) for above in (
+      lambda a, b: a[0] > b[1], lambda a, b: a[1] < b[0]))
+  said = lambda g: f'{g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})'
+  return {'claim': SHUFFLED, 'verdict': 'reproduced' if flat else 'reversed' if steep else 'not reproduced',
+          'why': '; '.join(f'{m.upper()} eag {said(a)}, expert {said(b)}' for m, a, b in pairs)}
 
 
 def markdown(study: Mapping) -> str:

@@ -77,8 +77,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
       pipeline.run(own(config, seed), run_folder(workdir, seed))
       for arm in c.arms:
         cell(config, workdir, seed, arm)
-        gather(config, workdir)
-    print('\n' + gather(config, workdir))
+        gather(config, workdir, config.evaluate.bootstrap)
+    print('\n' + gather(config, workdir, config.study.resamples))
     logging.info('study: %s', workdir / 'study.md')
 
 
@@ -142,8 +142,15 @@ def ask(context: Context, stage: str, arm: str, folder: pathlib.Path) -> dict:
   return {'parse_rate': float(answers.parsed.mean()), 'cost': answers.cost, **figures, **answers.extra}
 
 
-def gather(config: ConfigDict, workdir: pathlib.Path) -> str:
-  """Writes study.json and study.md from every finished cell; returns the latter."""
+def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
+  """Writes study.json and study.md from every finished cell, and from what else was asked of the first seed's run.
+
+  Args:
+    resamples: of patients. No p is below 2 / (resamples + 1), nor by Holm below that times the number of arms.
+
+  Returns:
+    The content of study.md.
+  """
   label = np.zeros(0, bool)
   probs: dict[str, dict[int, np.ndarray]] = {}
   extra: dict[str, list[dict]] = {}
@@ -168,11 +175,16 @@ def gather(config: ConfigDict, workdir: pathlib.Path) -> str:
       if (answers / 'manifest.json').exists():
         found = pq.read_table(answers / 'predictions.parquet')['predicted_boolean_probability'].to_numpy()
         _add(probs, extra, arm, seed, found, json.loads((answers / 'manifest.json').read_text()))
-  rows = study_lib.table(label, probs, 'eag', config.evaluate.bootstrap)
+  rows = study_lib.table(label, probs, 'eag', resamples)
   order = ('base', *ASKED, 'sft', 'eag', *(a for a in config.study.arms if a not in ASKED))
   shown = (*(a for a in order if a in rows), *(a for a in rows if a not in order))
   arms = {a: rows[a] | _means(extra[a]) for a in shown}
-  study = {**cohort, 'seeds': list(config.study.seeds), 'arms': arms, 'claims': study_lib.claims(rows)}
+  first = run_folder(workdir, config.study.seeds[0])
+  read = lambda path: json.loads(path.read_text())
+  robustness = first / 'robustness' / 'metrics.json'
+  claims = study_lib.claims(rows, read(robustness) if robustness.exists() else None, {
+      path.parent.name: read(path) for path in sorted(first.glob('transfer/*/metrics.json'))})
+  study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims}
   disk.write_json(workdir / 'study.json', study)
   text = study_lib.markdown(study)
   part = workdir / 'study.md.part'
@@ -202,6 +214,8 @@ def _check(config: ConfigDict) -> None:
   c = config.study
   if processes.count() > 1:
     raise EagrlError('--distributed: a study runs in one process; run its arms as runs of their own instead')
+  if c.resamples < 1:
+    raise EagrlError(f'study.resamples={c.resamples} must be at least 1')
   if not c.seeds or len(set(c.seeds)) != len(c.seeds):
     raise EagrlError(f'study.seeds={tuple(c.seeds)}: give one or more different seeds')
   for arm in c.arms:

@@ -50,7 +50,33 @@ def test_a_claim_is_what_the_intervals_say(ahead, behind, verdict):
   rows = study.table(label, {'eag': {0: noisy(ahead)}, 'sft': {0: noisy(behind)}}, 'eag', 200)
   found = {c['claim']: c['verdict'] for c in study.claims(rows)}
   assert found['EAG-RL is ahead of SFT'] == verdict
-  assert found['EAG-RL is ahead of DAPO'] == 'untested'
+  assert {v for c, v in found.items() if 'SFT' not in c and 'stage 2' not in c} == {'untested'}
+
+
+def test_a_claim_that_holm_does_not_bear_out_is_not_reproduced():
+  gap = {'diff': 0.02, 'ci95': [0.002, 0.044], 'p': 0.03, 'p_holm': 0.34}
+  rows = {'eag': {}, 'sft': {'against': {'auroc': gap, 'auprc': gap | {'p_holm': 0.01}}}}
+  verdict = lambda: {c['claim']: c['verdict'] for c in study.claims(rows)}['EAG-RL is ahead of SFT']
+  assert verdict() == 'not by Holm'
+  gap['p_holm'] = 0.049
+  assert verdict() == 'reproduced'
+
+
+def test_shuffling_and_other_hospitals_are_claims_too():
+  change = lambda low, high: {m: {'diff': (low + high) / 2, 'ci95': [low, high]} for m in study.METRICS}
+  condition = lambda level, expert: {'kind': 'order', 'level': level, 'arms': {
+      'rl': {'change': change(-0.04, 0.08)}, 'expert': {'change': expert}}}
+  others = [condition(0.2, change(-0.01, 0.05)), {'kind': 'noise', 'level': 2.0, 'arms': {}}]
+  shuffled = lambda *expert: {'conditions': [condition(1.0, change(*expert)), *others]}
+  verdict = lambda found: {c['claim']: c['verdict'] for c in study.claims({'eag': {}}, found)}[study.SHUFFLED]
+  assert [verdict(shuffled(*ci)) for ci in ((-0.3, -0.1), (-0.1, 0.0), (0.09, 0.2))] == [
+      'reproduced', 'not reproduced', 'reversed']
+  pair = lambda b, low: [{'a': 'rl', 'b': b, 'metric': m, 'diff': low + 0.1, 'ci95': [low, low + 0.2], 'p': 0.01}
+                         for m in (*study.METRICS, 'brier')]
+  found = {c['claim']: c['verdict'] for c in study.claims({'eag': {}}, None, {
+      'tjh': {'paired': [*pair('expert', -0.3), *pair('sft', 0.01)]}})}
+  assert (found['elsewhere it is ahead of the expert: tjh'], found['elsewhere it is ahead of SFT: tjh']) == (
+      'reversed', 'reproduced')
 
 
 def test_markdown_holds_every_arm_and_claim():

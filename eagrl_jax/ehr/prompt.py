@@ -111,9 +111,11 @@ class Prompt:
 def flag(spec: FeatureSpec, value: float) -> str:
   """Laboratory flag of a value: H or L outside the reference range, doubled when far outside.
 
-  Far is more than half the width of the range beyond its bound, on the log scale for skewed features.
+  Far is more than half the width of the range beyond its bound, on the log scale for skewed features. Bounds compare as
+  the float32 that records hold: 7.35 is not below 7.35.
   """
-  low, high = spec.ref_low, spec.ref_high
+  value = float(np.float32(value))
+  low, high = (None if bound is None else float(np.float32(bound)) for bound in (spec.ref_low, spec.ref_high))
   if high is not None and value > high:
     side, bound = 'H', high
   elif low is not None and value < low:

@@ -13,11 +13,11 @@ compared on the same ground. Labels are not an argument.
 from __future__ import annotations
 
 import dataclasses
-import zlib
 from collections.abc import Mapping
 
 import numpy as np
 
+from eagrl_jax import rng
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.normalise import Statistics
 from eagrl_jax.types import EagrlError
@@ -28,11 +28,6 @@ KINDS = (*WORDS, 'wording')  # of `wording` the records stay, see `ehr.prompt`
 FACTOR = 10.0  # of a feature without another unit in its spec
 
 
-def generator(seed: int, kind: str, *patient: int) -> np.random.Generator:
-  """The random numbers of one kind, of one patient where it is given."""
-  return np.random.default_rng([seed, zlib.crc32(kind.encode()), *patient])
-
-
 def order(rows: np.ndarray, n_features: int, level: float, seed: int) -> np.ndarray:
   """A permutation for each patient: `level` of the features move on one random cycle, so each of them moves.
 
@@ -40,7 +35,7 @@ def order(rows: np.ndarray, n_features: int, level: float, seed: int) -> np.ndar
   """
   out = np.tile(np.arange(n_features), (len(rows), 1))
   for line, row in zip(out, rows):
-    moved = generator(seed, 'order', int(row)).permutation(n_features)[:round(level * n_features)]
+    moved = rng.host(seed, 'order', int(row)).permutation(n_features)[:round(level * n_features)]
     line[moved] = np.roll(moved, -1)
   return out
 
@@ -53,7 +48,7 @@ def noise(values: np.ndarray, rows: np.ndarray, features: FeatureTable, statisti
   vary in train has no noise. `values [n, T, F]`, NaN stays. `-> [n, T, F]` float32
   """
   std = np.where(np.isin(statistics.names, statistics.flat), 0.0, statistics.std.astype(np.float64))
-  draws = np.stack([generator(seed, 'noise', int(row)).standard_normal(values.shape[1:]) for row in rows])
+  draws = np.stack([rng.host(seed, 'noise', int(row)).standard_normal(values.shape[1:]) for row in rows])
   x = values.astype(np.float64)
   scaled = np.where(statistics.log, np.log1p(np.maximum(x, 0)), x) + level * std * draws
   out = np.where(statistics.log, np.maximum(np.expm1(scaled), 0), scaled)
@@ -72,7 +67,7 @@ def drop(values: np.ndarray, rows: np.ndarray, level: float, seed: int) -> np.nd
   out = values.copy()
   for record, row in zip(out, rows):
     present = np.flatnonzero(np.isfinite(record).any(0))
-    shuffled = generator(seed, 'drop', int(row)).permutation(present)
+    shuffled = rng.host(seed, 'drop', int(row)).permutation(present)
     record[:, shuffled[:round(level * len(present))]] = np.nan
   return out
 
@@ -88,7 +83,7 @@ def units(values: np.ndarray, features: FeatureTable, level: float, seed: int, c
     their spec and by the factor, and how many values went missing.
   """
   numeric = np.array([f for f, spec in enumerate(features) if not spec.levels], int)
-  chosen = generator(seed, 'units').permutation(numeric)[:round(level * len(numeric))]
+  chosen = rng.host(seed, 'units').permutation(numeric)[:round(level * len(numeric))]
   out, signs = values.astype(np.float64), None if censor is None else censor.copy()
   known = 0
   for f in chosen:

@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.lm.forward import AttentionTap, forward_shared
+from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.rl import alignment
-from eagrl_jax.rl.update import UpdateConfig
+from eagrl_jax.rl.update import UpdateConfig, aligned_rows, attention_tap
 from eagrl_jax.types import Array, ArrayLike, Params, PromptBatch, Rollout
 
 
@@ -38,9 +38,7 @@ def _tapped(lm: LMConfig, cfg: UpdateConfig, n_features: int, params: Params, pr
             align_mask: ArrayLike) -> tuple[Array, Array]:
   """Attention masses `[L, B, G, F]`, and the number of prompt tokens of each feature `[B, F]`."""
   valid = jnp.asarray(rollout.valid)
-  rows = valid if cfg.align_rows == 'all' else valid & align_mask
-  indicator = alignment.feature_indicator(prompt.feature, prompt.valid, n_features)
-  tap = AttentionTap(indicator, alignment.tap_rows(rows), alignment.tap_heads(cfg.align_heads, lm.n_heads))
+  tap = attention_tap(lm, cfg, prompt, aligned_rows(cfg, valid, align_mask), n_features)
   out = forward_shared(params, lm, prompt.tokens, prompt.valid, rollout.tokens, valid, tap)
   assert out.attention is not None
-  return out.attention, indicator.sum(1)
+  return out.attention, tap.indicator.sum(1)

@@ -109,11 +109,23 @@ def weigh(batch: RLBatch, cfg: UpdateConfig) -> Weighted:
   token_weight = losses.token_weights(valid, weight, cfg.reduction)
   if not cfg.c_align:
     return Weighted(batch=batch, token_weight=token_weight, rows=None, align_weight=None)
-  rows = valid if cfg.align_rows == 'all' else valid & batch.align_mask
+  rows = aligned_rows(cfg, valid, batch.align_mask)
   span = alignment.feature_indicator(prompt.feature, prompt.valid, batch.salience.shape[-1]).sum(1)
   expert = alignment.expert_salience(batch.salience, span)
   align_weight = alignment.alignment_weights(expert, rows, weight)
   return Weighted(batch=batch, token_weight=token_weight, rows=rows, align_weight=align_weight)
+
+
+def aligned_rows(cfg: UpdateConfig, valid: Array, align_mask: ArrayLike) -> Array:
+  """Answer tokens whose attention is aligned. `[B, G, T], [B, G, T] -> [B, G, T]` bool"""
+  return valid if cfg.align_rows == 'all' else valid & align_mask
+
+
+def attention_tap(lm_cfg: LMConfig, cfg: UpdateConfig, prompt: PromptBatch, rows: Array,
+                  n_features: int) -> AttentionTap:
+  """What the forward pass reads of its own attention: `rows [B, G, T]` over the features of the prompt."""
+  indicator = alignment.feature_indicator(prompt.feature, prompt.valid, n_features)
+  return AttentionTap(indicator, alignment.tap_rows(rows), alignment.tap_heads(cfg.align_heads, lm_cfg.n_heads))
 
 
 def policy_loss(params: Params, part: Weighted, lm_cfg: LMConfig, cfg: UpdateConfig) -> tuple[Array, Stats]:
@@ -123,8 +135,7 @@ def policy_loss(params: Params, part: Weighted, lm_cfg: LMConfig, cfg: UpdateCon
   tap = None
   if cfg.c_align:
     assert part.rows is not None  # weighed under the same config
-    indicator = alignment.feature_indicator(prompt.feature, prompt.valid, batch.salience.shape[-1])
-    tap = AttentionTap(indicator, alignment.tap_rows(part.rows), alignment.tap_heads(cfg.align_heads, lm_cfg.n_heads))
+    tap = attention_tap(lm_cfg, cfg, prompt, part.rows, batch.salience.shape[-1])
   out = forward_shared(params, lm_cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid, tap)
   logp, entropy = token_logprobs(params, lm_cfg, out.hidden, rollout.tokens)
 

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
-import numpy as np
 from absl import logging
 
 from eagrl_jax import rng
@@ -68,7 +67,7 @@ def corpus(context: Context, data: data_lib.Data) -> Iterator[str]:
     if not prompt.spans:
       raise EagrlError('prompt.max_characters leaves no feature line; raise it')
     values, visible = encoder.values(int(row)), [f for f, _, _ in prompt.spans]
-    generator = np.random.default_rng((c.seed, int(row)))
+    generator = rng.host(c.seed, 'base corpus', int(row))
     answer = warmup.write_answer(data.cohort.features, values, visible, settings.task(c), c.reward.top_k,
                                  c.search.max_depth, generator, encoder.censor(int(row))).text
     drills = [write(data.cohort.features, values, visible, generator).text

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from eagrl_jax import rng
 from eagrl_jax.ehr import answers
 from eagrl_jax.ehr.prompt import Prompt, PromptConfig, render
 from eagrl_jax.ehr.records import Cohort, Visits
@@ -76,17 +77,19 @@ class Encoder:
       feature[(stops > first) & (starts < last)] = f
     return ids, feature
 
-  def batch(self, rows: np.ndarray, order_seed: tuple[int, ...] | None = None,
+  def batch(self, rows: np.ndarray, shuffle: tuple[int, str, int] | None = None,
             values: list[np.ndarray] | None = None) -> PromptBatch:
-    """Left-padded batch. With `order_seed`, features are shuffled per (seed, patient).
+    """Left-padded batch.
 
     Args:
+      shuffle: (seed, purpose, step) shuffles the features of each patient by them and the patient; None leaves the
+        table's order.
       values: a [T, F] record for each row, to write in place of its own.
     """
     def order(row):
-      if order_seed is None:
+      if shuffle is None:
         return None
-      return np.random.default_rng((*order_seed, int(row))).permutation(len(self.cohort.features))
+      return rng.host(*shuffle, int(row)).permutation(len(self.cohort.features))
     encoded = [self.tokens(int(r), order(r), None if values is None else values[i]) for i, r in enumerate(rows)]
     longest = max(len(ids) for ids, _ in encoded)
     return pad_prompts(encoded, rows, self.tokenizer.pad_id, -(-longest // self.bucket) * self.bucket)

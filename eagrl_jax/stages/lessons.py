@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
 from eagrl_jax.ehr import warmup
 from eagrl_jax.ehr.warmup import Exercise
 from eagrl_jax.lm.tokenizer import Tokenizer
@@ -31,16 +32,16 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
   shuffle = context.config.prompt.shuffle_features
   short = short_encoder(encoder)
   # One width a lesson, so that the step compiles twice at most; the longest of a sample.
-  sample, generator = rows[:128], np.random.default_rng((seed, 0))
-  short_width = _width(short_lesson(short, sample, np.random.default_rng((seed, 0)), c)[1], encoder.tokenizer)
+  sample, generator = rows[:128], rng.host(seed, 'base width')
+  short_width = _width(short_lesson(short, sample, rng.host(seed, 'base width'), c)[1], encoder.tokenizer)
   whole_width = _width([exercises(encoder, row, r, measured(r), generator, c.answers)
                         for row, r in zip(sample, whole_records(encoder, sample, generator, c))], encoder.tokenizer)
   step = start
   while True:
     brief = step < c.short_steps
     count = c.short_batch if brief else c.batch
-    order = (seed, step) if shuffle else None
-    generator = np.random.default_rng((seed, 1, step))
+    order = (seed, 'base order', step) if shuffle else None
+    generator = rng.host(seed, 'base lesson', step)
     chosen = generator.choice(rows, size=count, replace=len(rows) < count)
     if brief:
       records, texts = short_lesson(short, chosen, generator, c)

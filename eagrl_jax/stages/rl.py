@@ -71,7 +71,7 @@ def run(context: Context) -> None:
       preemption.defer()
       for step in range(start, c.steps):
         rows = draw(context, data.splits.train, step)
-        order = (context.config.seed, 3, step) if context.config.prompt.shuffle_features else None
+        order = (context.config.seed, 'rl order', step) if context.config.prompt.shuffle_features else None
         prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows, order))
         params = lora.join(state.params, frozen)
         rollout = generate(params, prompt, jax.random.fold_in(key, step))
@@ -118,7 +118,7 @@ def draw(context: Context, train: np.ndarray, step: int) -> np.ndarray:
                      f'the {len(train)} train patients; lower both')
   per_epoch = len(train) // n
   epoch, i = divmod(step, per_epoch)
-  order = np.random.default_rng((context.config.seed, 4, epoch)).permutation(train)
+  order = rng.host(context.config.seed, 'rl patients', epoch).permutation(train)
   return order[i * n:(i + 1) * n]
 
 

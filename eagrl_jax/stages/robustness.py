@@ -66,7 +66,7 @@ def run(context: Context) -> None:
 
 def chosen_rows(test: np.ndarray, patients: int, seed: int) -> np.ndarray:
   """Test patients of the stage: all of them, or so many at random. Ascending."""
-  shuffled = perturb.generator(seed, 'patients').permutation(test)
+  shuffled = rng.host(seed, 'patients').permutation(test)
   return np.sort(shuffled[:patients or None])
 
 

@@ -119,7 +119,7 @@ class TerminalReward:
 def patients(context: Context, data: data_lib.Data) -> np.ndarray:
   """Train patients to search: half of each outcome where there are enough, in random order."""
   wanted = min(context.config.search.patients, len(data.splits.train))
-  generator = np.random.default_rng((context.config.seed, 5))
+  generator = rng.host(context.config.seed, 'search patients')
   order = generator.permutation(data.splits.train)
   positive, negative = (order[data.cohort.label[order] == y] for y in (1, 0))
   n_positive = min(len(positive), max(wanted // 2, wanted - len(negative)))

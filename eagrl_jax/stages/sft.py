@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
@@ -62,8 +63,8 @@ def batches(context: Context, encoder: Encoder, answers: dict[int, list[list[int
   step = start
   while True:
     epoch, i = divmod(step, per_epoch)
-    chosen = np.random.default_rng((seed, 2, epoch)).permutation(rows)[i * batch:(i + 1) * batch]
-    prompt = encoder.batch(chosen, (seed, 2, step) if context.config.prompt.shuffle_features else None)
+    chosen = rng.host(seed, 'sft patients', epoch).permutation(rows)[i * batch:(i + 1) * batch]
+    prompt = encoder.batch(chosen, (seed, 'sft order', step) if context.config.prompt.shuffle_features else None)
     ids = [answers[r] + [[]] * (group - len(answers[r])) for r in chosen.tolist()]
     tokens, valid = pad_answers(ids, encoder.tokenizer.pad_id, width)
     weight = np.ones(tokens.shape, np.float32)

@@ -98,6 +98,13 @@ def test_budget_drops_old_values_then_rare_features():
   assert everything.dropped_values == everything.dropped_features == 0
 
 
+@pytest.mark.parametrize('of', [float, np.float32, np.float64, lambda x: float(np.float32(x))])
+@pytest.mark.parametrize('bound', [7.35, 0.1, 136.0])
+def test_a_value_on_its_bound_is_within_the_range_in_every_precision(of, bound):
+  spec = FeatureSpec('x', ref_low=bound, ref_high=bound + 1)
+  assert flag(spec, of(bound)) == '' and flag(spec, of(bound - 0.01)) == 'L'
+
+
 def test_old_age_is_not_written():
   prompt = render(TABLE, VALUES, np.zeros(3), 97.0, -1, setting='x', config=PromptConfig(task=READMISSION))
   assert 'Sex: unknown. Age: 90 years' in prompt.text

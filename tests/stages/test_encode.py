@@ -5,6 +5,7 @@ import types
 import numpy as np
 import pytest
 
+from eagrl_jax import rng
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import PromptConfig
 from eagrl_jax.ehr.records import to_visits
@@ -30,10 +31,10 @@ def encoder():
 
 
 def test_every_feature_token_lies_in_its_own_line(encoder):
-  batch = encoder.batch(np.arange(12), (0, 1))
+  batch = encoder.batch(np.arange(12), (0, 'x', 1))
   assert batch.tokens.shape[1] % 32 == 0 and batch.valid[:, -1].all()
   for row in range(12):
-    text = encoder.prompt(row, np.random.default_rng((0, 1, row)).permutation(len(encoder.cohort.features)))
+    text = encoder.prompt(row, rng.host(0, 'x', 1, row).permutation(len(encoder.cohort.features)))
     shown = {f: text.text[a:b] for f, a, b in text.spans}
     assert set(np.unique(batch.feature[row])) - {-1} == set(shown)
     for f, line in shown.items():
@@ -43,10 +44,10 @@ def test_every_feature_token_lies_in_its_own_line(encoder):
 
 
 def test_a_patients_order_depends_on_seed_and_patient_alone(encoder):
-  whole = encoder.batch(np.arange(12), (3,))
-  alone = encoder.batch(np.array([7]), (3,))
+  whole = encoder.batch(np.arange(12), (3, 'x', 1))
+  alone = encoder.batch(np.array([7]), (3, 'x', 1))
   assert np.array_equal(whole.tokens[7][whole.valid[7]], alone.tokens[0][alone.valid[0]])
-  other = encoder.batch(np.array([7]), (4,))
+  other = encoder.batch(np.array([7]), (4, 'x', 1))
   assert not np.array_equal(other.tokens[0][other.valid[0]], alone.tokens[0][alone.valid[0]])
 
 

@@ -45,7 +45,7 @@ def lines(text, names):
 def test_findings_tell_the_flags_that_the_prompt_shows(taught):
   context, encoder = taught
   names, t = encoder.cohort.features.names, encoder.tokenizer
-  stream = lessons.batches(context, encoder, np.arange(24), 0)
+  stream, most = lessons.batches(context, encoder, np.arange(24), 0), 0
   for step, batch in enumerate(itertools.islice(stream, 4)):
     for b in range(batch.tokens.shape[0]):
       shown = lines(t.decode(batch.prompt.tokens[b][batch.prompt.valid[b]].tolist()), names)
@@ -55,7 +55,9 @@ def test_findings_tell_the_flags_that_the_prompt_shows(taught):
       if step < 2:
         assert 2 <= len(shown) <= 3
       else:
-        assert len(told) == min(16, len(shown)) and len(shown) > 3
+        assert len(told) == min(16, len(shown))
+        most = max(most, len(shown))
+  assert most > 3
 
 
 def test_shapes_stay_and_a_step_is_a_function_of_its_number(taught):

@@ -61,7 +61,7 @@ def filled(shapes):
 def compare(c, lm: LMConfig, sizes: memory.Sizes) -> dict[str, tuple[int, int]]:
   """Moment of the rl stage -> predicted and measured bytes, weights and optimiser included."""
   mesh = make_mesh()
-  optimizer = make_optimizer(settings.optimizer(c.rl, 100))
+  optimizer = make_optimizer(settings.optimizer(c, 'rl', 100))
   shapes = memory.placed_params(lm, mesh)
   state = state_lib.abstract(lm, optimizer, mesh)
   frozen = lora.split(shapes, lm)[1]

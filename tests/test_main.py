@@ -25,6 +25,7 @@ def call(*flags, cwd=ROOT, path=ROOT):
     (['--config.rl.learning_rat=1e-6'], ['learning_rat', 'learning_rate']),
     (['--config.rl.group=1'], ['rl.group', '--config.rl.group=2']),
     (['--config.mesh.tensor=3'], ['mesh', 'tensor=3']),
+    (['--config.evaluate.cases=-1', '--dry_run'], ['evaluate.cases=-1']),
     (['--config.data.source=tjh', '--config.data.path=absent.xlsx'], ['data.path', 'absent.xlsx']),
 ])
 def test_a_mistake_is_one_line(flags, words, tmp_path):

@@ -90,6 +90,10 @@ class PromptConfig:
   def __post_init__(self):
     if self.style not in ('full', 'compact'):
       raise EagrlError(f"prompt.style={self.style!r}: choose 'full' or 'compact'")
+    if self.max_values < 1:
+      raise EagrlError(f'prompt.max_values={self.max_values} must be at least 1')
+    if self.max_characters < 0:
+      raise EagrlError(f'prompt.max_characters={self.max_characters} must not be negative; 0 = no limit')
     if self.reasoning not in ('questions', 'free'):
       raise EagrlError(f"prompt.reasoning={self.reasoning!r}: choose 'questions' or 'free'")
     if self.reasoning == 'free' and self.style != 'full':

@@ -53,6 +53,9 @@ class ConCareConfig:
   decov: float = 10.0
 
   def __post_init__(self):
+    for name in ('hidden', 'heads', 'ffn', 'time_dim'):
+      if getattr(self, name) < 1:
+        raise EagrlError(f'expert.{name}={getattr(self, name)} must be at least 1')
     if self.hidden % self.heads:
       raise EagrlError(f'expert.heads: {self.heads} does not divide expert.hidden={self.hidden}; choose a divisor')
     if self.time_attention not in TIME_ATTENTION:
@@ -61,6 +64,8 @@ class ConCareConfig:
       raise EagrlError(f"expert.time_unit: {self.time_unit!r} is unknown; choose 'visit', 'hour' or 'day'")
     if not 0 <= self.dropout < 1:
       raise EagrlError(f'expert.dropout: {self.dropout} is outside [0, 1)')
+    if self.decov < 0:
+      raise EagrlError(f'expert.decov={self.decov} must not be negative')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,7 +55,11 @@ class ExpertTrainConfig:
       raise EagrlError(f'expert.select_on: {self.select_on!r} is unknown; choose one of {SELECT_ON}')
     for name in ('members', 'batch', 'epochs', 'patience', 'chunk'):
       if getattr(self, name) < 1:
-        raise EagrlError(f'expert.{name}: must be at least 1')
+        raise EagrlError(f'expert.{name}={getattr(self, name)} must be at least 1')
+    if self.learning_rate <= 0:
+      raise EagrlError(f'expert.learning_rate={self.learning_rate} must be positive')
+    if self.weight_decay < 0:
+      raise EagrlError(f'expert.weight_decay={self.weight_decay} must not be negative')
 
 
 def published() -> ExpertTrainConfig:

@@ -15,7 +15,7 @@ from eagrl_jax.lm.cache import heads_first
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.precision import widen
 from eagrl_jax.mesh import RULES
-from eagrl_jax.types import Array
+from eagrl_jax.types import Array, EagrlError
 
 SPLASH_BLOCK = 128  # its tiles; a prompt is padded to a multiple
 CUDNN_MAX_HEAD = 128  # of its backward pass on every GPU that has one
@@ -38,6 +38,19 @@ def attend_prompt(q: Array, k: Array, v: Array, valid: Array, cfg: LMConfig) -> 
     return _splash(q, k, v, valid, interpret=False)
   k, v = heads_first(k), heads_first(v)
   return attention.causal(q[:, None], k[:, None], v[:, None], valid[:, None])[0][:, 0]
+
+
+def check(attention: str, compute_dtype: str, backend: str) -> None:
+  """Refuses a kernel that was asked for and that the backend, one of JAX's names, does not have.
+
+  Raises:
+    EagrlError: names `lm.attention` and what it needs.
+  """
+  if attention == 'cudnn' and (backend, compute_dtype) != ('gpu', 'bfloat16'):
+    raise EagrlError(f"lm.attention='cudnn' needs a GPU and lm.compute_dtype='bfloat16', not a {backend} and "
+                     f'{compute_dtype!r}; set --config.lm.attention=auto')
+  if attention == 'splash' and backend != 'tpu':
+    raise EagrlError(f"lm.attention='splash' needs a TPU, not a {backend}; set --config.lm.attention=auto")
 
 
 def choose(cfg: LMConfig, q: Array, k: Array, backend: str | None = None) -> str:

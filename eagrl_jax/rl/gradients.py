@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 
-from eagrl_jax.types import Array, EagrlError, Params
+from eagrl_jax.types import Array, Params
 
 
 @struct.dataclass
@@ -32,11 +32,11 @@ def accumulate(
   `loss_fn` returns a sum over rows.
 
   Raises:
-    EagrlError: `micro` does not divide the number of rows.
+    ValueError: `micro` does not divide the number of rows; of a config `stages.checks` refuses that.
   """
   rows = jax.tree.leaves(batch)[0].shape[0]
   if rows % micro:
-    raise EagrlError(f'micro_batch={micro} must divide the batch of {rows} prompts')
+    raise ValueError(f'accumulate: {micro} rows at a time do not divide a batch of {rows}')
   grad_fn = jax.grad(loss_fn, has_aux=True)
   if rows == micro:
     return grad_fn(params, batch)

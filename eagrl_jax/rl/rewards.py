@@ -50,6 +50,11 @@ class RewardConfig:
       raise EagrlError(f'reward.kind={self.kind!r} is unknown; choose one of {", ".join(KINDS)}')
     if not 0 <= self.lam <= 1:
       raise EagrlError(f'reward.lam={self.lam} must lie in [0, 1]')
+    if self.beta < 0:
+      raise EagrlError(f'reward.beta={self.beta} must not be negative')
+    if len(self.authors_weights) != 3:
+      raise EagrlError(f'reward.authors_weights={self.authors_weights}: give three, of log-likelihood, separation and '
+                       'Jaccard')
     if not 0 < self.clip_low < 0.5 < self.clip_high < 1:
       raise EagrlError(f'reward.clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < low < .5 < high < 1')
     if self.top_k < 1:

@@ -42,11 +42,13 @@ class GrammarConfig:
   useful_question: str = '<Useful> Is this sub-question useful?'
 
   def __post_init__(self):
-    for field in ('max_depth', 'max_features', 'question_tokens', 'answer_tokens'):
-      if getattr(self, field) < 1:
-        raise EagrlError(f'search.{field}={getattr(self, field)} must be at least 1')
+    for field, value in (('search.max_depth', self.max_depth), ('reward.top_k', self.max_features),
+                         ('search.question_tokens', self.question_tokens),
+                         ('search.answer_tokens', self.answer_tokens)):
+      if value < 1:
+        raise EagrlError(f'{field}={value} must be at least 1')
     if not self.final_question or '<' in self.final_question or '\n' in self.final_question:
-      raise EagrlError("search.final_question must be one line of text without '<'")
+      raise EagrlError("GrammarConfig.final_question must be one line of text without '<'")
 
 
 def compile_grammar(tokenizer: Tokenizer, feature_names: tuple[str, ...], vocab_size: int,

@@ -46,6 +46,8 @@ class SearchConfig:
     for field, value in sizes:
       if value < 1:
         raise EagrlError(f'search.{field}={value} must be at least 1')
+    if self.exploration < 0:
+      raise EagrlError(f'search.exploration={self.exploration} must not be negative')
     if self.backup not in ('max', 'mean'):
       raise EagrlError(f"search.backup={self.backup!r}: choose 'max' or 'mean'")
 

@@ -35,7 +35,7 @@ def run(context: Context) -> None:
     encoder = data_lib.encoder(context, data, policy.tokenizer)
     stream = lambda start: lessons.batches(context, encoder, data.splits.train, start)
     micro = lambda step: c.short_micro_batch if step < c.short_steps else c.micro_batch
-    params = supervised.fit(context, 'base', policy, stream, c, steps, micro)
+    params = supervised.fit(context, 'base', policy, stream, steps, micro)
     policy = dataclasses.replace(policy, params=params)
   policy_lib.save(context.folder('base'), policy)
 

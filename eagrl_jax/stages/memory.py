@@ -24,7 +24,7 @@ from eagrl_jax.rl.update import RLBatch, make_update
 from eagrl_jax.stages import settings
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.optimizer import make_optimizer
-from eagrl_jax.train.supervised import SupervisedBatch, SupervisedConfig, make_sft_step
+from eagrl_jax.train.supervised import SupervisedBatch, make_sft_step
 from eagrl_jax.types import Params, PromptBatch, Rollout
 
 FIXES = {  # part -> fields that shrink it, the first of them that still can
@@ -66,7 +66,7 @@ def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Iterator[S
   yield Stage('search', {'weights': weights, 'KV': search_kv(c, lm, mesh, sizes)})
   for name, program in (('sft', sft_step), ('rl', rl_step)):
     held = held_by_training(c, lm, mesh, name)
-    optimizer = make_optimizer(settings.optimizer(c[name], 100))
+    optimizer = make_optimizer(settings.optimizer(c, name, 100))
     state = state_lib.abstract(lm, optimizer, mesh)
     plan = program(c, lm, mesh, sizes, optimizer, state, frozen).memory_analysis()
     update = Stage(name, held | {'activations': plan.temp_size_in_bytes + unplanned(lm, mesh)})
@@ -80,7 +80,7 @@ def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Iterator[S
 
 def held_by_training(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str) -> dict[str, int]:
   """What a training stage keeps from step to step."""
-  state = state_lib.abstract(lm, make_optimizer(settings.optimizer(c[stage], 100)), mesh)
+  state = state_lib.abstract(lm, make_optimizer(settings.optimizer(c, stage, 100)), mesh)
   held = {'weights': local_bytes(placed_params(lm, mesh)), 'optimiser': local_bytes(state.opt_state)}
   return held | ({'reference': local_bytes(state.params)} if stage == 'rl' and c.rl.kl else {})
 
@@ -118,7 +118,7 @@ def sft_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, optimizer, s
   batch = SupervisedBatch(prompt(mesh, b, sizes.prompt), _rows(mesh, np.int32, b, g, t), _rows(mesh, np.bool_, b, g, t),
                           _rows(mesh, np.float32, b, g, t))
   shardings = state_lib.state_shardings(lm, optimizer, mesh)
-  step = make_sft_step(lm, optimizer, SupervisedConfig(c.sft.micro_batch), shardings)
+  step = make_sft_step(lm, optimizer, settings.supervised(c, 'sft', c.sft.micro_batch), shardings)
   return step.lower(state, batch, frozen).compile()
 
 

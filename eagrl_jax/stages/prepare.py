@@ -33,7 +33,7 @@ from eagrl_jax.ehr.sources import (
     yaib,
 )
 from eagrl_jax.ehr.sources.bounded import Grid
-from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
+from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.data import grid
 from eagrl_jax.types import EagrlError
@@ -98,9 +98,7 @@ def read_source(c: ConfigDict, seed: int, labelled: bool = True) -> Cohort:
   if not labelled and c.source in ('synthetic', 'csv', 'wide_csv'):
     raise ValueError(f'read_source: {c.source!r} is not read without outcomes')
   if c.source == 'synthetic':
-    fields = {f.name for f in dataclasses.fields(synthetic.SyntheticConfig)}
-    known = {k: v for k, v in c.to_dict().items() if k in fields and k != 'features'}
-    return synthetic.generate(synthetic.SyntheticConfig(**known, features=DEFAULT_FEATURES), seed)
+    return synthetic.generate(settings.synthetic(c), seed)
   if not pathlib.Path(c.path).exists():
     raise EagrlError(f'data.path={c.path!r} does not exist; give the {c.source} file with --config.data.path=')
   if c.source == 'tjh':

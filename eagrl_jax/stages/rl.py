@@ -49,7 +49,7 @@ def run(context: Context) -> None:
   start_policy = policy_lib.load(context.folder(c.start), context.mesh)
   encoder = data_lib.encoder(context, data, start_policy.tokenizer)
   salience = guidance(context, data)
-  optimizer = make_optimizer(settings.optimizer(c, c.steps * c.epochs * c.minibatches))
+  optimizer = make_optimizer(settings.optimizer(context.config, 'rl', c.steps * c.epochs * c.minibatches))
   shardings = state_lib.state_shardings(start_policy.config, optimizer, context.mesh)
   _, frozen = lora.split(start_policy.params, start_policy.config)
   update = functools.partial(

@@ -75,8 +75,7 @@ def run(context: Context) -> None:
       writer.write(i, figures)
       progress.update(len(part), **figures)
 
-  chosen = trajectories.select(found, trajectories.SelectionConfig(
-      top_k=c.top_k, min_reward=c.min_reward, min_jaccard=c.min_jaccard, balance=c.balance))
+  chosen = trajectories.select(found, settings.selection(config))
 
   def write() -> None:
     table = folder / 'trajectories'

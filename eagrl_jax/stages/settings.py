@@ -1,13 +1,20 @@
-"""ConfigDict sections -> the frozen dataclasses of the layers below. The only place that does it."""
+"""ConfigDict sections -> the frozen dataclasses of the layers below.
+
+The only place that does it, but for how the files of a source are read (`prepare.read_source`).
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import TypeVar
 
 from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import prompt as prompt_lib
 from eagrl_jax.ehr import tasks
+from eagrl_jax.ehr.sources.synthetic import SyntheticConfig
+from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.ehr.tasks import Task
 from eagrl_jax.ehr.warmup import USEFUL, final_question
 from eagrl_jax.expert.concare import ConCareConfig
@@ -20,7 +27,17 @@ from eagrl_jax.rl.update import UpdateConfig
 from eagrl_jax.search.decode import StepConfig
 from eagrl_jax.search.grammar_compiler import GrammarConfig
 from eagrl_jax.search.mcts import SearchConfig
+from eagrl_jax.search.trajectories import SelectionConfig
 from eagrl_jax.train.optimizer import OptimizerConfig
+from eagrl_jax.train.supervised import SupervisedConfig
+from eagrl_jax.types import EagrlError
+
+T = TypeVar('T')
+
+
+def synthetic(data: ConfigDict) -> SyntheticConfig:
+  return SyntheticConfig(n=data.n, prevalence=data.prevalence, informative=data.informative, site=data.site,
+                         features=DEFAULT_FEATURES)
 
 
 def task(c: ConfigDict) -> Task:
@@ -83,6 +100,11 @@ def grammar(c: ConfigDict) -> GrammarConfig:
                        useful_question=f'<Useful> {USEFUL}')
 
 
+def selection(c: ConfigDict) -> SelectionConfig:
+  s = c.search
+  return SelectionConfig(top_k=s.top_k, min_reward=s.min_reward, min_jaccard=s.min_jaccard, balance=s.balance)
+
+
 def clip(c: ConfigDict) -> ClipConfig:
   return ClipConfig(high_min=c.rl.clip_min, high_max=c.rl.clip_max, scope=c.rl.clip_over)
 
@@ -103,8 +125,22 @@ def update(c: ConfigDict) -> UpdateConfig:
       align_per_token=r.align_per_token, align_top_k=c.reward.top_k)
 
 
-def optimizer(stage: ConfigDict, steps: int) -> OptimizerConfig:
+def optimizer(c: ConfigDict, stage: str, steps: int) -> OptimizerConfig:
   """AdamW of a training stage: warm-up within its first half, then its schedule down to a tenth."""
-  return OptimizerConfig(learning_rate=stage.learning_rate, total_steps=steps,
-                         warmup_steps=min(stage.warmup, steps // 2), schedule=stage.schedule, end_fraction=0.1,
-                         weight_decay=stage.weight_decay)
+  s = c[stage]
+  return _of_stage(stage, OptimizerConfig, learning_rate=s.learning_rate, total_steps=steps,
+                   warmup_steps=min(s.warmup, steps // 2), schedule=s.schedule, end_fraction=0.1,
+                   weight_decay=s.weight_decay)
+
+
+def supervised(c: ConfigDict, stage: str, micro_batch: int) -> SupervisedConfig:
+  """The loss of base or sft, `micro_batch` prompts at a time."""
+  return _of_stage(stage, SupervisedConfig, micro_batch=micro_batch, prompt_loss=c[stage].get('prompt_loss', 0.0))
+
+
+def _of_stage(stage: str, build: Callable[..., T], **fields) -> T:
+  """Of a config that several stages have: what it refuses gets the stage's name."""
+  try:
+    return build(**fields)
+  except EagrlError as e:
+    raise EagrlError(f'{stage}.{e}') from e

@@ -45,7 +45,7 @@ def run(context: Context) -> None:
   logging.info('sft: %d trajectories of %d patients, %d steps', table.num_rows, len(answers), steps)
   encoder = data_lib.encoder(context, data, policy.tokenizer)
   stream = lambda start: batches(context, encoder, answers, batch, start)
-  params = supervised.fit(context, 'sft', policy, stream, c, steps, lambda step: micro)
+  params = supervised.fit(context, 'sft', policy, stream, steps, lambda step: micro)
   policy_lib.save(context.folder('sft'), dataclasses.replace(policy, params=params))
 
 

@@ -29,7 +29,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.evaluation import agreement
 from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import checks, disk, finished, graph, inference, pipeline
+from eagrl_jax.stages import checks, disk, fields, finished, graph, inference, pipeline
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -205,8 +205,9 @@ def _means(figures: list[dict]) -> dict:
   if rates:
     out['parse_rate'] = float(np.mean(rates))
   agreed = [f['jaccard_at_k']['expert']['mean'] for f in figures if f.get('jaccard_at_k')]
-  if agreed:
-    out['jaccard'] = float(np.mean(agreed))
+  defined = [mean for mean in agreed if mean is not None]  # null where no patient has a list to agree on
+  if defined:
+    out['jaccard'] = float(np.mean(defined))
   return out
 
 
@@ -218,8 +219,10 @@ def _check(config: ConfigDict) -> None:
     raise EagrlError(f'study.resamples={c.resamples} must be at least 1')
   if not c.seeds or len(set(c.seeds)) != len(c.seeds):
     raise EagrlError(f'study.seeds={tuple(c.seeds)}: give one or more different seeds')
+  for seed in c.seeds:
+    fields.seed('study.seeds', seed)
   for arm in c.arms:
-    checks.one_of('study.arms', arm, tuple(CHANGES))
+    fields.one_of('study.arms', arm, tuple(CHANGES))
   if config.reward.kind == 'authors' and {'grpo', 'dapo', 'no_attention_reward'} & set(c.arms):
     raise EagrlError("reward.kind='authors' has no weight lam to leave the attention reward out with; use another kind,"
                      ' or take grpo, dapo and no_attention_reward out of study.arms')

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 
 import jax
 from absl import logging
-from ml_collections import ConfigDict
 
 from eagrl_jax.lm import lora
 from eagrl_jax.stages import settings
@@ -22,12 +21,12 @@ from eagrl_jax.train.nonfinite import Watch
 from eagrl_jax.train.optimizer import make_optimizer
 from eagrl_jax.train.prefetch import prefetch
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.train.supervised import SupervisedBatch, SupervisedConfig, make_sft_step
+from eagrl_jax.train.supervised import SupervisedBatch, make_sft_step
 from eagrl_jax.types import ArrayLike, Params
 
 
 def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], Iterator[SupervisedBatch]],
-        c: ConfigDict, steps: int, micro_batch: Callable[[int], int]) -> Params:
+        steps: int, micro_batch: Callable[[int], int]) -> Params:
   """Trains a policy on `stream(first step)` up to `steps` and returns its parameters; those given are freed.
 
   Continues from the newest checkpoint under `<stage>/checkpoints`. A batch is a function of
@@ -40,14 +39,14 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
     EagrlError: a step is not finite, see `config.nonfinite`.
     Preempted: the process was asked to end; a checkpoint of the step under way is on disk.
   """
-  folder = context.folder(stage)
+  config, folder = context.config, context.folder(stage)
   _, frozen = lora.split(policy.params, policy.config)
-  optimizer = make_optimizer(settings.optimizer(c, steps))
+  optimizer = make_optimizer(settings.optimizer(config, stage, steps))
   shardings = state_lib.state_shardings(policy.config, optimizer, context.mesh)
 
   @functools.cache
   def step_fn(micro: int):
-    return make_sft_step(policy.config, optimizer, SupervisedConfig(micro, c.get('prompt_loss', 0.0)), shardings)
+    return make_sft_step(policy.config, optimizer, settings.supervised(config, stage, micro), shardings)
 
   with Checkpoints(folder / 'checkpoints') as checkpoints:
     found = checkpoints.restore(state_lib.abstract(policy.config, optimizer, context.mesh))
@@ -59,7 +58,7 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
       position = {}
     release(policy)
     late, examples = LateMetrics(), dict[int, ArrayLike]()
-    watch = Watch(folder, context.config.nonfinite, start, position)
+    watch = Watch(folder, config.nonfinite, start, position)
     with (MetricWriter(folder, start) as writer, Progress(stage, steps, start) as progress,
           contextlib.closing(prefetch(stream(start))) as batches):
       def report(row):
@@ -74,7 +73,7 @@ def fit(context: Context, stage: str, policy: Policy, stream: Callable[[int], It
         state, metrics = step_fn(micro_batch(step))(state, batch, frozen)
         report(late.push(step, metrics))
         stop = preemption.requested((state, metrics))
-        if stop or ((step + 1) % c.checkpoint_every == 0 and step + 1 < steps):
+        if stop or ((step + 1) % config[stage].checkpoint_every == 0 and step + 1 < steps):
           report(late.flush())
           checkpoints.save(step + 1, state, {'step': step + 1} | watch.position())
         if stop:

@@ -40,8 +40,11 @@ class OptimizerConfig:
       raise EagrlError(f'schedule={self.schedule!r} is unknown; choose one of {", ".join(SCHEDULES)}')
     if self.learning_rate <= 0:
       raise EagrlError(f'learning_rate={self.learning_rate} must be positive')
+    for name, value in (('warmup', self.warmup_steps), ('weight_decay', self.weight_decay)):
+      if value < 0:
+        raise EagrlError(f'{name}={value} must not be negative')
     if self.schedule != 'constant' and self.warmup_steps >= self.total_steps:
-      raise EagrlError(f'warmup_steps={self.warmup_steps} must be below total_steps={self.total_steps}')
+      raise EagrlError(f'warmup={self.warmup_steps} must be below the {self.total_steps} steps of the schedule')
     if self.clip_norm is not None and self.clip_norm <= 0:
       raise EagrlError(f'clip_norm={self.clip_norm} must be positive, or None to switch it off')
 

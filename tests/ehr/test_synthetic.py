@@ -333,16 +333,18 @@ def test_patients_without_a_measurement_are_left_out_and_counted():
 
 
 @pytest.mark.parametrize('field,value', [
-    ('n', 0), ('hours', 1), ('prevalence', 0.0), ('prevalence', 1.0), ('scale', -1.0), ('informative', 1.5),
-    ('stable_fraction', 0.0), ('features', ()), ('features', ('pH', 'pH')), ('site', 'nowhere'), ('typo_rate', -0.1),
-    ('sentinel_rate', 1.1)])
-def test_a_bad_field_is_named(field, value):
-  with pytest.raises(EagrlError, match=field):
-    SyntheticConfig(**{field: value})
+    ('data.n', 0), ('SyntheticConfig.hours', 1), ('data.prevalence', 0.0), ('data.prevalence', 1.0),
+    ('SyntheticConfig.scale', -1.0), ('data.informative', 1.5), ('SyntheticConfig.stable_fraction', 0.0),
+    ('SyntheticConfig.features', ()), ('SyntheticConfig.features', ('pH', 'pH')), ('data.site', 'nowhere'),
+    ('SyntheticConfig.typo_rate', -0.1), ('SyntheticConfig.sentinel_rate', 1.1)])
+def test_a_bad_field_is_named_as_the_config_names_it(field, value):
+  with pytest.raises(EagrlError) as error:
+    SyntheticConfig(**{field.partition('.')[2]: value})
+  assert field in str(error.value) and str(value) in str(error.value)
 
 
 def test_an_unknown_feature_is_answered_with_the_near_name():
-  with pytest.raises(EagrlError, match=r"synthetic.features.*'lactat'.*'lactate'"):
+  with pytest.raises(EagrlError, match=r"SyntheticConfig.features.*'lactat'.*'lactate'"):
     SyntheticConfig(features=('lactat',))
 
 

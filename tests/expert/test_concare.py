@@ -201,7 +201,8 @@ def test_initialisation_follows_its_declaration():
 
 @pytest.mark.parametrize(('field', 'kwargs'), [
     ('heads', {'hidden': 10, 'heads': 4}), ('time_attention', {'time_attention': 'concat'}),
-    ('time_unit', {'time_unit': 'week'}), ('dropout', {'dropout': 1.0})])
+    ('time_unit', {'time_unit': 'week'}), ('dropout', {'dropout': 1.0}), ('hidden', {'hidden': 0}), ('ffn', {'ffn': 0}),
+    ('heads', {'heads': 0}), ('decov', {'decov': -1.0})])
 def test_bad_config_names_the_field(field, kwargs):
   with pytest.raises(EagrlError, match=field):
     ConCareConfig(**kwargs)

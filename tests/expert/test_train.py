@@ -156,3 +156,5 @@ def test_bad_config_names_the_field():
     expert_train.ExpertTrainConfig(select_on='f1')
   with pytest.raises(EagrlError, match='members'):
     expert_train.ExpertTrainConfig(members=0)
+  with pytest.raises(EagrlError, match='learning_rate'):
+    expert_train.ExpertTrainConfig(learning_rate=0.0)

@@ -80,6 +80,20 @@ def test_the_device_chooses(backend, dtype, head, kernel):
   assert flash.choose(dataclasses.replace(CFG, attention='xla'), q, q, backend) == 'xla'
 
 
+@pytest.mark.parametrize(('attention', 'dtype', 'backend', 'words'), [
+    ('cudnn', 'bfloat16', 'cpu', 'needs a GPU'), ('cudnn', 'float32', 'gpu', "not a gpu and 'float32'"),
+    ('cudnn', 'bfloat16', 'tpu', 'needs a GPU'), ('splash', 'bfloat16', 'gpu', 'needs a TPU')])
+def test_a_kernel_that_the_device_does_not_have_is_refused(attention, dtype, backend, words):
+  with pytest.raises(EagrlError, match=f"lm.attention='{attention}' .*{words}"):
+    flash.check(attention, dtype, backend)
+
+
+@pytest.mark.parametrize(('attention', 'dtype', 'backend'), [
+    ('cudnn', 'bfloat16', 'gpu'), ('splash', 'float32', 'tpu'), ('auto', 'float32', 'cpu'), ('xla', 'bfloat16', 'gpu')])
+def test_a_kernel_that_the_device_has_is_not(attention, dtype, backend):
+  flash.check(attention, dtype, backend)
+
+
 def test_an_unknown_kernel_is_refused():
   with pytest.raises(EagrlError, match=r"lm\.attention='flash' is unknown"):
     dataclasses.replace(CFG, attention='flash')

@@ -321,7 +321,7 @@ def test_bad_config(bad, field):
 def test_bad_use(params):
   with pytest.raises(EagrlError, match='align_layers'):
     compiled(UpdateConfig(micro_batch=1, align_layers=(2,)))
-  with pytest.raises(EagrlError, match='micro_batch=3'):
+  with pytest.raises(ValueError, match='3 rows at a time'):
     compiled(UpdateConfig(micro_batch=3))(new_state(params), make_batch())
   with pytest.raises(EagrlError, match='ref_logprobs'):
     compiled(FULL)(new_state(params), make_batch().replace(ref_logprobs=None))

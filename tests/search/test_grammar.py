@@ -129,9 +129,11 @@ def test_bad_names(toy, names):
     compile_grammar(toy.tokenizer('gpt2'), names, 420, GrammarConfig(toy.FINAL))
 
 
-@pytest.mark.parametrize('change', [{'max_features': 0}, {'answer_tokens': 0}, {'final_question': 'a\nb'}])
-def test_bad_config_names_the_field(change):
-  with pytest.raises(EagrlError, match=f'search.{next(iter(change))}'):
+@pytest.mark.parametrize(('change', 'field'), [
+    ({'max_features': 0}, 'reward.top_k=0'), ({'answer_tokens': 0}, 'search.answer_tokens=0'),
+    ({'final_question': 'a\nb'}, 'GrammarConfig.final_question')])
+def test_bad_config_names_the_field(change, field):
+  with pytest.raises(EagrlError, match=field):
     GrammarConfig(**{'final_question': 'Why?', **change})
 
 

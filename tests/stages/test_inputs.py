@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from configs import transfer
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.stages import checks, graph, pipeline, settings
 from eagrl_jax.types import EagrlError
@@ -176,6 +177,42 @@ def test_a_bad_field_is_named_before_any_data_is_read(section, field, value, wor
   config = published_config()
   config[section][field] = value
   with pytest.raises(EagrlError, match=words):
+    checks.check(config)
+
+
+@pytest.mark.parametrize(('field', 'value'), [
+    ('seed', -1), ('seed', 2**32), ('data.n', 0), ('data.prevalence', 2.0), ('data.informative', -1.0),
+    ('data.site', 'moon'), ('data.test', -5.0), ('data.test', 0.0), ('data.valid_fraction', 2.0),
+    ('prompt.max_characters', -1), ('prompt.max_values', 0), ('expert.hidden', 0), ('expert.heads', 0),
+    ('expert.ffn', 0), ('expert.learning_rate', 0.0), ('expert.weight_decay', -1.0), ('expert.decov', -1.0),
+    ('lm.attention', 'cudnn'), ('lm.attention', 'splash'), ('base.prompt_loss', -1.0), ('base.warmup', -1),
+    ('base.weight_decay', -1.0), ('reward.beta', -1.0), ('reward.authors_weights', (1.0,)),
+    ('reward.authors_weights', (1.0, 0.5, float('nan'))), ('search.min_jaccard', 5.0), ('search.question_tokens', 0),
+    ('search.answer_tokens', -3), ('search.exploration', -1.0), ('search.max_depth', 0), ('sft.warmup', -1),
+    ('sft.weight_decay', -1.0), ('rl.warmup', -1), ('rl.weight_decay', -1.0), ('rl.learning_rate', 0.0),
+    ('rl.rollouts_timeout', 0.0), ('evaluate.cases', -1), ('evaluate.temperature', -1.0)])
+def test_a_value_outside_its_range_is_refused_by_a_dry_run(field, value, published_config, tmp_path, capsys):
+  config = published_config()
+  config.evaluate.samples = 1
+  config.update_from_flattened_dict({field: value})
+  with pytest.raises(EagrlError) as error:
+    pipeline.describe(config, tmp_path / 'w')
+  assert f'{field}=' in str(error.value) and '\n' not in str(error.value)
+  assert not capsys.readouterr().out and not (tmp_path / 'w').exists()
+
+
+def test_the_other_cohort_of_a_transfer_is_asked_the_same():
+  config = transfer.get_config()
+  checks.check_transfer(config)
+  config.data.prevalence = 2.0
+  with pytest.raises(EagrlError, match=r'data\.prevalence=2\.0'):
+    checks.check_transfer(config)
+
+
+def test_settings_of_a_hub_name_are_refused_too(published_config):
+  config = published_config()
+  config.lm.update(checkpoint='some/model', remat='half')
+  with pytest.raises(EagrlError, match='lm.remat'):
     checks.check(config)
 
 

@@ -48,7 +48,7 @@ def compare() -> None:
 @pytest.mark.parametrize('lora', [None, LoraConfig(4, 8.0, ('q_proj', 'down_proj'))])
 def test_weights_and_optimiser_are_exact(lora, micro_config):
   lm, mesh = dataclasses.replace(LM, lora=lora, compute_dtype='bfloat16'), make_mesh()
-  optimizer = make_optimizer(settings.optimizer(micro_config().rl, 10))
+  optimizer = make_optimizer(settings.optimizer(micro_config(), 'rl', 10))
   state = state_lib.create(lm, optimizer, jax.random.key(0), mesh)
   held = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
   assert memory.held_by_training(micro_config(), lm, mesh, 'rl') == {

@@ -37,7 +37,7 @@ def trained(workdir, stage):
 def kept(workdir, config, stage, steps):
   """Weights of the newest checkpoint, and its step."""
   shape = policy.load(workdir / stage, make_mesh()).config
-  like = state_lib.abstract(shape, make_optimizer(settings.optimizer(config[stage], steps)), make_mesh())
+  like = state_lib.abstract(shape, make_optimizer(settings.optimizer(config, stage, steps)), make_mesh())
   with Checkpoints(workdir / stage / 'checkpoints') as files:
     state, _, step = files.restore(like)
   return jax.tree.leaves(lora.join(state.params, lora.NOTHING)), step

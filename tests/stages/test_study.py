@@ -55,7 +55,8 @@ def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):
 
 
 @pytest.mark.parametrize(('field', 'value', 'says'), [
-    ('arms', ('gropo',), 'study.arms'), ('seeds', (), 'study.seeds'), ('seeds', (1, 1), 'study.seeds')])
+    ('arms', ('gropo',), 'study.arms'), ('seeds', (), 'study.seeds'), ('seeds', (1, 1), 'study.seeds'),
+    ('seeds', (0, -1), 'study.seeds=-1')])
 def test_what_cannot_work_is_refused(micro_config, tmp_path, field, value, says):
   c = small(micro_config)
   c.study[field] = value

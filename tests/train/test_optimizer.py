@@ -53,7 +53,8 @@ def test_gradients_are_cut_before_adam():
 
 
 @pytest.mark.parametrize('bad', [
-    {'schedule': 'step'}, {'learning_rate': 0.0}, {'warmup_steps': 9, 'schedule': 'cosine'}, {'clip_norm': 0.0}])
+    {'schedule': 'step'}, {'learning_rate': 0.0}, {'warmup_steps': 9, 'schedule': 'cosine'}, {'warmup_steps': -1},
+    {'weight_decay': -1.0}, {'clip_norm': 0.0}])
 def test_bad_config(bad):
-  with pytest.raises(EagrlError, match=next(iter(bad))):
+  with pytest.raises(EagrlError, match=next(iter(bad)).removesuffix('_steps') + '='):
     OptimizerConfig(**({'learning_rate': 1.0, 'total_steps': 5} | bad))

@@ -73,21 +73,23 @@ class SyntheticConfig:
 
   def __post_init__(self):
     rates = self.defect_rates
-    for field, good, fix in (
-        ('n', self.n >= 1, 'at least 1'),
-        ('hours', 2 <= self.hours <= 240, '2 to 240'),
-        ('prevalence', 0 < self.prevalence < 1, 'between 0 and 1'),
-        ('scale', 0 <= self.scale <= 10, '0 to 10'),
-        ('informative', 0 <= self.informative <= 1, '0 to 1'),
-        ('stable_fraction', 0 < self.stable_fraction <= 1, 'above 0 and at most 1'),
-        ('features', self.features is None or 0 < len(self.features) == len(set(self.features)), 'distinct names'),
-        ('site', self.site in SITES, f'one of {SITES}'),
-        ('unit_swap_rate, typo_rate, sentinel_rate, duplicate_rate', min(rates) >= 0 and sum(rates) <= 1,
+    for field, value, good, fix in (
+        ('data.n', self.n, self.n >= 1, 'at least 1'),
+        ('SyntheticConfig.hours', self.hours, 2 <= self.hours <= 240, '2 to 240'),
+        ('data.prevalence', self.prevalence, 0 < self.prevalence < 1, 'between 0 and 1'),
+        ('SyntheticConfig.scale', self.scale, 0 <= self.scale <= 10, '0 to 10'),
+        ('data.informative', self.informative, 0 <= self.informative <= 1, '0 to 1'),
+        ('SyntheticConfig.stable_fraction', self.stable_fraction, 0 < self.stable_fraction <= 1,
+         'above 0 and at most 1'),
+        ('SyntheticConfig.features', self.features,
+         self.features is None or 0 < len(self.features) == len(set(self.features)), 'distinct names'),
+        ('data.site', self.site, self.site in SITES, f'one of {", ".join(SITES)}'),
+        (', '.join(f'SyntheticConfig.{defect}_rate' for defect in DEFECTS), rates, min(rates) >= 0 and sum(rates) <= 1,
          'not negative and at most 1 together')):
       if not good:
-        raise EagrlError(f'synthetic.{field}: must be {fix}')
+        raise EagrlError(f'{field}={value} must be {fix}')
     for name in self.features or ():
-      TABLE.require(name, 'synthetic.features')
+      TABLE.require(name, 'SyntheticConfig.features')
 
   @property
   def defect_rates(self) -> tuple[float, ...]:
@@ -98,7 +100,7 @@ class SyntheticConfig:
   def feature_ids(self) -> list[int]:
     """Rows of `TABLE` that the cohort keeps."""
     names = TABLE.names if self.features is None else self.features
-    return [TABLE.require(name, 'synthetic.features') for name in names]
+    return [TABLE.require(name, 'SyntheticConfig.features') for name in names]
 
   @property
   def laws(self) -> Laws:
@@ -155,7 +157,7 @@ def generate_with_ledger(config: SyntheticConfig, seed: int) -> tuple[Cohort, Le
 
   measured = np.bincount(patient, minlength=config.n) > 0
   if not measured.any():
-    raise EagrlError('synthetic.features: no patient has a measurement of them; add a vital sign')
+    raise EagrlError('SyntheticConfig.features: no patient has a measurement of them; add a vital sign')
   cohort = Cohort(
       name=f'synthetic-{config.site}', task='mortality', setting='adults in an intensive care unit',
       features=TABLE.subset(config.feature_ids), subject_id=np.array([f'S{i:07d}' for i in range(config.n)]),

@@ -1,0 +1,54 @@
+"""What is asked of single fields of a config: what does not meet it is named in one line."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+
+from ml_collections import ConfigDict
+
+from eagrl_jax.types import EagrlError
+
+
+def finite(c: ConfigDict) -> None:
+  """Refuses infinities and NaN, alone or in a tuple, in any section."""
+  for section, fields in c.items():
+    for field, value in fields.items() if isinstance(fields, ConfigDict) else ():
+      for x in value if isinstance(value, tuple) else (value,):
+        if isinstance(x, float) and not math.isfinite(x):
+          raise EagrlError(f'{section}.{field}={value} is no finite number')
+
+
+def at_least(low: int, c: ConfigDict, *names: str) -> None:
+  """Refuses a field, such as 'rl.steps', below `low`."""
+  for name in names:
+    section, field = name.split('.')
+    if c[section][field] < low:
+      raise EagrlError(f'{name}={c[section][field]} must be at least {low}')
+
+
+def one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
+  if value not in allowed:
+    raise EagrlError(f'{field}={value!r} is unknown; choose one of {", ".join(allowed)}')
+
+
+def existing(field: str, path: str) -> None:
+  if not path or not os.path.exists(path):
+    raise EagrlError(f'{field}={path!r}: no such file or folder; set --config.{field}=')
+
+
+def folder_name(field: str, name: str) -> None:
+  if name and not re.fullmatch(r'\w[\w.-]*', name):
+    raise EagrlError(f'{field}={name!r} names a folder: use letters, digits, dots and dashes')
+
+
+def seed(field: str, value: int) -> None:
+  """Of the generators NumPy refuses a negative one, scikit-learn one of more than 32 bits; JAX cuts that off."""
+  if not 0 <= value < 2**32:
+    raise EagrlError(f'{field}={value} must lie in 0..{2**32 - 1}')
+
+
+def divides(field: str, micro: int, batch: int) -> None:
+  if micro < 1 or batch % micro:
+    raise EagrlError(f'{field}={micro} must divide the {batch} prompts of an update')

@@ -91,12 +91,13 @@ def calibration(arms: Predictions) -> str:
 def robustness(kind: str, title: str, words: str, levels: Sequence[float],
                arms: Mapping[str, Sequence[Mapping]]) -> str:
   """AUROC of every arm over the levels of one perturbation; bars are 95 % intervals, moved apart to be told apart."""
-  x = np.asarray(levels, float)
+  x, ends = np.asarray(levels, float), []
   with mpl.rc_context(drawing.STYLE):
     fig, ax = drawing.axes(316, 300, title, f'Level ({words})', 'AUROC')
     for i, (arm, found) in enumerate(arms.items()):
       mean, lo, hi = (np.array([math.nan if v.get(k) is None else v[k] for v in found], float)
                       for k in ('mean', 'lo', 'hi'))
+      ends.append(f'{arm} {mean[0]:.3f} unchanged, {mean[-1]:.3f} at {x[-1]:g}')
       at = x + (i - (len(arms) - 1) / 2) * 0.016 * x[-1]
       ax.vlines(at, lo, hi, color=drawing.colour(arm), lw=1, alpha=0.6)
       ax.plot(at, mean, **drawing.look(arm), marker='o', ms=3.5, label=arm)
@@ -104,9 +105,7 @@ def robustness(kind: str, title: str, words: str, levels: Sequence[float],
     ax.set_xticks(x, [f'{v:g}' for v in x])
     ax.yaxis.set_major_locator(MaxNLocator(5))
     fig.legend(loc='outside lower left', ncols=4, handlelength=2, columnspacing=1, borderaxespad=0.2)
-    said = '; '.join(f'{arm} {found[0].get("mean", math.nan):.3f} unchanged, {found[-1].get("mean", math.nan):.3f} at '
-                     f'{x[-1]:g}' for arm, found in arms.items())
-    return drawing.to_svg(fig, f'robustness-{kind}', f'{title}, AUROC by level: {said}.')
+    return drawing.to_svg(fig, f'robustness-{kind}', f'{title}, AUROC by level: {"; ".join(ends)}.')
 
 
 def rewards(before: Sequence[float], after: Sequence[float]) -> str:

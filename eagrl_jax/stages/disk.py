@@ -10,11 +10,13 @@ import contextlib
 import errno
 import fcntl
 import json
+import math
 import os
 import pathlib
 import re
 import time
 from collections.abc import Iterator
+from typing import Any
 
 from absl import logging
 
@@ -101,7 +103,16 @@ def read_hash(path: pathlib.Path) -> str | None:
 
 
 def write_json(path: pathlib.Path, content: object) -> None:
-  """Writes a file that is either the old one or the whole new one."""
+  """Writes a file that is either the old one or the whole new one; what is not finite becomes null."""
   part = path.with_suffix('.part')
-  part.write_text(json.dumps(content, indent=2, default=str))
+  part.write_text(json.dumps(_finite(content), indent=2, default=str, allow_nan=False))
   part.replace(path)
+
+
+def _finite(content: Any) -> Any:
+  """JSON has no NaN and no infinity."""
+  if isinstance(content, dict):
+    return {key: _finite(value) for key, value in content.items()}
+  if isinstance(content, list | tuple):
+    return [_finite(value) for value in content]
+  return None if isinstance(content, float) and not math.isfinite(content) else content

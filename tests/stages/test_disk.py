@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import pathlib
 import resource
@@ -10,6 +12,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from eagrl_jax.stages import disk, graph, pipeline
@@ -91,6 +94,14 @@ def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch, micro
   config.target = 'expert' if writer == 'metrics' else 'prepare'
   with pytest.raises(EagrlError, match=r'--workdir=.* cannot be written: No space left on device'):
     pipeline.run(config, tmp_path / 'w')
+
+
+def test_what_is_not_finite_is_null_in_a_json_file(tmp_path):
+  nan = float('nan')
+  disk.write_json(tmp_path / 'x.json', {'sd': np.float64(nan), 'ci95': (nan, 1.5), 'rows': [{'p': -math.inf, 'n': 3}]})
+  refuse = lambda word: pytest.fail(f'{word} is no JSON')
+  found = json.loads((tmp_path / 'x.json').read_text(), parse_constant=refuse)
+  assert found == {'sd': None, 'ci95': [None, 1.5], 'rows': [{'p': None, 'n': 3}]}
 
 
 def test_a_users_own_file_is_not_blamed_on_the_folder(tmp_path):

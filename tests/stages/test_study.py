@@ -46,6 +46,12 @@ def test_thinking_freely_is_another_prompt_for_the_same_policy(micro_config, fin
   assert study.own(c, 0, 'think').prompt.reasoning == 'free' and study.own(c, 0).prompt.reasoning == 'questions'
 
 
+def test_an_agreement_that_a_seed_could_not_judge_is_left_out():
+  seeds = [{'parse_rate': 1.0, 'jaccard_at_k': {'expert': {'mean': mean}}} for mean in (0.25, None)]
+  assert study._means(seeds) == {'parse_rate': 1.0, 'jaccard': 0.25}
+  assert study._means(seeds[1:]) == {'parse_rate': 1.0}
+
+
 def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):
   c = small(micro_config)
   c.study.seeds = (3, 4)

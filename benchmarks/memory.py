@@ -62,11 +62,10 @@ def compare(c, lm: LMConfig, sizes: memory.Sizes) -> dict[str, tuple[int, int]]:
   """Moment of the rl stage -> predicted and measured bytes, weights and optimiser included."""
   mesh = make_mesh()
   optimizer = make_optimizer(settings.optimizer(c, 'rl', 100))
-  shapes = memory.placed_params(lm, mesh)
+  shapes = model.abstract(lm, mesh)
   state = state_lib.abstract(lm, optimizer, mesh)
-  frozen = lora.split(shapes, lm)[1]
   weights, moments = memory.local_bytes(shapes), memory.local_bytes(state.opt_state)
-  update = memory.rl_step(c, lm, mesh, sizes, optimizer, state, frozen)
+  update = memory.rl_step(c, lm, mesh, sizes)
   generate = memory.rollout(c, lm, mesh, sizes, 'rl')
   predicted = {'rollout': weights + moments + sum(memory.rollout_parts(c, lm, mesh, sizes, 'rl').values()),
                'update': weights + moments + update.memory_analysis().temp_size_in_bytes + memory.unplanned(lm, mesh)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import zlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -69,9 +70,13 @@ def declare(cfg: LMConfig) -> Params:
   return tree
 
 
-def abstract(cfg: LMConfig) -> Params:
-  """Shapes and types of the weights."""
-  return jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)), declare(cfg))
+def abstract(cfg: LMConfig, mesh: Mesh | None = None) -> Params:
+  """Shapes and types of the weights; on a mesh, also where each of them lies."""
+  shapes = jax.tree.map(lambda spec: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype)), declare(cfg))
+  if mesh is None:
+    return shapes
+  place: Any = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+  return jax.tree.map(place, shapes, param_shardings(cfg, mesh))
 
 
 def init(cfg: LMConfig, key: Array) -> Params:

@@ -24,6 +24,7 @@ from eagrl_jax.stages.encode import Encoder, pad_answers
 from eagrl_jax.train.supervised import SupervisedBatch
 
 SHORT_BUCKET = 64  # prompts of short records are padded to a multiple of it
+DRILLS = (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)  # beside the answers to a whole record
 
 
 def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) -> Iterator[SupervisedBatch]:
@@ -108,8 +109,7 @@ def exercises(encoder: Encoder, row: int, record: np.ndarray, visible: list[int]
   features, censor = encoder.cohort.features, encoder.censor(row, record)
   written = [warmup.write_answer(features, record, visible, encoder.config.task, encoder.config.top_k,
                                  encoder.config.max_depth, generator, censor) for _ in range(count)]
-  return written + [write(features, record, visible, generator)
-                    for write in (warmup.write_findings, warmup.write_findings, warmup.write_usefulness)]
+  return written + [write(features, record, visible, generator) for write in DRILLS]
 
 
 def collate(texts: list[list[Exercise]], tokenizer: Tokenizer, width: int,

@@ -6,9 +6,10 @@ Nothing is allocated: each step is compiled from shapes alone, for the devices t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -28,7 +29,7 @@ from eagrl_jax.train.supervised import SupervisedBatch, make_sft_step
 from eagrl_jax.types import Params, PromptBatch, Rollout
 
 FIXES = {  # part -> fields that shrink it, the first of them that still can
-    'activations': ('{stage}.micro_batch', 'lm.remat', 'mesh.fsdp'),
+    'activations': ('{micro}', 'lm.remat', 'mesh.fsdp'),
     'KV': ('{kv}', 'mesh.data'),
     'weights': ('mesh.fsdp', 'lm.lora_rank', 'lm.compute_dtype'),
     'optimiser': ('mesh.fsdp', 'lm.lora_rank'),
@@ -36,6 +37,7 @@ FIXES = {  # part -> fields that shrink it, the first of them that still can
 }
 HEADROOM = 0.95  # of a device's memory that may be planned for
 KV_FIELD = {'search': 'search.trees', 'rl': 'rl.prompts', 'evaluate': 'evaluate.batch'}
+STEP_TAGS = 32  # tokens of the grammar's own words around a step's two texts: 6 of the tiny policy's, 24 of SmolLM2's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Stage:
 
   name: str
   parts: dict[str, int]  # keys of FIXES
+  micro: str = ''  # field of the micro-batch that its activations are of
 
   @property
   def total(self) -> int:
@@ -51,37 +54,58 @@ class Stage:
 
 
 @dataclasses.dataclass(frozen=True)
+class Lesson:
+  """A supervised batch: prompts, how many of them at a time, answers to each; tokens of a prompt and of an answer."""
+
+  batch: int
+  micro: int
+  answers: int
+  prompt: int
+  answer: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Sizes:
-  """Lengths that a dry run estimates: prompt tokens, features, answer tokens of a trajectory."""
+  """Lengths that a dry run estimates: prompt tokens, features, answer tokens of a trajectory; what base is taught."""
 
   prompt: int
   features: int
   trajectory: int
+  lessons: dict[str, Lesson] = dataclasses.field(default_factory=dict)  # by the field of their micro-batch
 
 
 def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Iterator[Stage]:
   """The stages that hold the policy, each as soon as it is worked out."""
-  _, frozen = lora.split(placed_params(lm, mesh), lm)
-  weights = local_bytes(placed_params(lm, mesh))
+  weights = local_bytes(model.abstract(lm, mesh))
+  if sizes.lessons:
+    yield max((supervised_stage(c, lm, mesh, field, lesson) for field, lesson in sizes.lessons.items()),
+              key=lambda s: s.total)
   yield Stage('search', {'weights': weights, 'KV': search_kv(c, lm, mesh, sizes)})
-  for name, program in (('sft', sft_step), ('rl', rl_step)):
-    held = held_by_training(c, lm, mesh, name)
-    optimizer = make_optimizer(settings.optimizer(c, name, 100))
-    state = state_lib.abstract(lm, optimizer, mesh)
-    plan = program(c, lm, mesh, sizes, optimizer, state, frozen).memory_analysis()
-    update = Stage(name, held | {'activations': plan.temp_size_in_bytes + unplanned(lm, mesh)})
-    if name == 'sft':
-      yield update
-      continue
-    rollout = Stage(name, held | rollout_parts(c, lm, mesh, sizes, 'rl'))
-    yield max(update, rollout, key=lambda s: s.total)
+  trajectories = Lesson(c.sft.batch, c.sft.micro_batch, c.search.top_k, sizes.prompt, sizes.trajectory)
+  yield supervised_stage(c, lm, mesh, 'sft.micro_batch', trajectories)
+  held = held_by_training(c, lm, mesh, 'rl')
+  update = Stage('rl', held | planned(rl_step(c, lm, mesh, sizes), lm, mesh), 'rl.micro_batch')
+  rollout = Stage('rl', held | rollout_parts(c, lm, mesh, sizes, 'rl'))
+  yield max(update, rollout, key=lambda s: s.total)
   yield Stage('evaluate', {'weights': weights} | rollout_parts(c, lm, mesh, sizes, 'evaluate'))
+
+
+def supervised_stage(c: ConfigDict, lm: LMConfig, mesh: Mesh, field: str, lesson: Lesson) -> Stage:
+  """Base or sft while it is taught `lesson`; `field` is that of the lesson's micro-batch."""
+  name = field.partition('.')[0]
+  step = supervised_step(c, lm, mesh, name, lesson)
+  return Stage(name, held_by_training(c, lm, mesh, name) | planned(step, lm, mesh), field)
+
+
+def planned(step: Any, lm: LMConfig, mesh: Mesh) -> dict[str, int]:
+  """What a compiled update needs beside its arguments."""
+  return {'activations': step.memory_analysis().temp_size_in_bytes + unplanned(lm, mesh)}
 
 
 def held_by_training(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str) -> dict[str, int]:
   """What a training stage keeps from step to step."""
   state = state_lib.abstract(lm, make_optimizer(settings.optimizer(c, stage, 100)), mesh)
-  held = {'weights': local_bytes(placed_params(lm, mesh)), 'optimiser': local_bytes(state.opt_state)}
+  held = {'weights': local_bytes(model.abstract(lm, mesh)), 'optimiser': local_bytes(state.opt_state)}
   return held | ({'reference': local_bytes(state.params)} if stage == 'rl' and c.rl.kl else {})
 
 
@@ -92,11 +116,24 @@ def unplanned(lm: LMConfig, mesh: Mesh) -> int:
   return lm.vocab_size * lm.d_model * 4 // mesh.shape['tensor']
 
 
-def rl_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, optimizer, state, frozen) -> Any:
-  """The compiled update, from shapes."""
-  shardings = state_lib.state_shardings(lm, optimizer, mesh)
-  update = make_update(lm, optimizer, settings.update(c), shardings)
-  return update.lower(state, rl_batch(c, mesh, sizes), frozen).compile()
+def rl_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Any:
+  """The compiled update, from shapes: `(state, batch, frozen)`."""
+  return _compiled(c, lm, mesh, 'rl', functools.partial(make_update, cfg=settings.update(c)), rl_batch(c, mesh, sizes))
+
+
+def supervised_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str, lesson: Lesson) -> Any:
+  """The compiled step of base or sft, from shapes: `(state, batch, frozen)`."""
+  rows = lambda dtype: _rows(mesh, dtype, lesson.batch, lesson.answers, lesson.answer)
+  batch = SupervisedBatch(prompt(mesh, lesson.batch, lesson.prompt), rows(np.int32), rows(np.bool_), rows(np.float32))
+  make = functools.partial(make_sft_step, cfg=settings.supervised(c, stage, lesson.micro))
+  return _compiled(c, lm, mesh, stage, make, batch)
+
+
+def _compiled(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str, make: Callable[..., Any], batch: Any) -> Any:
+  optimizer = make_optimizer(settings.optimizer(c, stage, 100))
+  state, shardings = state_lib.abstract(lm, optimizer, mesh), state_lib.state_shardings(lm, optimizer, mesh)
+  _, frozen = lora.split(model.abstract(lm, mesh), lm)
+  return make(lm, optimizer, state_shardings=shardings).lower(state, batch, frozen).compile()
 
 
 def rl_batch(c: ConfigDict, mesh: Mesh, sizes: Sizes) -> RLBatch:
@@ -112,16 +149,6 @@ def rl_batch(c: ConfigDict, mesh: Mesh, sizes: Sizes) -> RLBatch:
       ref_logprobs=like(real, b, g, t) if c.rl.kl else None)
 
 
-def sft_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, optimizer, state, frozen) -> Any:
-  """The compiled fine-tuning step, from shapes."""
-  b, g, t = c.sft.batch, c.search.top_k, sizes.trajectory
-  batch = SupervisedBatch(prompt(mesh, b, sizes.prompt), _rows(mesh, np.int32, b, g, t), _rows(mesh, np.bool_, b, g, t),
-                          _rows(mesh, np.float32, b, g, t))
-  shardings = state_lib.state_shardings(lm, optimizer, mesh)
-  step = make_sft_step(lm, optimizer, settings.supervised(c, 'sft', c.sft.micro_batch), shardings)
-  return step.lower(state, batch, frozen).compile()
-
-
 def rollout_parts(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str) -> dict[str, int]:
   """Keys and values of the sampler, and the rest of what it holds beside the weights."""
   b, g, t = _answers(c, stage)
@@ -135,16 +162,20 @@ def rollout(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str) -
   b, g, t = _answers(c, stage)
   p = prompt(mesh, b, sizes.prompt)
   return sampler._generate.lower(
-      placed_params(lm, mesh), p.tokens, p.valid, p.example, jax.eval_shape(lambda: jax.random.key(0)), cfg=lm, group=g,
-      max_new=t, temperature=1.0, stop_ids=(lm.vocab_size,), pad_id=0).compile()
+      model.abstract(lm, mesh), p.tokens, p.valid, p.example, jax.eval_shape(lambda: jax.random.key(0)), cfg=lm,
+      group=g, max_new=t, temperature=1.0, stop_ids=(lm.vocab_size,), pad_id=0).compile()
 
 
 def search_kv(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> int:
   """Keys and values of a batch of trees: each prompt's, each node's, and the path and siblings under work."""
   s = c.search
-  step = s.question_tokens + s.answer_tokens + 32  # the grammar's own words
   nodes = settings.search(c).n_nodes + s.max_depth + 2 * s.candidates
-  return math.ceil(s.trees / _ways(mesh)) * (sizes.prompt + nodes * step) * kv_bytes(lm, mesh)
+  return math.ceil(s.trees / _ways(mesh)) * (sizes.prompt + nodes * step_tokens(c)) * kv_bytes(lm, mesh)
+
+
+def step_tokens(c: ConfigDict) -> int:
+  """Upper estimate of a step of the search: its question, its answer and the grammar's own words."""
+  return c.search.question_tokens + c.search.answer_tokens + STEP_TAGS
 
 
 def kv_bytes(lm: LMConfig, mesh: Mesh) -> int:
@@ -152,12 +183,6 @@ def kv_bytes(lm: LMConfig, mesh: Mesh) -> int:
   tensor = mesh.shape['tensor']
   heads = lm.n_kv_heads // tensor if lm.n_kv_heads % tensor == 0 else lm.n_kv_heads
   return 2 * lm.n_layers * heads * lm.head_dim * np.dtype(jnp.dtype(lm.compute_dtype)).itemsize
-
-
-def placed_params(lm: LMConfig, mesh: Mesh) -> Params:
-  """Shapes of the weights with their shardings."""
-  place: Any = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-  return jax.tree.map(place, model.abstract(lm), model.param_shardings(lm, mesh))
 
 
 def prompt(mesh: Mesh, b: int, s: int) -> PromptBatch:
@@ -183,8 +208,8 @@ def advice(c: ConfigDict, mesh: Mesh, stage: Stage) -> str:
   """The field to change when a stage will not fit: of its largest part, the first that can still give."""
   for part in sorted(stage.parts, key=lambda name: -stage.parts[name]):
     for field in FIXES[part]:
-      field = field.format(stage=stage.name, kv=KV_FIELD.get(stage.name, ''))
-      if found := _smaller(c, mesh, field):
+      field = field.format(micro=stage.micro, kv=KV_FIELD.get(stage.name, ''))
+      if field and (found := _smaller(c, mesh, field)):
         return f'{part} weigh most: {found}'
   return 'every field that would help is at its smallest; use more or larger devices'
 

@@ -56,18 +56,13 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
     config = LMConfig(**shape)
   except (KeyError, TypeError) as e:
     raise EagrlError(f'{source} was written by another version of eagrl_jax; run it in a new --workdir') from e
-  params = checkpoint.load_params(source / 'params', like=_abstract(config, mesh))
+  params = checkpoint.load_params(source / 'params', like=model.abstract(config, mesh))
   return Policy(params, config, tokenizer(folder))
 
 
 def tokenizer(folder: pathlib.Path) -> Tokenizer:
   """Of `<folder>/policy`."""
   return Tokenizer.load(folder / 'policy' / 'tokenizer')
-
-
-def _abstract(config: LMConfig, mesh: Mesh) -> Params:
-  where = model.param_shardings(config, mesh)
-  return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), model.abstract(config), where)
 
 
 def release(policy: Policy) -> None:

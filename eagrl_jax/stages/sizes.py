@@ -9,15 +9,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from eagrl_jax.ehr import warmup
+from eagrl_jax.ehr.sources import (
+    mimic4_features,
+    physionet2012_features,
+    synthetic_features,
+    tjh_features,
+    yaib_features,
+)
 from eagrl_jax.lm import gguf_io, hf_io, lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import memory, policy, settings
+from eagrl_jax.stages import lessons, memory, policy, settings
 from eagrl_jax.stages.context import Context
 
-FEATURES = {'synthetic': 20, 'tjh': 73, 'physionet2012': 39, 'mimic4': 17, 'yaib': 50,
+FEATURES = {'synthetic': len(synthetic_features.DEFAULT_FEATURES), 'tjh': len(tjh_features.FEATURES),
+            'physionet2012': len(physionet2012_features.FEATURES), 'mimic4': len(mimic4_features.FEATURES),
+            'yaib': len(yaib_features.FEATURES),
             'csv': 50, 'wide_csv': 50, 'meds': 50}  # of a user's own files a guess: they are not read
+READ = 20  # tokens of a rule-written question and what the record says to it: 17 of SmolLM2's
 
 
 def policy_shape(c: ConfigDict) -> LMConfig | None:
@@ -33,14 +44,32 @@ def policy_shape(c: ConfigDict) -> LMConfig | None:
   return settings.shaped(shape, c)
 
 
-def prompt_tokens(c: ConfigDict) -> int:
-  """Upper estimate of a prompt's length, in tokens, rounded up to the bucket."""
-  visits = min(c.prompt.max_values, c.data.max_visits)
-  features = FEATURES[c.data.source]
-  estimate = 30 + features * (2 + 4 * visits) if c.prompt.style == 'compact' else 220 + features * (24 + 4 * visits)
+def prompt_tokens(c: ConfigDict, shown: int, visits: int, bucket: int) -> int:
+  """Upper estimate of the length of a prompt that shows so many features and values of each, up to the bucket."""
+  estimate = 30 + shown * (2 + 4 * visits) if c.prompt.style == 'compact' else (
+      220 + shown * (24 + 4 * visits) + 5 * (FEATURES[c.data.source] - shown))  # full names what is absent
   if c.prompt.max_characters:
     estimate = min(estimate, 220 + c.prompt.max_characters // 2)
-  return math.ceil(estimate / c.prompt.bucket) * c.prompt.bucket
+  return math.ceil(estimate / bucket) * bucket
+
+
+def taught(c: ConfigDict, prompt: int) -> dict[str, memory.Lesson]:
+  """What the base stage is taught (`stages.lessons`), by the field of its micro-batch; upper estimates of lengths.
+
+  Args:
+    prompt: tokens of a whole record's.
+  """
+  b, count = c.base, FEATURES[c.data.source]
+  findings = lambda listed: 16 * math.ceil((16 + 5 * listed) / 16)
+  found = {}
+  if b.short_steps:
+    short = prompt_tokens(c, min(b.short_features, count), 1, lessons.SHORT_BUCKET)
+    found['base.short_micro_batch'] = memory.Lesson(b.short_batch, b.short_micro_batch, 1, short,
+                                                    findings(warmup.ASKED))
+  if b.steps:
+    longest = max(answer_tokens(c, READ + memory.STEP_TAGS), findings(min(warmup.DRILL, count)))
+    found['base.micro_batch'] = memory.Lesson(b.batch, b.micro_batch, b.answers + len(lessons.DRILLS), prompt, longest)
+  return found
 
 
 def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> Iterator[str]:
@@ -55,8 +84,10 @@ def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> I
     yield f'lm.checkpoint={c.lm.checkpoint!r} is a hub name: its sizes are known after the first download'
     return
   mesh = make_mesh(**c.mesh.to_dict())
-  prompt, how = (longest_prompt(run), 'as in this folder') if run else (prompt_tokens(c), 'estimated')
-  sizes = memory.Sizes(prompt, FEATURES[c.data.source], trajectory_tokens(c))
+  count = FEATURES[c.data.source]
+  prompt, how = (longest_prompt(run), 'as in this folder') if run else (
+      prompt_tokens(c, count, min(c.prompt.max_values, c.data.max_visits), c.prompt.bucket), 'estimated')
+  sizes = memory.Sizes(prompt, count, answer_tokens(c, memory.step_tokens(c)), taught(c, prompt))
   total = sum(x.size for x in jax.tree.leaves(model.abstract(lm)))
   trained = sum(x.size for x in jax.tree.leaves(lora.split(model.abstract(lm), lm)[0]))
   s, t, g = sizes.prompt, c.rl.max_new, c.rl.group
@@ -83,7 +114,6 @@ def longest_prompt(run: Context) -> int:
   return encoder.batch(rows[::max(1, len(rows) // 512)]).tokens.shape[1]
 
 
-def trajectory_tokens(c: ConfigDict) -> int:
-  """Upper estimate of a trajectory's length: its steps, and the grammar's own words."""
-  step = c.search.question_tokens + c.search.answer_tokens + 16
+def answer_tokens(c: ConfigDict, step: int) -> int:
+  """Upper estimate of an answer of steps of so many tokens: these, the names, and the final step's own words."""
   return 16 * math.ceil((step * c.search.max_depth + 4 * c.reward.top_k + 32) / 16)

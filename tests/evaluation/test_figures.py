@@ -39,7 +39,8 @@ def test_one_class_arm_has_no_curve_and_does_not_fail():
 
 def test_an_undefined_auroc_leaves_a_gap_in_the_robustness_figure():
   at = lambda mean: {'mean': mean, 'lo': mean, 'hi': mean}
-  svg = figures.robustness('drop', 'Features left out', 'share', [0.0, 0.5], {'rl': [at(0.8), at(None)], 'base': [{}, {}]})
+  svg = figures.robustness('drop', 'Features left out', 'share', [0.0, 0.5],
+                           {'rl': [at(0.8), at(None)], 'base': [{}, {}]})
   assert 'rl 0.800 unchanged, nan at 0.5; base nan unchanged, nan at 0.5' in svg
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -13,7 +14,8 @@ import pytest
 from eagrl_jax.lm import cache, model
 from eagrl_jax.lm.config import LMConfig, LoraConfig
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import memory, pipeline, settings, sizes
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import lessons, memory, pipeline, policy, settings, sizes
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.optimizer import make_optimizer
@@ -72,7 +74,28 @@ def test_advice_names_the_field_of_the_largest_part(parts, change, words, micro_
   for field, value in change.items():
     section, name = field.split('.')
     c[section][name] = value
-  assert words in memory.advice(c, make_mesh(1, 1, 1), memory.Stage('rl', parts))
+  assert words in memory.advice(c, make_mesh(1, 1, 1), memory.Stage('rl', parts, 'rl.micro_batch'))
+
+
+def test_advice_for_base_names_the_lesson_that_weighs_most(micro_config):
+  stage = memory.Stage('base', {'activations': 9, 'weights': 1}, 'base.short_micro_batch')
+  assert '--config.base.short_micro_batch=4' in memory.advice(micro_config(), make_mesh(1, 1, 1), stage)
+
+
+def test_what_base_is_taught_is_no_longer_than_estimated(finished, micro_config):
+  context = Context(micro_config(), finished, make_mesh())
+  data = data_lib.load(context)
+  encoder = data_lib.encoder(context, data, policy.tokenizer(finished / 'base'))
+  c = context.config.base
+  for step, field, micro in ((0, 'base.short_micro_batch', c.short_micro_batch),
+                             (c.short_steps, 'base.micro_batch', c.micro_batch)):
+    batch = next(lessons.batches(context, encoder, data.splits.train, step))
+    prompt = batch.prompt.tokens.shape[1]
+    lesson = sizes.taught(context.config, sizes.longest_prompt(context))[field]
+    assert (lesson.batch, lesson.answers, lesson.micro) == (*batch.tokens.shape[:2], micro)
+    assert prompt <= lesson.prompt and batch.tokens.shape[2] <= lesson.answer
+  c.short_steps = 0
+  assert list(sizes.taught(context.config, 128)) == ['base.micro_batch']
 
 
 def test_prompts_of_a_finished_run_are_measured(finished, micro_config, capsys):
@@ -83,6 +106,7 @@ def test_prompts_of_a_finished_run_are_measured(finished, micro_config, capsys):
   pipeline.describe(config, finished, device_bytes=2**20)
   printed = capsys.readouterr().out
   assert f'prompt {longest} (as in this folder)' in printed and 'rl will not fit; ' in printed
+  assert re.findall(r'^  (\w+) +[\d.]+  = ', printed, re.M) == ['base', 'search', 'sft', 'rl', 'evaluate']
   assert {p: p.stat().st_mtime_ns for p in finished.rglob('*')} == before
 
 

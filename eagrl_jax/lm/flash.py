@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from eagrl_jax.lm import attention
 from eagrl_jax.lm.cache import heads_first
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.precision import widen
-from eagrl_jax.mesh import RULES
+from eagrl_jax.mesh import RULES, constrain
 from eagrl_jax.types import Array, EagrlError
 
 SPLASH_BLOCK = 128  # its tiles; a prompt is padded to a multiple
@@ -56,35 +56,63 @@ def check(attention: str, compute_dtype: str, backend: str) -> None:
 def choose(cfg: LMConfig, q: Array, k: Array, backend: str | None = None) -> str:
   """The kernel for these shapes: `cfg.attention`, or with 'auto' the one that the backend has and that takes them.
 
-  cuDNN computes in 16 bits only. A splash kernel runs whole on its device: batch and key-value heads must divide over
-  the mesh that is set.
+  cuDNN computes in 16 bits only. Either kernel wants queries, keys and values cut alike: key-value heads must divide
+  over the mesh that is set. A splash kernel runs whole on its device: the batch must, too.
+
+  Raises:
+    EagrlError: a kernel was asked for that these shapes do not fit.
   """
-  if cfg.attention != 'auto':
-    return cfg.attention
-  backend = backend or jax.default_backend()
-  head = q.shape[-1]
-  if backend == 'gpu' and q.dtype.itemsize == 2 and head <= CUDNN_MAX_HEAD and head % 8 == 0:
-    return 'cudnn'
-  if backend == 'tpu' and head % 64 == 0 and _divides(q.shape[0], k.shape[2]):
-    return 'splash'
-  return 'xla'
+  mesh = jax.sharding.get_abstract_mesh()
+  if cfg.attention == 'auto':
+    backend, head = backend or jax.default_backend(), q.shape[-1]
+    if backend == 'gpu' and q.dtype.itemsize == 2 and head <= CUDNN_MAX_HEAD and head % 8 == 0:
+      kernel = 'cudnn'
+    elif backend == 'tpu' and head % 64 == 0:
+      kernel = 'splash'
+    else:
+      return 'xla'
+    return 'xla' if misfit(kernel, mesh, k.shape[2], q.shape[0]) else kernel
+  if reason := misfit(cfg.attention, mesh, k.shape[2], q.shape[0]):
+    raise EagrlError(reason)
+  return cfg.attention
+
+
+def misfit(kernel: str, mesh: Mesh | AbstractMesh, kv_heads: int, batch: int = 0) -> str:
+  """Why a kernel cannot be cut over this mesh, '' where it can; `batch` 0 says nothing of rows."""
+  if kernel not in ('cudnn', 'splash') or mesh.size <= 1:
+    return ''
+  if kv_heads % mesh.shape['tensor']:
+    return (f'lm.attention={kernel!r} needs mesh.tensor={mesh.shape["tensor"]} to divide the {kv_heads} key-value '
+            'heads; set --config.lm.attention=auto, or a mesh.tensor that does')
+  ways = mesh.shape['data'] * mesh.shape['fsdp']
+  if kernel == 'splash' and batch % ways:
+    return (f"lm.attention='splash' needs mesh.data x mesh.fsdp = {ways} to divide the {batch} prompts of a batch; set "
+            '--config.lm.attention=auto')
+  return ''
 
 
 def _cudnn(q: Array, k: Array, v: Array, valid: Array) -> Array:
   """It knows lengths, not left padding: rows are turned so that padding comes last, and back."""
-  length = valid.sum(-1, dtype=jnp.int32)
+  length = constrain(valid.sum(-1, dtype=jnp.int32), ('batch',))
   pad = valid.shape[1] - length
-  turned = (_turn(x, pad) for x in (q, k, v))
+  turned = (_turn(constrain(x, ('batch', None, 'heads', None)), pad) for x in (q, k, v))
   out = jax.nn.dot_product_attention(*turned, is_causal=True, query_seq_lengths=length, key_value_seq_lengths=length,
                                      implementation='cudnn')
   return _turn(out, -pad)
 
 
+@jax.custom_vjp
 def _turn(x: Array, by: Array) -> Array:
-  """Rotates each row of `x [B, S, ...]` to the left by `by [B]` positions."""
+  """Rotates each row of `x [B, S, ...]` to the left by `by [B]` positions.
+
+  Its gradient turns back; that of a gather would be a scatter.
+  """
   s = x.shape[1]
   at = (jnp.arange(s)[None] + by[:, None]) % s
   return jnp.take_along_axis(x, at.reshape(*at.shape, *(1,) * (x.ndim - 2)), axis=1)
+
+
+_turn.defvjp(lambda x, by: (_turn(x, by), by), lambda by, g: (_turn(g, -by), None))
 
 
 def _splash(q: Array, k: Array, v: Array, valid: Array, interpret: bool) -> Array:
@@ -108,10 +136,3 @@ def _splash(q: Array, k: Array, v: Array, valid: Array, interpret: bool) -> Arra
     local = jax.shard_map(local, in_specs=(heads, heads, heads, PartitionSpec(RULES['batch'])), out_specs=heads,
                           check_vma=False)
   return local(q, k, v, segment)[:, :, extra:].swapaxes(1, 2)
-
-
-def _divides(batch: int, kv_heads: int) -> bool:
-  mesh = jax.sharding.get_abstract_mesh()
-  if mesh.size <= 1:
-    return True
-  return not batch % (mesh.shape['data'] * mesh.shape['fsdp']) and not kv_heads % mesh.shape['tensor']

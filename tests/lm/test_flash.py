@@ -52,6 +52,18 @@ def test_turned_rows_equal_plain_attention():
   np.testing.assert_allclose(real(flash._turn(out, length - S)), real(plain(q, k, v)), atol=1e-5)
 
 
+def test_a_turn_and_its_gradient_equal_those_of_the_gather_without_its_scatter():
+  x, by = inputs('bfloat16')[0], jnp.array([0, 13])
+  weight = inputs('bfloat16')[1].repeat(N // K, 2)
+  at = ((jnp.arange(S)[None] + by[:, None]) % S)[:, :, None, None]
+  gather = lambda x, by: jnp.take_along_axis(x, at, axis=1)
+  both = lambda turn: jax.jit(jax.value_and_grad(lambda x: jnp.vdot(weight, turn(x, by))))
+  assert 'scatter' in str(jax.make_jaxpr(both(gather))(x)) and 'scatter' not in str(jax.make_jaxpr(both(flash._turn))(x))
+  for got, want in zip(both(flash._turn)(x), both(gather)(x)):
+    np.testing.assert_array_equal(got, want)
+  np.testing.assert_array_equal(flash._turn(flash._turn(x, by), -by), x)
+
+
 def test_the_tpu_compiles_splash():
   cfg = dataclasses.replace(CFG, attention='splash', compute_dtype='bfloat16')
   tokens = jax.ShapeDtypeStruct((B, 256), jnp.int32)

@@ -68,7 +68,7 @@ def attend(q: Array, shared: tuple[Segment, ...], own: Segment | None,
   # One row vector times the map: a product, because a broadcast and a sum would form another array of its size.
   by_head = row_weight.reshape(b, g, t, kv_heads, r).transpose(0, 1, 3, 2, 4)
   scale = (inverse * by_head).swapaxes(1, 2)  # [B, K, G, T, R]
-  read = matmul(scale.reshape(b, kv_heads, g, 1, t * r), weights[0].reshape(b, kv_heads, g, t * r, -1))
+  read = matmul(scale.reshape(b, kv_heads, g, 1, t * r), weights[0].reshape(b, kv_heads, g, t * r, -1), exact=True)
   return out, read[:, :, :, 0].sum(1)
 
 

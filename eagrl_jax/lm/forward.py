@@ -134,7 +134,7 @@ def forward_shared(params: Params, cfg: LMConfig, prompt_tokens: ArrayLike, prom
     mixed, read = attention.causal(q, heads_first(own_k), heads_first(own_v), answer_valid,
                                    ((k, v, prompt_valid),), weight)
     if tap is not None:
-      read = jnp.einsum('BGS,BSF->BGF', read, tap.indicator)
+      read = jnp.einsum('BGS,BSF->BGF', read, tap.indicator, precision='highest')
     return (x, layers.finish(layer, cfg, y, mixed)), read
 
   carry = (layers.embed(params, cfg, prompt_tokens), layers.embed(params, cfg, answer_tokens))

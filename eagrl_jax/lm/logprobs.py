@@ -28,7 +28,7 @@ def logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
   hidden = constrain(hidden.astype(cfg.compute_dtype), (*axes, None), ('vocab', cfg.vocab_size))
   head = params['embed'].swapaxes(-1, -2) if cfg.tie_embeddings else params['lm_head']
   head = constrain(head.astype(hidden.dtype), ('batch',) * (head.ndim - 2) + ('embed', 'vocab'))
-  return constrain(matmul(hidden, head), (*axes, 'vocab'))
+  return constrain(matmul(hidden, head, exact=True), (*axes, 'vocab'))
 
 
 def decode_logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
@@ -44,7 +44,7 @@ def decode_logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
 
   def from_the_head(hidden):
     hidden = constrain(hidden.astype(cfg.compute_dtype), ('batch', None), ('vocab', cfg.vocab_size))
-    columns = matmul(params['embed'].astype(hidden.dtype), hidden.T)  # [V, R]
+    columns = matmul(params['embed'].astype(hidden.dtype), hidden.T, exact=True)  # [V, R]
     columns = constrain(columns, ('vocab', 'batch'))
     return jax.lax.optimization_barrier(jax.lax.optimization_barrier(columns).T)
 

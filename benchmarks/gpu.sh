@@ -97,7 +97,7 @@ for shape in "${shapes[@]}"; do
     flags=(--shape "$shape" "${common[@]}")
     case $case in
       decode) bench decode "${flags[@]}" "${dtype[@]}" "${sizes[@]}" "${decode[@]}" || failed=1 ;;
-      search) bench search "${flags[@]}" "${search[@]}" --no_growth || failed=1 ;;
+      search) bench search "${flags[@]}" "${dtype[@]}" "${search[@]}" --no_growth || failed=1 ;;
       update)
         # Weights, gradients and moments in float32 of 7B do not fit one GPU: adapters there, every weight below.
         flags+=("${dtype[@]}" "${sizes[@]}" "${update[@]}")

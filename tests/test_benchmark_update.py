@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -69,3 +70,17 @@ def test_the_gpu_script_says_how(flag, status, says):
   script = str(ROOT / 'benchmarks' / 'gpu.sh')
   done = subprocess.run(['bash', script, flag], capture_output=True, text=True, check=False)
   assert done.returncode == status and says in done.stdout + done.stderr
+
+
+def test_the_gpu_script_gives_every_case_its_type_and_shape(tmp_path):
+  """With an interpreter that only writes down what it is asked."""
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/sh\ncat > /dev/null\n[ "$1" != -m ] || echo "$*"\n')
+  python.chmod(0o755)
+  env = os.environ | {'PYTHON': str(python), 'SHAPES': 'qwen2.5-1.5b qwen2.5-7b', 'SITE': str(tmp_path)}
+  done = subprocess.run(['bash', ROOT / 'benchmarks' / 'gpu.sh', tmp_path / 'out'], env=env, capture_output=True,
+                        text=True, stdin=subprocess.DEVNULL, check=True)
+  asked = [line.split() for line in done.stdout.splitlines()]
+  assert [(line[1], line[3]) for line in asked] == [
+      (f'benchmarks.{case}', shape) for shape in ('qwen2.5-1.5b', 'qwen2.5-7b') for case in ('decode', 'update', 'search')]
+  assert all('--compute_dtype bfloat16' in ' '.join(line) for line in asked)

@@ -1,15 +1,16 @@
 # `make run` and `make test` need Python >= 3.11 and a package index; both build .venv on first use.
-# `make bench` compares with PyTorch and transformers, which it installs beside.
+# `make bench` compares with PyTorch, transformers and TRL, which it installs beside; Tunix has its own way: BUILD.md.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 VERSION := $(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")')
 BIN := .venv/bin
+MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 WORKDIR ?= runs/default
 ARGS ?=
 
 .PHONY: run test lint bench audit clean
 run: .venv/ready
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
+	$(MALLOC) \
 	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir=$(WORKDIR) $(ARGS)
 
 test: .venv/ready
@@ -22,6 +23,7 @@ lint: .venv/ready
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[peers]'
 	for b in decode alignment search expert; do $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
+	$(MALLOC) $(BIN)/python -m benchmarks.update $(if $(findstring --no_peer,$(ARGS)),,--peer trl) $(ARGS)
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python -m benchmarks.memory
 
 # Licences and known vulnerabilities of the pinned versions; pip-audit gets an environment of its own.

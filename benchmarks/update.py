@@ -5,8 +5,8 @@
     python -m benchmarks.update --peer trl --shape smollm2 --reps 1
     python -m benchmarks.update --no_peer --shape qwen2.5-7b --lora_rank 16 --compute_dtype bfloat16 --remat full
 
-TRL needs `pip install trl` (and torch), Tunix `pip install google-tunix`: their pins conflict, so each has its own
-environment. Goals on a CPU, float32, 2 prompts x 8 samples, prompt 256, answer 64: 5 x TRL and 2 x Tunix at the tiny
+TRL comes with the `peers` extra; Tunix needs `pip install google-tunix` in an environment of its own, see BUILD.md.
+Goals on a CPU, float32, 2 prompts x 8 samples, prompt 256, answer 64: 5 x TRL and 2 x Tunix at the tiny
 shape, 4 x TRL at SmolLM2's. Start with the malloc settings of the Makefile; they hold for ours and the peer alike.
 
 Old log-probabilities: with one update a rollout both peers skip the pass that would compute them and take the update's
@@ -272,7 +272,7 @@ def main() -> None:
   if a.peer and a.compute_dtype != 'float32':
     parser.error('the peers compute in float32: leave out --compute_dtype')
   if a.peer and importlib.util.find_spec(a.peer) is None:
-    raise SystemExit(f'--peer {a.peer} needs the package: pip install {PEERS[a.peer]} (in an environment of its own)')
+    raise SystemExit(f'--peer {a.peer} needs the package: pip install {PEERS[a.peer]}; see BUILD.md')
   cfg = dataclasses.replace(measure.shape(a), remat=a.remat)
   if a.shape == 'tiny':
     cfg = dataclasses.replace(cfg, vocab_size=49_152, d_ff=768)  # the one that the goals are stated for

@@ -21,7 +21,7 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
   kind = c.get('model_type')
   if kind not in ARCHITECTURES:
     raise EagrlError(f'config.json: model_type={kind!r} is not supported; use one of {", ".join(ARCHITECTURES)}')
-  rope = c.get('rope_parameters') or c.get('rope_scaling') or {}
+  rope = c.get('rope_scaling') or c.get('rope_parameters') or {}  # of both, transformers 5 takes the older
   if not isinstance(rope, dict):
     raise EagrlError('config.json: rope_parameters is no table; copy it again from its source')
   _refuse(c, kind)
@@ -47,15 +47,15 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
 
 
 def to_hf(cfg: LMConfig, eos_id: int, pad_id: int) -> dict[str, Any]:
-  """The `config.json` that transformers reads back as the same model."""
+  """The `config.json` of the same model for transformers 5 (`rope_parameters`) and 4 (`rope_theta`, `rope_scaling`)."""
   if cfg.qkv_bias and cfg.qk_norm:
     raise EagrlError('lm: no Hugging Face architecture has both qkv_bias and qk_norm; switch one of them off')
   kind = 'qwen2' if cfg.qkv_bias else 'qwen3' if cfg.qk_norm else 'llama'
-  rope: dict[str, Any] = {'rope_type': 'default', 'rope_theta': cfg.rope_theta}
+  scaling: dict[str, Any] = {}
   if cfg.rope_scaling is not None:
     s = cfg.rope_scaling
-    rope |= {'rope_type': 'llama3', 'factor': s.factor, 'low_freq_factor': s.low_freq_factor,
-             'high_freq_factor': s.high_freq_factor, 'original_max_position_embeddings': s.original_max_position}
+    scaling = {'rope_type': 'llama3', 'factor': s.factor, 'low_freq_factor': s.low_freq_factor,
+               'high_freq_factor': s.high_freq_factor, 'original_max_position_embeddings': s.original_max_position}
   return {
       'architectures': [CLASS_NAMES[kind]],
       'model_type': kind,
@@ -66,7 +66,9 @@ def to_hf(cfg: LMConfig, eos_id: int, pad_id: int) -> dict[str, Any]:
       'num_key_value_heads': cfg.n_kv_heads,
       'head_dim': cfg.head_dim,
       'intermediate_size': cfg.d_ff,
-      'rope_parameters': rope,
+      'rope_parameters': {'rope_type': 'default', 'rope_theta': cfg.rope_theta} | scaling,
+      'rope_theta': cfg.rope_theta,
+      **({'rope_scaling': scaling} if scaling else {}),
       'rms_norm_eps': cfg.norm_eps,
       'tie_word_embeddings': cfg.tie_embeddings,
       'hidden_act': 'silu',

@@ -16,7 +16,7 @@ import pytest
 from safetensors import numpy as safetensors_numpy
 
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax.lm import bpe, gguf_io, hf_io, layout, model
+from eagrl_jax.lm import bpe, checkpoint_config, gguf_io, hf_io, layout, model
 from eagrl_jax.lm.config import RopeScaling
 from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.types import EagrlError
@@ -53,6 +53,30 @@ def test_load_inverts_save(name, tokenizer, tmp_path):
   assert loaded_cfg == cfg
   assert_same(loaded, params)
   assert loaded_tokenizer.encode('lactate 3') == tokenizer.encode('lactate 3')
+
+
+@pytest.mark.parametrize('name', ['qwen2', 'llama3'])
+def test_both_schemas_of_the_rotary_settings_are_written(name):
+  cfg = CONFIGS[name]
+  written = checkpoint_config.to_hf(cfg, 0, 0)
+  newer = written.pop('rope_parameters')  # of transformers 5, which 4 does not know
+  scaling = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
+             'original_max_position_embeddings': 8192} if cfg.rope_scaling else {}
+  assert written['rope_theta'] == 5e5 and written.get('rope_scaling', {}) == scaling
+  assert newer == {'rope_type': 'default', 'rope_theta': 5e5} | scaling
+  assert checkpoint_config.from_hf(written) == cfg
+
+
+@pytest.mark.parametrize(('name', 'factor'), [('qwen2', None), ('llama3', 8.0), ('llama3', 32.0)])
+def test_transformers_reads_the_pair_as_we_do(name, factor, tmp_path):
+  transformers = pytest.importorskip('transformers')
+  config = checkpoint_config.to_hf(CONFIGS[name], 0, 0)
+  if factor:  # a pair that disagrees, as after a correction by hand
+    config['rope_scaling'] = config['rope_scaling'] | {'factor': factor}
+  (tmp_path / 'config.json').write_text(json.dumps(config))
+  theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters, checkpoint_config.from_hf(config)
+  assert theirs['rope_theta'] == ours.rope_theta == 5e5
+  assert theirs.get('factor') == factor == (ours.rope_scaling and ours.rope_scaling.factor)
 
 
 def test_weights_go_to_their_devices_one_at_a_time(monkeypatch, tokenizer, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import datetime
 import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
+import jinja2.ext
 import jinja2.sandbox
 import numpy as np
 import tokenizers
@@ -15,6 +17,7 @@ import tokenizers
 from eagrl_jax.lm import bpe
 from eagrl_jax.types import EagrlError
 
+TODAY = datetime.datetime(2024, 7, 26)  # as templates see it: the date that Llama 3's falls back on without a clock
 _BYTE_OF = bpe.byte_characters()
 _CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF-8 character that has begun
 
@@ -87,12 +90,16 @@ class Tokenizer:
     return raw.replace('\u2581', ' ').encode()
 
   def apply_chat(self, prompt: str) -> str:
-    """`prompt` as one user turn, up to where the assistant begins; unchanged without a template."""
+    """`prompt` as one user turn, up to where the assistant begins; unchanged without a template.
+
+    A template that asks for the date is told `TODAY`, so that a prompt never depends on the day.
+    """
     if self._template is None:
       return prompt
     messages = [{'role': 'user', 'content': prompt}]
     try:
-      return _compile(self._template).render(messages=messages, add_generation_prompt=True, **self._names)
+      names = {k: v for k, v in self._names.items() if v is not None}  # an unknown name prints nothing, None 'None'
+      return _compile(self._template).render(messages=messages, add_generation_prompt=True, **names)
     except Exception as e:  # it is a program of the checkpoint's
       # What it says may hold the prompt, and so a patient's values: a string of the template's own does not.
       own = str(e) and any(f'{q}{e}{q}' in self._template for q in '"\'')
@@ -163,13 +170,25 @@ def _from_transformers(directory: Path) -> Tokenizer:
   return Tokenizer(fast, slow.eos_token, slow.pad_token, slow.bos_token, slow.chat_template)
 
 
+class _Generation(jinja2.ext.Extension):
+  """`{% generation %}`: where transformers marks what an assistant wrote; here a block like any other."""
+
+  tags = frozenset({'generation'})
+
+  def parse(self, parser):
+    line = next(parser.stream).lineno
+    return jinja2.nodes.Scope(parser.parse_statements(('name:endgeneration',), drop_needle=True), lineno=line)
+
+
 def _compile(template: str) -> jinja2.Template:
   def raise_exception(message):
     raise jinja2.TemplateError(message)
 
-  # Sandboxed: the template comes with the weights. No clock is offered, so a prompt never depends on the date.
-  env = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+  # Sandboxed: the template comes with the weights. What it may use is what transformers lends it, but for the clock.
+  env = jinja2.sandbox.ImmutableSandboxedEnvironment(
+      trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, 'jinja2.ext.loopcontrols'])
   env.globals['raise_exception'] = raise_exception
+  env.globals['strftime_now'] = TODAY.strftime
   env.filters['tojson'] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
   return env.from_string(template)
 

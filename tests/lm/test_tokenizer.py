@@ -87,7 +87,24 @@ def test_chat_template(tokenizer, tmp_path):
   assert Tokenizer.load(tmp_path).apply_chat('hello') == '[user]hello<|end|>[a]'
 
 
-@pytest.mark.parametrize('template', ["{{ raise_exception('no') }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}"])
+@pytest.mark.parametrize(('template', 'text'), [
+    ('{{ bos_token }}{{ messages[0].content }}', 'hello'),  # this tokenizer has no begin token
+    ('{% for m in [1, 2, 3, 4] %}{% if m == 2 %}{% continue %}{% endif %}{% if m == 4 %}{% break %}{% endif %}{{ m }}'
+     '{% endfor %}', '13'),
+    ("{% set x = 'a' %}{% generation %}{% set x = 'b' %}{{ x }}{% endgeneration %}{{ x }}", 'ba'),
+    ("{{ strftime_now('%d %b %Y') }}", '26 Jul 2024')])
+def test_a_template_has_what_transformers_lends_it(tokenizer, tmp_path, template, text):
+  tokenizer.save(tmp_path)
+  (tmp_path / 'chat_template.jinja').write_text(template)
+  assert Tokenizer.load(tmp_path).apply_chat('hello') == text
+  theirs = pytest.importorskip('transformers').AutoTokenizer.from_pretrained(tmp_path)
+  if 'strftime_now' not in template:  # theirs is of today
+    assert theirs.apply_chat_template([{'role': 'user', 'content': 'hello'}], tokenize=False) == text
+
+
+@pytest.mark.parametrize('template', [
+    "{{ raise_exception('no') }}", "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+    "{% generation %}{{ ''.__class__.__mro__[1] }}{% endgeneration %}", '{{ strftime_now.__self__.year }}'])
 def test_a_template_cannot_leave_its_sandbox(tokenizer, tmp_path, template):
   tokenizer.save(tmp_path)
   (tmp_path / 'chat_template.jinja').write_text(template)

@@ -68,8 +68,8 @@ def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | N
     except NotImplementedError as e:
       raise EagrlError(f'{path.name}: tensor {tensor.name!r} is of type {tensor.tensor_type.name}, which is not'
                        ' supported; use a file of another type, such as Q8_0') from e
-    if meta.architecture == 'llama' and name in ('wq', 'wk'):
-      value = _unpermute(value, cfg.n_heads if name == 'wq' else cfg.n_kv_heads)
+    if meta.architecture == 'llama' and name in ('wq', 'wk', 'bq', 'bk'):
+      value = _unpermute(value, cfg.n_heads if name[1] == 'q' else cfg.n_kv_heads)
     return value
 
   return layout.assemble(cfg, read, dtype, mesh), cfg, tokenizer
@@ -153,9 +153,9 @@ def _dequantised(tensor: gguf.ReaderTensor) -> np.ndarray:
 
 
 def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
-  """llama.cpp interleaves the two halves of each rotary pair; back to half-split rows."""
-  rows, cols = weight.shape
-  return weight.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
+  """llama.cpp interleaves the two halves of each rotary pair, of a bias too; back to half-split rows."""
+  rows, *cols = weight.shape
+  return weight.reshape(heads, rows // heads // 2, 2, *cols).swapaxes(1, 2).reshape(weight.shape)
 
 
 def _tokenizer(meta: Metadata) -> Tokenizer:

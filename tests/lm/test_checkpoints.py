@@ -239,8 +239,8 @@ def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=Non
         x = x.reshape(x.shape[0], -1).T
       elif name[0] == 'b':
         x = x.reshape(-1)
-      if arch == 'llama' and name in ('wq', 'wk'):
-        x = permute(x, cfg.n_heads if name == 'wq' else cfg.n_kv_heads)
+      if arch == 'llama' and name in ('wq', 'wk', 'bq', 'bk'):
+        x = permute(x, cfg.n_heads if name[1] == 'q' else cfg.n_kv_heads)
       put(f'blk.{i}.{suffix}', x)
   for name, value in (extra or {}).items():
     put(name, value)
@@ -251,6 +251,7 @@ def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=Non
 
 
 @pytest.mark.parametrize(('name', 'arch', 'pre'), [('llama', 'llama', 'smollm'), ('llama3', 'llama', 'llama-bpe'),
+                                                   ('qwen2', 'llama', 'smollm'),  # attention biases
                                                    ('qwen2', 'qwen2', 'qwen2'), ('qwen3', 'qwen3', 'qwen2')])
 def test_gguf_gives_back_the_weights(name, arch, pre, tmp_path):
   cfg = CONFIGS[name]

@@ -38,6 +38,11 @@ ROPE_FACTORS = 'rope_freqs.weight'
 BLOCK = 2**22  # weights dequantised at once
 TIKTOKEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
                   r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
+TEKKEN_SPLIT = (r'[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+'
+                r'|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*'
+                r'|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+')
+SPLITS = {'qwen2': TIKTOKEN_SPLIT.format(digits=''), 'llama-bpe': TIKTOKEN_SPLIT.format(digits='{1,3}'),
+          'tekken': TEKKEN_SPLIT}
 
 
 def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | None = None
@@ -161,7 +166,7 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 def _tokenizer(meta: Metadata) -> Tokenizer:
   if meta['tokenizer.ggml.model'] != 'gpt2':
     raise EagrlError(f'tokenizer.ggml.model={meta["tokenizer.ggml.model"]!r} is not supported; use a model with a'
-                     ' byte-level BPE tokenizer (gpt2)')
+                     ' byte-level BPE tokenizer (gpt2), or the Hugging Face folder of this one')
   try:
     return _byte_level(meta)
   except EagrlError:
@@ -179,7 +184,7 @@ def _byte_level(meta: Metadata) -> Tokenizer:
   special = [t for t, kind in zip(tokens, types) if kind in whole]
   kind = meta.get('tokenizer.ggml.pre', 'default')
   fast = bpe.build({t: i for i, t in enumerate(tokens)}, merges, split=_pre_tokenizer(kind), special=special,
-                   ignore_merges=kind == 'llama-bpe')
+                   ignore_merges=kind in ('llama-bpe', 'tekken'))
   if kind == 'qwen2':
     fast.normalizer = normalizers.NFC()
   eos = tokens[meta['tokenizer.ggml.eos_token_id']]
@@ -193,8 +198,8 @@ def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:
   if kind == 'smollm':
     return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
                                     pre_tokenizers.ByteLevel(add_prefix_space=False)])
-  digits = {'qwen2': '', 'llama-bpe': '{1,3}'}.get(kind)
-  if digits is None:
-    raise EagrlError(f'tokenizer.ggml.pre={kind!r} is not supported; use a smollm, qwen2 or llama-bpe tokenizer')
-  return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(TIKTOKEN_SPLIT.format(digits=digits)), 'isolated'),
+  if kind not in SPLITS:
+    raise EagrlError(f'tokenizer.ggml.pre={kind!r} is not supported; use one of smollm, {", ".join(SPLITS)}, or the'
+                     ' Hugging Face folder of this model')
+  return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLITS[kind]), 'isolated'),
                                   pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

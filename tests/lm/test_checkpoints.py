@@ -270,6 +270,13 @@ def test_gguf_gives_back_the_weights(name, arch, pre, tmp_path):
   assert tokenizer.apply_chat('x') == 'x<|im_end|>' and tokenizer.piece(tokenizer.eos_id) == '<|im_end|>'
 
 
+def test_a_gguf_of_tekken_splits_words_where_their_case_changes(tmp_path):
+  write_gguf(tmp_path / 'm.gguf', ref.CFG, random_params(ref.CFG), pre='tekken')
+  _, _, tokenizer = gguf_io.load_gguf(tmp_path / 'm.gguf')
+  assert tokenizer._fast.pre_tokenizer.pre_tokenize_str('pHValue 42')[:2] == [('p', (0, 1)), ('HValue', (1, 7))]
+  assert [tokenizer.piece(i) for i in tokenizer.encode('ab aB')] == ['ab', ' a', 'B']
+
+
 def test_quantised_gguf_weights_are_dequantised(tmp_path):
   cfg = dataclasses.replace(ref.CFG, d_model=32, d_ff=64)
   params = random_params(cfg)

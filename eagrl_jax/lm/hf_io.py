@@ -19,6 +19,8 @@ from eagrl_jax.types import EagrlError, Params
 
 INDEX, WEIGHTS = 'model.safetensors.index.json', 'model.safetensors'
 IGNORED = ('rotary_emb.inv_freq',)  # recomputed from the config
+WANTED = ('*.json', '*.safetensors', '*.jinja', '*.txt', 'tokenizer.model')  # of a repository on the hub
+TWICE = ('consolidated*', 'original/*')  # the same weights once more, in their authors' own layout
 
 
 def load_hf(path: str | Path, dtype: Dtype = np.float32, mesh: Mesh | None = None
@@ -135,7 +137,9 @@ class _Tensors:
     if name not in self._open:
       file = self._directory / name
       if not file.is_file():
-        raise EagrlError(f'lm.checkpoint: {self._directory.name} has no {name}; only safetensors weights are read')
+        raise EagrlError(f'lm.checkpoint: {self._directory.name} has no {name}; only safetensors weights are read.'
+                         ' Where it has pytorch_model.bin, convert it with transformers and torch:'
+                         ' AutoModelForCausalLM.from_pretrained(OLD).save_pretrained(NEW), and AutoTokenizer likewise')
       try:
         self._open[name] = safetensors.safe_open(str(file), framework='numpy')
       except (safetensors.SafetensorError, OSError) as e:
@@ -177,7 +181,7 @@ def _directory(path: str | Path) -> Path:
   import huggingface_hub.errors  # only a hub name reaches the network
 
   try:
-    return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=['*.json', '*.safetensors', '*.jinja']))
+    return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=list(WANTED), ignore_patterns=list(TWICE)))
   except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
     raise EagrlError(f'lm.checkpoint={path} is no directory here and the hub gives no such model ({type(e).__name__});'
                      ' check the name and the network, or give a local directory') from e

@@ -8,6 +8,7 @@ import json
 import weakref
 
 import gguf
+import huggingface_hub
 import jax
 import lm_reference as ref
 import ml_dtypes
@@ -161,6 +162,7 @@ BROKEN = {
     'no config': (lambda d: (d / 'config.json').unlink(), 'config.json'),
     'bad config': (lambda d: (d / 'config.json').write_text('{'), 'config.json'),
     'no weights': (lambda d: (d / hf_io.WEIGHTS).unlink(), 'safetensors'),
+    'old weights': (lambda d: (d / hf_io.WEIGHTS).rename(d / 'pytorch_model.bin'), r'save_pretrained\(NEW\)'),
     'cut weights': (lambda d: (d / hf_io.WEIGHTS).write_bytes((d / hf_io.WEIGHTS).read_bytes()[:500]), 'safetensors'),
     'weight missing': (drop_weight, r'layers\.1\.mlp\.up_proj'),
     'weight unknown': (add_weight, r'model\.extra'),
@@ -187,6 +189,25 @@ def test_a_broken_checkpoint_is_named_in_one_line(case, tokenizer, tmp_path):
 def test_a_path_that_is_no_directory_never_reaches_the_hub(tmp_path):
   with pytest.raises(EagrlError, match='is not a directory'):
     hf_io.load_hf(tmp_path / 'absent')
+
+
+def test_what_is_downloaded_is_what_is_read(monkeypatch, tokenizer, tmp_path):
+  """The hub's own filter, on the files of a repository that holds its weights twice."""
+  files = ['config.json', 'generation_config.json', 'model-00001-of-00002.safetensors', 'model.safetensors.index.json',
+           'tokenizer.json', 'tokenizer.model', 'tokenizer_config.json', 'chat_template.jinja', 'vocab.json',
+           'merges.txt']
+  others = ['consolidated.safetensors', 'consolidated.00.pth', 'original/params.json', 'original/tokenizer.model',
+            'pytorch_model.bin', 'README.md', 'model.gguf']
+  hf_io.save_hf(tmp_path, random_params(ref.CFG), ref.CFG, tokenizer)
+  asked = {}
+
+  def snapshot_download(name, **patterns):
+    asked[name] = list(huggingface_hub.utils.filter_repo_objects(files + others, **patterns))
+    return str(tmp_path)
+
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot_download)
+  assert hf_io.load_hf('some/model')[1] == ref.CFG
+  assert asked == {'some/model': files}
 
 
 VOCAB = [*bpe.byte_characters(), 'ab', 'Ġa', '<|im_end|>']

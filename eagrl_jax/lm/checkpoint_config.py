@@ -46,8 +46,11 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
     raise EagrlError(f'config.json lacks {e.args[0]!r}; copy it again from its source') from e
 
 
-def to_hf(cfg: LMConfig, eos_id: int, pad_id: int) -> dict[str, Any]:
-  """The `config.json` of the same model for transformers 5 (`rope_parameters`) and 4 (`rope_theta`, `rope_scaling`)."""
+def to_hf(cfg: LMConfig) -> dict[str, Any]:
+  """The `config.json` of the same model for transformers 5 (`rope_parameters`) and 4 (`rope_theta`, `rope_scaling`).
+
+  It lacks the ids of special tokens, which the tokenizer knows.
+  """
   if cfg.qkv_bias and cfg.qk_norm:
     raise EagrlError('lm: no Hugging Face architecture has both qkv_bias and qk_norm; switch one of them off')
   kind = 'qwen2' if cfg.qkv_bias else 'qwen3' if cfg.qk_norm else 'llama'
@@ -72,9 +75,6 @@ def to_hf(cfg: LMConfig, eos_id: int, pad_id: int) -> dict[str, Any]:
       'rms_norm_eps': cfg.norm_eps,
       'tie_word_embeddings': cfg.tie_embeddings,
       'hidden_act': 'silu',
-      'eos_token_id': eos_id,
-      'pad_token_id': pad_id,
-      'bos_token_id': None,
   }
 
 

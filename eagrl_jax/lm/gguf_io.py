@@ -188,9 +188,9 @@ def _byte_level(meta: Metadata) -> Tokenizer:
   if kind == 'qwen2':
     fast.normalizer = normalizers.NFC()
   eos = tokens[meta['tokenizer.ggml.eos_token_id']]
-  ids = (meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('padding', 'bos'))
-  pad, bos = (None if i is None else tokens[i] for i in ids)
-  return Tokenizer(fast, eos, pad, bos, meta.get('tokenizer.chat_template'))
+  pad, bos, turn, message = (meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('padding', 'bos', 'eot', 'eom'))
+  return Tokenizer(fast, eos, None if pad is None else tokens[pad], None if bos is None else tokens[bos],
+                   meta.get('tokenizer.chat_template'), [i for i in (turn, message) if i is not None])
 
 
 def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:

@@ -56,7 +56,7 @@ def load_hf(path: str | Path, dtype: Dtype = np.float32, mesh: Mesh | None = Non
 
 def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenizer, dtype: Dtype | None = None,
             shard_bytes: int = 5 * 10**9) -> None:
-  """Writes config.json, generation_config.json, safetensors and the tokenizer, as transformers and `load_hf` read them.
+  """Writes config.json, safetensors and what belongs to the tokenizer, as transformers and `load_hf` read them.
 
   One shard of weights is on the host at a time; adapters are merged into their weights.
 
@@ -95,10 +95,7 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
     total = sum(size(*leaf) for leaf in layout.leaves(cfg))
     _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
   stored = np.dtype(dtype or params['embed'].dtype).name
-  _write_json(directory / 'config.json',
-              checkpoint_config.to_hf(cfg, tokenizer.eos_id, tokenizer.pad_id) | {'dtype': stored})
-  _write_json(directory / 'generation_config.json', {
-      'do_sample': True, 'temperature': 1.0, 'eos_token_id': tokenizer.eos_id, 'pad_token_id': tokenizer.pad_id})
+  _write_json(directory / 'config.json', checkpoint_config.to_hf(cfg) | tokenizer.special_ids() | {'dtype': stored})
   tokenizer.save(directory)
 
 

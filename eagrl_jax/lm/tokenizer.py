@@ -6,7 +6,7 @@ import codecs
 import datetime
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jinja2.ext
@@ -18,6 +18,7 @@ from eagrl_jax.lm import bpe
 from eagrl_jax.types import EagrlError
 
 TODAY = datetime.datetime(2024, 7, 26)  # as templates see it: the date that Llama 3's falls back on without a clock
+_WORDS = 'WORDS'  # of an assistant, to see what a template writes behind them
 _BYTE_OF = bpe.byte_characters()
 _CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF-8 character that has begun
 
@@ -26,10 +27,15 @@ class Tokenizer:
   """A fast tokenizer with its end and padding tokens and, if the model has one, its chat template.
 
   Nothing is added to a text unless the template adds it: `encode` puts no begin or end token.
+
+  Attributes:
+    eos_id: what we write at the end of an answer: of `stop_ids` the one with which the template closes an assistant's
+      turn, else the tokenizer's own.
+    stop_ids: all that end an answer, `eos_id` first. Chat models have several: the end of a turn and that of a text.
   """
 
   def __init__(self, fast: tokenizers.Tokenizer, eos: str, pad: str | None = None, bos: str | None = None,
-               chat_template: str | None = None):
+               chat_template: str | None = None, stop_ids: Iterable[int] = ()):
     fast.no_padding()
     fast.no_truncation()
     self._fast = fast
@@ -38,8 +44,11 @@ class Tokenizer:
     eos_id, pad_id = fast.token_to_id(eos), fast.token_to_id(pad or eos)
     if eos_id is None or pad_id is None:
       raise EagrlError('tokenizer: eos_token or pad_token is not in the vocabulary; correct tokenizer_config.json')
-    self.eos_id: int = eos_id
+    ends = dict.fromkeys([eos_id, *(i for i in stop_ids if fast.id_to_token(i) is not None)])
+    self.eos_id: int = self._end_of_turn(ends, eos_id)
+    self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self.eos_id, *ends]))
     self.pad_id: int = pad_id
+    self.bos_id: int | None = None if bos is None else fast.token_to_id(bos)
     self.vocab_size: int = fast.get_vocab_size()
     self._added = {i: token.content for i, token in fast.get_added_tokens_decoder().items()}
     self._byte_level = 'ByteLevel' in repr(fast.decoder)
@@ -65,7 +74,7 @@ class Tokenizer:
     reader = codecs.getincrementaldecoder('utf-8')('replace')
     text, spans = '', []
     for token in map(int, ids):
-      data = b'' if token == self.eos_id else self._bytes(token)
+      data = b'' if token in self.stop_ids else self._bytes(token)
       broken = bool(reader.getstate()[0]) and data[:1] not in _CONTINUES  # the character before ends here, unfinished
       begin = len(text) + broken
       text += reader.decode(data)
@@ -96,10 +105,8 @@ class Tokenizer:
     """
     if self._template is None:
       return prompt
-    messages = [{'role': 'user', 'content': prompt}]
     try:
-      names = {k: v for k, v in self._names.items() if v is not None}  # an unknown name prints nothing, None 'None'
-      return _compile(self._template).render(messages=messages, add_generation_prompt=True, **names)
+      return self._render([('user', prompt)], add_generation_prompt=True)
     except Exception as e:  # it is a program of the checkpoint's
       # What it says may hold the prompt, and so a patient's values: a string of the template's own does not.
       own = str(e) and any(f'{q}{e}{q}' in self._template for q in '"\'')
@@ -107,14 +114,41 @@ class Tokenizer:
       said = ' '.join(str(e).split()) if own else type(e).__name__
       raise EagrlError(f'tokenizer: chat_template cannot be rendered ({said}); correct tokenizer_config.json') from None
 
+  def _render(self, turns: list[tuple[str, str]], *, add_generation_prompt: bool) -> str:
+    assert self._template is not None
+    messages = [{'role': role, 'content': text} for role, text in turns]
+    names = {k: v for k, v in self._names.items() if v is not None}  # an unknown name prints nothing, None 'None'
+    return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt, **names)
+
+  def _end_of_turn(self, ends: Collection[int], eos_id: int) -> int:
+    """The first of `ends` that the template writes behind an assistant's words."""
+    if self._template is None or len(ends) == 1:
+      return eos_id
+    try:
+      text = self._render([('user', 'Q'), ('assistant', _WORDS)], add_generation_prompt=False)
+    except Exception:  # said by `apply_chat`, if that fails too
+      return eos_id
+    _, found, behind = text.rpartition(_WORDS)
+    return next((i for i in self.encode(behind) if i in ends), eos_id) if found else eos_id
+
+  def special_ids(self) -> dict[str, int | list[int] | None]:
+    """The special tokens as a model's `config.json` and `generation_config.json` have them."""
+    eos = self.eos_id if len(self.stop_ids) == 1 else list(self.stop_ids)
+    return {'bos_token_id': self.bos_id, 'eos_token_id': eos, 'pad_token_id': self.pad_id}
+
   def save(self, directory: str | Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json`, readable by `load` and by transformers."""
+    """Writes what `load` and transformers read.
+
+    That is `tokenizer.json`, `tokenizer_config.json` and, for the tokens that end an answer, `generation_config.json`.
+    """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self._fast.save(str(directory / 'tokenizer.json'))
     config = {'tokenizer_class': 'PreTrainedTokenizerFast', **self._names, 'chat_template': self._template}
-    config = {k: v for k, v in config.items() if v is not None}
-    (directory / 'tokenizer_config.json').write_text(json.dumps(config, indent=2, ensure_ascii=False) + '\n', 'utf-8')
+    answers = {'do_sample': True, 'temperature': 1.0, **self.special_ids()}
+    for name, content in (('tokenizer_config.json', config), ('generation_config.json', answers)):
+      content = {k: v for k, v in content.items() if v is not None}
+      (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8')
 
   @classmethod
   def load(cls, directory: str | Path) -> Tokenizer:
@@ -148,7 +182,7 @@ class Tokenizer:
     if not all(isinstance(x, str | None) for x in (*names.values(), template)):
       raise EagrlError('tokenizer_config.json: its tokens and chat_template must be texts; copy it again from its'
                        ' source')
-    return cls(fast, names['eos_token'], names['pad_token'], names['bos_token'], template)
+    return cls(fast, names['eos_token'], names['pad_token'], names['bos_token'], template, _stop_ids(directory))
 
 
 def train_tokenizer(texts: Iterable[str], names: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -167,7 +201,20 @@ def _from_transformers(directory: Path) -> Tokenizer:
         f'lm.checkpoint: no fast tokenizer in {directory.name} ({type(e).__name__}); add its tokenizer.json') from e
   if slow.eos_token is None:
     raise EagrlError('tokenizer_config.json has no eos_token; add the token that ends an answer')
-  return Tokenizer(fast, slow.eos_token, slow.pad_token, slow.bos_token, slow.chat_template)
+  return Tokenizer(fast, slow.eos_token, slow.pad_token, slow.bos_token, slow.chat_template, _stop_ids(directory))
+
+
+def _stop_ids(directory: Path) -> list[int]:
+  """The tokens that end an answer by the model's own files; of two that name some, transformers takes the first."""
+  for name in ('generation_config.json', 'config.json'):
+    given = _read_json(directory / name).get('eos_token_id')
+    if given is None:
+      continue
+    ids = given if isinstance(given, list) else [given]
+    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
+      raise EagrlError(f'{name}: eos_token_id={given!r:.40} is neither a token id nor a list of them; correct it')
+    return ids
+  return []
 
 
 class _Generation(jinja2.ext.Extension):

@@ -127,9 +127,9 @@ def _final_step(b: Builder, names: tuple[str, ...], config: GrammarConfig) -> tu
 
 
 def _stop_mask(tokenizer: Tokenizer, pieces: list[str]) -> np.ndarray:
-  """Tokens that end a text: '<', a line break or control character inside, the end token, unknown ids."""
+  """Tokens that end a text: '<', a line break or control character inside, an end token, unknown ids."""
   stop = np.array([not p or '<' in p or any(c != ' ' and (c.isspace() or ord(c) < 32) for c in p) for p in pieces])
-  stop[[tokenizer.eos_id, tokenizer.pad_id]] = True
+  stop[[*tokenizer.stop_ids, tokenizer.pad_id]] = True
   return stop
 
 

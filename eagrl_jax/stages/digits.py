@@ -21,7 +21,7 @@ VALUES = np.arange(1, 100) / 100  # those of the search's grammar
 
 def up_to_number(tokenizer: Tokenizer, written: list[int]) -> tuple[list[int], bool]:
   """An answer's tokens up to the place of its number, and whether the tag had to be added."""
-  ids = [t for t in written if t != tokenizer.eos_id]
+  ids = [t for t in written if t not in tokenizer.stop_ids]
   text, spans = tokenizer.decode_with_offsets(ids)
   at = text.rfind(TAG)
   if at < 0:

@@ -95,7 +95,7 @@ def load_pretrained(c: ConfigDict, mesh: Mesh, key: Array) -> Policy:
 def sampling(policy: Policy, group: int, max_new: int, temperature: float) -> engine.Sampling:
   """What is asked of whoever writes a policy's answers."""
   words = policy.tokenizer
-  return engine.Sampling(group, max_new, temperature, (words.eos_id,), words.pad_id)
+  return engine.Sampling(group, max_new, temperature, words.stop_ids, words.pad_id)
 
 
 def sample(policy: Policy, prompt: PromptBatch, key: Array, group: int, max_new: int, temperature: float) -> Rollout:

@@ -19,7 +19,7 @@ from safetensors import numpy as safetensors_numpy
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax.lm import bpe, checkpoint_config, gguf_io, hf_io, layout, model
 from eagrl_jax.lm.config import RopeScaling
-from eagrl_jax.lm.tokenizer import train_tokenizer
+from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.types import EagrlError
 
 CONFIGS = {
@@ -59,7 +59,7 @@ def test_load_inverts_save(name, tokenizer, tmp_path):
 @pytest.mark.parametrize('name', ['qwen2', 'llama3'])
 def test_both_schemas_of_the_rotary_settings_are_written(name):
   cfg = CONFIGS[name]
-  written = checkpoint_config.to_hf(cfg, 0, 0)
+  written = checkpoint_config.to_hf(cfg)
   newer = written.pop('rope_parameters')  # of transformers 5, which 4 does not know
   scaling = {'rope_type': 'llama3', 'factor': 8.0, 'low_freq_factor': 1.0, 'high_freq_factor': 4.0,
              'original_max_position_embeddings': 8192} if cfg.rope_scaling else {}
@@ -71,13 +71,26 @@ def test_both_schemas_of_the_rotary_settings_are_written(name):
 @pytest.mark.parametrize(('name', 'factor'), [('qwen2', None), ('llama3', 8.0), ('llama3', 32.0)])
 def test_transformers_reads_the_pair_as_we_do(name, factor, tmp_path):
   transformers = pytest.importorskip('transformers')
-  config = checkpoint_config.to_hf(CONFIGS[name], 0, 0)
+  config = checkpoint_config.to_hf(CONFIGS[name])
   if factor:  # a pair that disagrees, as after a correction by hand
     config['rope_scaling'] = config['rope_scaling'] | {'factor': factor}
   (tmp_path / 'config.json').write_text(json.dumps(config))
   theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters, checkpoint_config.from_hf(config)
   assert theirs['rope_theta'] == ours.rope_theta == 5e5
   assert theirs.get('factor') == factor == (ours.rope_scaling and ours.rope_scaling.factor)
+
+
+def test_the_ends_of_an_answer_are_exported(tokenizer, tmp_path):
+  several = Tokenizer(tokenizer._fast, '<|end|>', '<|pad|>', ' lactate', None, [5, 7])
+  for name, words, eos, bos in (('one', tokenizer, tokenizer.eos_id, None),
+                                ('more', several, [tokenizer.eos_id, 5, 7], several.bos_id)):
+    hf_io.save_hf(tmp_path / name, random_params(ref.CFG), ref.CFG, words)
+    for file in ('config.json', 'generation_config.json'):
+      written = json.loads((tmp_path / name / file).read_text())
+      assert (written['eos_token_id'], written.get('bos_token_id'), written['pad_token_id']) == (eos, bos, words.pad_id)
+    assert hf_io.load_hf(tmp_path / name)[2].stop_ids == words.stop_ids
+  config = json.loads((tmp_path / 'one' / 'config.json').read_text())
+  assert config['bos_token_id'] is None  # left out, it would be transformers' default for a llama
 
 
 def test_weights_go_to_their_devices_one_at_a_time(monkeypatch, tokenizer, tmp_path):
@@ -230,6 +243,7 @@ def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=Non
   w.add_token_types([1] * (len(VOCAB) - 1) + [3])
   w.add_token_merges(['a b', 'Ġ a'])
   w.add_eos_token_id(len(VOCAB) - 1)
+  w.add_eot_token_id(VOCAB.index('ab'))
   w.add_chat_template('{{ messages[0].content }}<|im_end|>')
 
   def permute(matrix, heads):  # the pair (i, i + H/2) of half-split rows becomes neighbours
@@ -289,6 +303,7 @@ def test_gguf_gives_back_the_weights(name, arch, pre, tmp_path):
                                                                                  '<|im_end|>']
   assert tokenizer.decode(tokenizer.encode('ab a1µ')) == 'ab a1µ'
   assert tokenizer.apply_chat('x') == 'x<|im_end|>' and tokenizer.piece(tokenizer.eos_id) == '<|im_end|>'
+  assert [tokenizer.piece(i) for i in tokenizer.stop_ids] == ['<|im_end|>', 'ab']
 
 
 def test_a_gguf_of_tekken_splits_words_where_their_case_changes(tmp_path):

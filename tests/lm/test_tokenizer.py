@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import tokenizers
 
 from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.types import EagrlError
@@ -85,6 +86,56 @@ def test_chat_template(tokenizer, tmp_path):
               '{% if add_generation_prompt %}[a]{% endif %}')
   file.write_text(json.dumps(json.loads(file.read_text()) | {'chat_template': template}))
   assert Tokenizer.load(tmp_path).apply_chat('hello') == '[user]hello<|end|>[a]'
+
+
+CHAT = '{% for m in messages %}<a>{{ m.content }}<turn>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}'
+
+
+def chat_model(tokenizer, folder, generation=None, config=None, template=CHAT):
+  """A checkpoint's folder: its turns end with <turn>, its texts with <|end|>; the ids of both, and of <a>."""
+  tokenizer.save(folder)
+  fast = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  fast.add_special_tokens(['<a>', '<turn>'])
+  fast.save(str(folder / 'tokenizer.json'))
+  begin, turn = map(fast.token_to_id, ('<a>', '<turn>'))
+  edit = json.loads((folder / 'tokenizer_config.json').read_text()) | {'bos_token': '<a>', 'chat_template': template}
+  (folder / 'tokenizer_config.json').write_text(json.dumps(edit))
+  (folder / 'generation_config.json').unlink()
+  for name, ids in (('generation_config.json', generation), ('config.json', config)):
+    if ids is not None:
+      text = json.dumps({'eos_token_id': ids}).replace('"turn"', str(turn)).replace('"end"', str(tokenizer.eos_id))
+      (folder / name).write_text(text)
+  return begin, turn
+
+
+@pytest.mark.parametrize(('generation', 'config'), [(['turn', 'end'], None), (['turn'], None), (None, ['end', 'turn']),
+                                                    (['turn', 70_000], [0])])
+def test_an_answer_ends_with_any_token_that_the_model_names(tokenizer, tmp_path, generation, config):
+  begin, turn = chat_model(tokenizer, tmp_path / 'a', generation, config)
+  found = Tokenizer.load(tmp_path / 'a')
+  assert (found.eos_id, found.stop_ids, found.bos_id) == (turn, (turn, tokenizer.eos_id), begin)
+  ids = found.encode(' lactate')
+  text, spans = found.decode_with_offsets([*ids, turn, *ids, tokenizer.eos_id])
+  assert text == ' lactate lactate' and spans[-1].tolist() == [16, 16]
+  found.save(tmp_path / 'b')
+  again = Tokenizer.load(tmp_path / 'b')
+  assert (again.eos_id, again.stop_ids, again.bos_id) == (found.eos_id, found.stop_ids, found.bos_id)
+  theirs = pytest.importorskip('transformers').GenerationConfig.from_pretrained(tmp_path / 'b')
+  assert (theirs.eos_token_id, theirs.bos_token_id) == ([turn, tokenizer.eos_id], begin)
+
+
+@pytest.mark.parametrize('template', [None, '{{ messages[0].content }}', '{{ raise_exception("no assistants") }}'])
+def test_without_a_turn_in_the_template_an_answer_is_closed_by_the_tokenizers_own_end(tokenizer, tmp_path, template):
+  _, turn = chat_model(tokenizer, tmp_path, ['turn'], template=template)
+  found = Tokenizer.load(tmp_path)
+  assert found.eos_id == tokenizer.eos_id and found.stop_ids == (tokenizer.eos_id, turn)
+
+
+@pytest.mark.parametrize('ids', ['<turn>', [-1], [1.5], {'a': 1}, [[2]], True])
+def test_what_is_no_token_id_is_refused(tokenizer, tmp_path, ids):
+  chat_model(tokenizer, tmp_path, generation=ids)
+  with pytest.raises(EagrlError, match=r'generation_config\.json: eos_token_id='):
+    Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize(('template', 'text'), [

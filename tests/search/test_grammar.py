@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.search import grammar as g
 from eagrl_jax.search import mentions
 from eagrl_jax.search.grammar_compiler import GrammarConfig, compile_grammar
@@ -114,6 +115,15 @@ def test_all_names_can_be_listed_when_the_list_is_long(toy):
   assert sorted(np.asarray(state.names[0])[:10]) == list(range(10))
   assert np.all(np.asarray(state.names[0])[10:] == -1)
   assert len(text) <= grammar.step_tokens
+
+
+def test_no_free_text_holds_a_token_that_ends_an_answer(toy):
+  tok = toy.tokenizer('gpt2')
+  word = tok.encode(' lactate')[0]  # one that would pass for text
+  ends = Tokenizer(tok._fast, '<eos>', stop_ids=[word])
+  config = GrammarConfig('Now?', max_depth=1)
+  masks = [compile_grammar(words, ('lactate',), words.vocab_size, config).stop for words in (tok, ends)]
+  assert np.flatnonzero(masks[0] != masks[1]).tolist() == [word] and masks[1][word]
 
 
 def test_done_stays_done(toy):

@@ -84,14 +84,15 @@ class Words:
   """A tokenizer of whole pieces, as some checkpoints have them for numbers."""
 
   pieces: list
-  eos_id: int = 0
+  stop_ids: tuple[int, ...] = (0, 4)
 
   def encode(self, text):
     return [self.pieces.index(text)] if text in self.pieces else [self.pieces.index(c) for c in text]
 
   def decode_with_offsets(self, ids):
-    ends = np.cumsum([len(self.pieces[i]) for i in ids])
-    return ''.join(self.pieces[i] for i in ids), np.stack([ends - [len(self.pieces[i]) for i in ids], ends], -1)
+    pieces = [self.pieces[i] for i in ids]
+    ends = np.cumsum([len(p) for p in pieces], dtype=int)
+    return ''.join(pieces), np.stack([ends - [len(p) for p in pieces], ends], 1)
 
 
 def test_numbers_of_one_token_have_no_beginning():
@@ -101,11 +102,12 @@ def test_numbers_of_one_token_have_no_beginning():
 
 
 def test_a_numbers_place_is_behind_the_last_tag():
-  words = Words(['<eos>', '<Final answer>', '<Final answer', '> 0', 'x', *'\n<Final answer>'])
+  words = Words(['<eos>', '<Final answer>', '<Final answer', '> 0', '<turn>', 'x', *'\n<Final answer>'])
   encode = lambda text: [words.pieces.index(c) for c in text]
-  assert digits.up_to_number(words, [4, 1, 4, 1, 4, 0]) == ([4, 1, 4, 1], False)
-  assert digits.up_to_number(words, [4, 2, 3, 4, 0]) == ([4, 2, *encode('>')], False)  # a token that spans the end
-  assert digits.up_to_number(words, [4, 4, 0]) == ([4, 4, *encode('\n<Final answer>')], True)
+  assert digits.up_to_number(words, [5, 1, 5, 1, 5, 0]) == ([5, 1, 5, 1], False)
+  assert digits.up_to_number(words, [5, 2, 3, 5, 4]) == ([5, 2, *encode('>')], False)  # a token that spans the end
+  for end in words.stop_ids:
+    assert digits.up_to_number(words, [5, 5, end]) == ([5, 5, *encode('\n<Final answer>')], True)
 
 
 def test_the_expected_number_is_weighted_by_its_probability(asked, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -58,27 +59,28 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
             shard_bytes: int = 5 * 10**9) -> None:
   """Writes config.json, safetensors and what belongs to the tokenizer, as transformers and `load_hf` read them.
 
-  One shard of weights is on the host at a time; adapters are merged into their weights.
+  One shard of weights is on the host at a time; adapters are merged into their weights, one weight at a time.
 
   Args:
     dtype: of the weights in the files; None keeps that of `params`.
     shard_bytes: a weight that would make a file larger than this begins the next one.
   """
-  params, cfg = lora.merge(params, cfg)
   directory = Path(path)
   directory.mkdir(parents=True, exist_ok=True)
+  plain = dataclasses.replace(cfg, lora=None)
 
   def value(name, index):
-    x = np.asarray(params[name] if index is None else params['layers'][name][index])
+    x = np.asarray(lora.merged(params, cfg, name, index))
     return np.ascontiguousarray(layout.to_hf(name, x if dtype is None else x.astype(dtype)))
 
   def size(name, index):
     x = params[name] if index is None else params['layers'][name]
-    return x.size // (1 if index is None else x.shape[0]) * np.dtype(dtype or x.dtype).itemsize
+    itemsize = np.dtype(dtype or lora.merged_dtype(params, cfg, name)).itemsize
+    return x.size // (1 if index is None else x.shape[0]) * itemsize
 
   shards: list[list[tuple[str, int | None]]] = [[]]
   filled = 0
-  for leaf in layout.leaves(cfg):
+  for leaf in layout.leaves(plain):
     if shards[-1] and filled + size(*leaf) > shard_bytes:
       shards.append([])
       filled = 0
@@ -92,10 +94,10 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
     where |= dict.fromkeys(tensors, file)
     del tensors  # before the next shard is built
   if len(shards) > 1:
-    total = sum(size(*leaf) for leaf in layout.leaves(cfg))
+    total = sum(size(*leaf) for leaf in layout.leaves(plain))
     _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
   stored = np.dtype(dtype or params['embed'].dtype).name
-  _write_json(directory / 'config.json', checkpoint_config.to_hf(cfg) | tokenizer.special_ids() | {'dtype': stored})
+  _write_json(directory / 'config.json', checkpoint_config.to_hf(plain) | tokenizer.special_ids() | {'dtype': stored})
   tokenizer.save(directory)
 
 

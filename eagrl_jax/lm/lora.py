@@ -12,10 +12,11 @@ import math
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 
-from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.lm.precision import widen
-from eagrl_jax.types import Array, Params
+from eagrl_jax.lm.config import LMConfig, LoraConfig
+from eagrl_jax.lm.precision import wide, widen
+from eagrl_jax.types import Array, ArrayLike, Params
 
 SUFFIXES = ('_a', '_b')
 NOTHING: Params = {'layers': {}}  # what is frozen without adapters
@@ -63,21 +64,33 @@ def join(trained: Params, frozen: Params) -> Params:
 
 def apply(layer: Params, cfg: LMConfig, name: str, x: Array) -> Array | None:
   """What the adapter of `name` adds to its output, flat `[..., IN] -> [..., OUT]`; None without one."""
-  if cfg.lora is None or name not in cfg.lora.names:
+  if (adapter := _adapter(cfg, name)) is None:
     return None
   a, b = (layer[name + s].astype(x.dtype) for s in SUFFIXES)
-  low = x @ a.reshape(-1, cfg.lora.rank)
-  return (low @ b.reshape(cfg.lora.rank, -1)) * jnp.asarray(cfg.lora.scale, x.dtype)
+  low = x @ a.reshape(-1, adapter.rank)
+  return (low @ b.reshape(adapter.rank, -1)) * jnp.asarray(adapter.scale, x.dtype)
 
 
-def merge(params: Params, cfg: LMConfig) -> tuple[Params, LMConfig]:
-  """Plain weights `W + alpha / rank A B`, float32 at least where there was an adapter, and their config."""
-  if cfg.lora is None:
-    return params, cfg
-  layers = {k: v for k, v in params['layers'].items() if not is_adapter(k)}
-  for name in cfg.lora.names:
-    a, b = (params['layers'][name + s] for s in SUFFIXES)
-    low = jnp.einsum('LIR,LRO->LIO', a.reshape(a.shape[0], -1, cfg.lora.rank), b.reshape(*b.shape[:2], -1),
-                     precision='highest')
-    layers[name] = widen(jnp.asarray(layers[name])) + cfg.lora.scale * low.reshape(layers[name].shape)
-  return {**params, 'layers': layers}, dataclasses.replace(cfg, lora=None)
+def merged(params: Params, cfg: LMConfig, name: str, index: int | None) -> ArrayLike:
+  """One weight of the plain model, layer `index` of those of layers: `W + alpha / rank A B` where there is an adapter.
+
+  The sum is float32 at least. One weight at a time, since all of them together may not fit beside the policy.
+  """
+  if index is None:
+    return params[name]
+  weight = params['layers'][name][index]
+  if (adapter := _adapter(cfg, name)) is None:
+    return weight
+  a, b = (params['layers'][name + s][index] for s in SUFFIXES)
+  low = jnp.einsum('IR,RO->IO', a.reshape(-1, adapter.rank), b.reshape(adapter.rank, -1), precision='highest')
+  return widen(jnp.asarray(weight)) + adapter.scale * low.reshape(weight.shape)
+
+
+def merged_dtype(params: Params, cfg: LMConfig, name: str) -> np.dtype:
+  """Of what `merged` gives."""
+  dtype = (params if name in params else params['layers'])[name].dtype
+  return np.dtype(wide(dtype) if _adapter(cfg, name) else dtype)
+
+
+def _adapter(cfg: LMConfig, name: str) -> LoraConfig | None:
+  return cfg.lora if cfg.lora is not None and name in cfg.lora.names else None

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import lm_reference as ref
 import numpy as np
 import pytest
+from safetensors import numpy as safetensors_numpy
 
-from eagrl_jax.lm import forward, hf_io, lora, model, peft_io, sampler
+from eagrl_jax.lm import forward, hf_io, layout, lora, model, peft_io, sampler
 from eagrl_jax.lm.config import LORA_TARGETS, LoraConfig
 from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.types import EagrlError, PromptBatch
@@ -33,13 +34,24 @@ def adapted(cfg=CFG):
   return lora.join(fresh, base)
 
 
+def merge(params, cfg):
+  """The plain weights, whole stacks at once, and their config."""
+  layers = {k: v for k, v in params['layers'].items() if not lora.is_adapter(k)}
+  for name in cfg.lora.names:
+    a, b = (params['layers'][name + s] for s in lora.SUFFIXES)
+    low = jnp.einsum('LIR,LRO->LIO', a.reshape(a.shape[0], -1, cfg.lora.rank), b.reshape(*b.shape[:2], -1),
+                     precision='highest')
+    layers[name] = jnp.asarray(layers[name], jnp.float32) + cfg.lora.scale * low.reshape(layers[name].shape)
+  return {**params, 'layers': layers}, dataclasses.replace(cfg, lora=None)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def states(params, cfg):
   return forward.forward_shared(params, cfg, *BATCH).hidden
 
 
 def test_adapters_equal_merged_weights():
-  merged, plain = lora.merge(adapted(), CFG)
+  merged, plain = merge(adapted(), CFG)
   assert plain == PLAIN and set(merged['layers']) == set(model.declare(PLAIN)['layers'])
   np.testing.assert_allclose(states(adapted(), CFG), states(merged, plain), atol=2e-5)
   base = lora.split(adapted(), CFG)[1]
@@ -61,7 +73,7 @@ def test_fresh_adapters_change_nothing():
 
 
 def test_the_sampler_reads_them():
-  merged, plain = lora.merge(adapted(), CFG)
+  merged, plain = merge(adapted(), CFG)
   prompt = PromptBatch(BATCH[0], BATCH[1], np.full(BATCH[0].shape, -1), np.arange(2))
   write = lambda p, cfg: sampler.generate(p, cfg, prompt, jax.random.key(0), group=2, max_new=5, temperature=0.0,
                                           stop_ids=(), pad_id=0)
@@ -74,7 +86,7 @@ def test_gradients_follow_from_those_of_the_merged_weights():
   """dA = s dW B^T and dB = s A^T dW, with dW the gradient that full fine-tuning would see."""
   direction = jnp.asarray(np.random.default_rng(3).normal(size=(2, 2, 5, ref.CFG.d_model)), jnp.float32)
   trained, frozen = lora.split(adapted(), CFG)
-  merged, plain = lora.merge(adapted(), CFG)
+  merged, plain = merge(adapted(), CFG)
   got = jax.jit(jax.grad(lambda t: jnp.sum(direction * states(lora.join(t, frozen), CFG))))(trained)
   full = jax.jit(jax.grad(lambda p: jnp.sum(direction * states(p, plain))))(merged)
   for name in CFG.lora.names:
@@ -123,6 +135,24 @@ def test_a_merged_export_is_a_plain_checkpoint(tokenizer, tmp_path):
   params, cfg, _ = hf_io.load_hf(tmp_path)
   assert cfg == PLAIN
   np.testing.assert_allclose(states(params, cfg), states(adapted(), CFG), atol=2e-5)
+
+
+@pytest.mark.parametrize('frozen', ['float32', 'bfloat16'])
+def test_weights_are_merged_one_at_a_time_and_to_the_bit(frozen, monkeypatch, tokenizer, tmp_path):
+  trained, rest = lora.split(adapted(), CFG)
+  params = lora.join(trained, jax.tree.map(lambda x: jnp.asarray(x, frozen), rest))
+  want = jax.tree.map(lambda x: np.asarray(x, np.float32), merge(params, CFG)[0])
+  one = max(x[0].size * 4 for x in want['layers'].values())
+  held = lambda: sum(x.nbytes for x in jax.live_arrays())
+  before, most, to_hf = held(), [], layout.to_hf
+  monkeypatch.setattr(layout, 'to_hf', lambda *args: (most.append(held()), to_hf(*args))[1])
+  hf_io.save_hf(tmp_path, params, CFG, tokenizer, shard_bytes=4000)
+  assert max(most) - before <= 2 * one, 'more than a weight and what it is made of'
+  jax.tree.map(np.testing.assert_array_equal, hf_io.load_hf(tmp_path)[0], want)
+  index = json.loads((tmp_path / hf_io.INDEX).read_text())
+  files = [safetensors_numpy.load_file(f) for f in tmp_path.glob('*.safetensors')]
+  sizes = [sum(x.nbytes for x in file.values()) for file in files]
+  assert index['metadata']['total_size'] == sum(sizes) and all(s <= 4000 for s, f in zip(sizes, files) if len(f) > 1)
 
 
 def test_peft_reads_the_adapters(tokenizer, tmp_path):

@@ -82,5 +82,6 @@ def test_the_gpu_script_gives_every_case_its_type_and_shape(tmp_path):
                         text=True, stdin=subprocess.DEVNULL, check=True)
   asked = [line.split() for line in done.stdout.splitlines()]
   assert [(line[1], line[3]) for line in asked] == [
-      (f'benchmarks.{case}', shape) for shape in ('qwen2.5-1.5b', 'qwen2.5-7b') for case in ('decode', 'update', 'search')]
+      (f'benchmarks.{case}', shape) for shape in ('qwen2.5-1.5b', 'qwen2.5-7b')
+      for case in ('decode', 'update', 'search')]
   assert all('--compute_dtype bfloat16' in ' '.join(line) for line in asked)

@@ -9,6 +9,7 @@ from eagrl_jax.lm.config import LMConfig, RopeScaling
 from eagrl_jax.types import EagrlError
 
 ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')  # SmolLM2 and SmolLM are 'llama'
+SLIDING_WINDOW = 4096  # of a config that has one and does not say how long, in transformers
 CLASS_NAMES = {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
 
 
@@ -41,6 +42,7 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
         qkv_bias=kind == 'qwen2',
         qk_norm=kind == 'qwen3',
         tie_embeddings=bool(c.get('tie_word_embeddings', False)),
+        max_positions=_max_positions(c, kind),
     )
   except KeyError as e:
     raise EagrlError(f'config.json lacks {e.args[0]!r}; copy it again from its source') from e
@@ -75,6 +77,7 @@ def to_hf(cfg: LMConfig) -> dict[str, Any]:
       'rms_norm_eps': cfg.norm_eps,
       'tie_word_embeddings': cfg.tie_embeddings,
       'hidden_act': 'silu',
+      **({'max_position_embeddings': cfg.max_positions} if cfg.max_positions else {}),
   }
 
 
@@ -83,8 +86,14 @@ def _refuse(c: dict[str, Any], kind: str) -> None:
     raise EagrlError(f'config.json: hidden_act={c["hidden_act"]!r} is not supported; only silu is')
   if (kind != 'qwen2' and c.get('attention_bias')) or c.get('mlp_bias'):
     raise EagrlError('config.json: attention_bias and mlp_bias are not supported outside qwen2; use another checkpoint')
-  if c.get('sliding_window') and (kind == 'mistral' or c.get('use_sliding_window')):
-    raise EagrlError('config.json: sliding_window is not supported; set it to null if prompts are shorter than it')
+
+
+def _max_positions(c: dict[str, Any], kind: str) -> int:
+  """The least of what the config names: within a sliding window attention is over everything, as we compute it."""
+  c = {'sliding_window': SLIDING_WINDOW} | c
+  windowed = kind == 'mistral' or c.get('use_sliding_window')
+  limits = ('max_position_embeddings', *(['sliding_window'] if windowed else []))
+  return min((_count(c, name) for name in limits if c.get(name) is not None), default=0)
 
 
 def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:

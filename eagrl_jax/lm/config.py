@@ -73,6 +73,7 @@ class LMConfig:
   qkv_bias: bool = False
   qk_norm: bool = False
   tie_embeddings: bool = True
+  max_positions: int = 0  # tokens of a prompt and its answer that the weights were made for; 0 = not known
   compute_dtype: str = 'float32'  # of activations and frozen weights; trained weights stay float32
   remat: str = 'none'  # what the backward pass recomputes: nothing, all but matrix products ('dots'), or whole layers
   attention: str = 'auto'  # of whole prompts (`lm.flash`): 'xla', 'cudnn', 'splash', or what the device has

@@ -80,6 +80,12 @@ def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | N
   return layout.assemble(cfg, read, dtype, mesh), cfg, tokenizer
 
 
+def read_head(path: str | Path) -> tuple[LMConfig, Tokenizer]:
+  """What `load_gguf` gives beside the weights, without reading those. Raises as `load_gguf` does."""
+  meta, tensors = open_gguf(Path(path).expanduser())
+  return _config(meta, tensors), _tokenizer(meta)
+
+
 def read_config(path: str | Path) -> LMConfig:
   """The shape of a `.gguf` checkpoint, without reading its weights. Raises as `load_gguf` does."""
   return _config(*open_gguf(Path(path).expanduser()))
@@ -105,6 +111,7 @@ def _config(meta: Metadata, tensors: dict[str, gguf.ReaderTensor]) -> LMConfig:
       qkv_bias='blk.0.attn_q.bias' in tensors,
       qk_norm='blk.0.attn_q_norm.weight' in tensors,
       tie_embeddings=TOP['lm_head'] not in tensors,
+      max_positions=0 if meta.get(f'{arch}.context_length') is None else meta.count('context_length'),
   )
   if meta.count('rope.dimension_count', cfg.head_dim) != cfg.head_dim:
     raise EagrlError(f'{meta.file}: {arch}.rope.dimension_count is not the head dimension {cfg.head_dim}; rotation of a'
@@ -189,8 +196,11 @@ def _byte_level(meta: Metadata) -> Tokenizer:
     fast.normalizer = normalizers.NFC()
   eos = tokens[meta['tokenizer.ggml.eos_token_id']]
   pad, bos, turn, message = (meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('padding', 'bos', 'eot', 'eom'))
-  return Tokenizer(fast, eos, None if pad is None else tokens[pad], None if bos is None else tokens[bos],
-                   meta.get('tokenizer.chat_template'), [i for i in (turn, message) if i is not None])
+  template = meta.get('tokenizer.chat_template')
+  if not isinstance(template, str | None):
+    raise EagrlError(f'{meta.file}: tokenizer.chat_template is no text; download the file again')
+  return Tokenizer(fast, eos, None if pad is None else tokens[pad], None if bos is None else tokens[bos], template,
+                   [i for i in (turn, message) if i is not None])
 
 
 def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:

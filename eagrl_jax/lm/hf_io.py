@@ -101,6 +101,12 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
   tokenizer.save(directory)
 
 
+def read_head(path: str | Path) -> tuple[LMConfig, Tokenizer]:
+  """What `load_hf` gives beside the weights, without reading those. Raises as `load_hf` does."""
+  directory = _directory(path)
+  return checkpoint_config.from_hf(_json(directory / 'config.json')), Tokenizer.load(directory)
+
+
 class _Tensors:
   """Reads tensors by name out of one safetensors file or an index of shards."""
 

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import codecs
-import datetime
 import json
 import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-import jinja2.ext
-import jinja2.sandbox
+import jinja2
 import numpy as np
 import tokenizers
 
-from eagrl_jax.lm import bpe
+from eagrl_jax.lm import bpe, chat_template
 from eagrl_jax.types import EagrlError
 
-TODAY = datetime.datetime(2024, 7, 26)  # as templates see it: the date that Llama 3's falls back on without a clock
 _WORDS = 'WORDS'  # of an assistant, to see what a template writes behind them
 _BYTE_OF = bpe.byte_characters()
 _CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF-8 character that has begun
@@ -35,12 +32,13 @@ class Tokenizer:
   """
 
   def __init__(self, fast: tokenizers.Tokenizer, eos: str, pad: str | None = None, bos: str | None = None,
-               chat_template: str | None = None, stop_ids: Iterable[int] = ()):
+               template: str | None = None, stop_ids: Iterable[int] = ()):
     fast.no_padding()
     fast.no_truncation()
     self._fast = fast
+    self._eos = eos
     self._names = {'eos_token': eos, 'pad_token': pad or eos, 'bos_token': bos}
-    self._template = chat_template
+    self._template = template
     eos_id, pad_id = fast.token_to_id(eos), fast.token_to_id(pad or eos)
     if eos_id is None or pad_id is None:
       raise EagrlError('tokenizer: eos_token or pad_token is not in the vocabulary; correct tokenizer_config.json')
@@ -99,14 +97,11 @@ class Tokenizer:
     return raw.replace('\u2581', ' ').encode()
 
   def apply_chat(self, prompt: str) -> str:
-    """`prompt` as one user turn, up to where the assistant begins; unchanged without a template.
-
-    A template that asks for the date is told `TODAY`, so that a prompt never depends on the day.
-    """
+    """`prompt` as one user turn, up to where the assistant begins; unchanged without a template."""
     if self._template is None:
       return prompt
     try:
-      return self._render([('user', prompt)], add_generation_prompt=True)
+      return chat_template.render(self._template, [('user', prompt)], self._names, add_generation_prompt=True)
     except Exception as e:  # it is a program of the checkpoint's
       # What it says may hold the prompt, and so a patient's values: a string of the template's own does not.
       own = str(e) and any(f'{q}{e}{q}' in self._template for q in '"\'')
@@ -114,22 +109,44 @@ class Tokenizer:
       said = ' '.join(str(e).split()) if own else type(e).__name__
       raise EagrlError(f'tokenizer: chat_template cannot be rendered ({said}); correct tokenizer_config.json') from None
 
-  def _render(self, turns: list[tuple[str, str]], *, add_generation_prompt: bool) -> str:
-    assert self._template is not None
-    messages = [{'role': role, 'content': text} for role, text in turns]
-    names = {k: v for k, v in self._names.items() if v is not None}  # an unknown name prints nothing, None 'None'
-    return _compile(self._template).render(messages=messages, add_generation_prompt=add_generation_prompt, **names)
-
   def _end_of_turn(self, ends: Collection[int], eos_id: int) -> int:
     """The first of `ends` that the template writes behind an assistant's words."""
     if self._template is None or len(ends) == 1:
       return eos_id
     try:
-      text = self._render([('user', 'Q'), ('assistant', _WORDS)], add_generation_prompt=False)
+      turns = [('user', 'Q'), ('assistant', _WORDS)]
+      text = chat_template.render(self._template, turns, self._names, add_generation_prompt=False)
     except Exception:  # said by `apply_chat`, if that fails too
       return eos_id
     _, found, behind = text.rpartition(_WORDS)
     return next((i for i in self.encode(behind) if i in ends), eos_id) if found else eos_id
+
+  def within(self, rows: int) -> Tokenizer:
+    """The tokenizer of a model whose embedding has so many rows: without special tokens that were added beyond them.
+
+    Some checkpoints have a padding token that their weights do not know. What is padded is never looked at: the end
+    token does as well.
+
+    Raises:
+      EagrlError: other tokens lie beyond, or some that are written: the end, the beginning, those of the chat template.
+    """
+    names = {t: i for t, i in self._fast.get_vocab().items() if i >= rows}
+    if not names:
+      return self
+    added = self._fast.get_added_tokens_decoder()
+    written = {self._eos, self._names['bos_token']}
+    needed = [t for t, i in sorted(names.items(), key=lambda x: x[1]) if i not in added or not added[i].special
+              or t in written or t in (self._template or '')]
+    content = json.loads(self._fast.to_str())
+    content['added_tokens'] = [t for t in content['added_tokens'] if t['id'] < rows]
+    fast = tokenizers.Tokenizer.from_str(json.dumps(content))
+    if needed or max(fast.get_vocab().values()) >= rows:
+      raise EagrlError(f'lm.checkpoint: the embedding has {rows} rows, and {len(names)} tokens lie beyond, such as'
+                       f' {(needed or [*names])[0]!r:.40}; use the tokenizer that belongs to these weights, or enlarge'
+                       ' them with transformers: resize_token_embeddings(len(tokenizer))')
+    pad = self._names['pad_token']
+    return Tokenizer(fast, self._eos, None if pad in names else pad, self._names['bos_token'], self._template,
+                     self.stop_ids)
 
   def special_ids(self) -> dict[str, int | list[int] | None]:
     """The special tokens as a model's `config.json` and `generation_config.json` have them."""
@@ -144,11 +161,13 @@ class Tokenizer:
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     self._fast.save(str(directory / 'tokenizer.json'))
-    config = {'tokenizer_class': 'PreTrainedTokenizerFast', **self._names, 'chat_template': self._template}
-    answers = {'do_sample': True, 'temperature': 1.0, **self.special_ids()}
-    for name, content in (('tokenizer_config.json', config), ('generation_config.json', answers)):
-      content = {k: v for k, v in content.items() if v is not None}
-      (directory / name).write_text(json.dumps(content, indent=2, ensure_ascii=False) + '\n', 'utf-8')
+    files: dict[str, dict[str, object]] = {
+        'tokenizer_config.json': {
+            'tokenizer_class': 'PreTrainedTokenizerFast', **self._names, 'chat_template': self._template},
+        'generation_config.json': {'do_sample': True, 'temperature': 1.0, **self.special_ids()}}
+    for name, content in files.items():
+      known = {k: v for k, v in content.items() if v is not None}
+      (directory / name).write_text(json.dumps(known, indent=2, ensure_ascii=False) + '\n', 'utf-8')
 
   @classmethod
   def load(cls, directory: str | Path) -> Tokenizer:
@@ -215,29 +234,6 @@ def _stop_ids(directory: Path) -> list[int]:
       raise EagrlError(f'{name}: eos_token_id={given!r:.40} is neither a token id nor a list of them; correct it')
     return ids
   return []
-
-
-class _Generation(jinja2.ext.Extension):
-  """`{% generation %}`: where transformers marks what an assistant wrote; here a block like any other."""
-
-  tags = frozenset({'generation'})
-
-  def parse(self, parser):
-    line = next(parser.stream).lineno
-    return jinja2.nodes.Scope(parser.parse_statements(('name:endgeneration',), drop_needle=True), lineno=line)
-
-
-def _compile(template: str) -> jinja2.Template:
-  def raise_exception(message):
-    raise jinja2.TemplateError(message)
-
-  # Sandboxed: the template comes with the weights. What it may use is what transformers lends it, but for the clock.
-  env = jinja2.sandbox.ImmutableSandboxedEnvironment(
-      trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, 'jinja2.ext.loopcontrols'])
-  env.globals['raise_exception'] = raise_exception
-  env.globals['strftime_now'] = TODAY.strftime
-  env.filters['tojson'] = lambda x, indent=None: json.dumps(x, ensure_ascii=False, indent=indent)
-  return env.from_string(template)
 
 
 def _content(token: str | dict | None) -> str | None:

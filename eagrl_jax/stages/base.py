@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from absl import logging
 
 from eagrl_jax import rng
@@ -32,7 +33,7 @@ def run(context: Context) -> None:
   policy = initial_policy(context, data)
   c = context.config.base
   if steps := c.short_steps + c.steps:
-    encoder = data_lib.encoder(context, data, policy.tokenizer)
+    encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
     stream = lambda start: lessons.batches(context, encoder, data.splits.train, start)
     micro = lambda step: c.short_micro_batch if step < c.short_steps else c.micro_batch
     params = supervised.fit(context, 'base', policy, stream, steps, micro)
@@ -44,6 +45,8 @@ def initial_policy(context: Context, data: data_lib.Data) -> policy_lib.Policy:
   """The `tiny` decoder with a tokenizer of its own, or the checkpoint of `lm.checkpoint`."""
   lm = context.config.lm
   if lm.checkpoint != 'tiny':
+    shape, vocabulary = policy_lib.read_head(context.config)
+    data_lib.encoder(context, data, vocabulary, shape).check(np.concatenate([data.splits.train, data.splits.test]))
     return policy_lib.load_pretrained(context.config, context.mesh, rng.stage_key(context.config.seed, 'base'))
   words = context.folder('base') / 'policy' / 'tokenizer'
   names = data.cohort.features.names

@@ -18,7 +18,7 @@ from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
 from eagrl_jax.rl.update import check_taps
-from eagrl_jax.stages import fields, settings, sizes
+from eagrl_jax.stages import fields, lengths, settings, sizes
 from eagrl_jax.stages.policy import POLICIES
 from eagrl_jax.train import nonfinite
 from eagrl_jax.types import EagrlError
@@ -53,6 +53,8 @@ def check(config: ConfigDict) -> None:
   _check_sft(c)
   _check_rl(c, shape)
   _check_evaluate(c)
+  if shape is not None:
+    lengths.check(shape.max_positions, 0, lengths.answer(c))  # prompts are measured once there are patients
   check_robustness(c)
   fields.one_of('export.policy', c.export.policy, POLICIES)
   fields.one_of('export.dtype', c.export.dtype, EXPORT_DTYPES)

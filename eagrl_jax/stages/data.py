@@ -9,8 +9,9 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import normalise, splits, store
 from eagrl_jax.ehr.records import Cohort, Visits, to_visits
+from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.tokenizer import Tokenizer
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import lengths, settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder
 from eagrl_jax.types import EagrlError, ExpertBatch
@@ -46,9 +47,11 @@ def load(context: Context) -> Data:
   return Data(cohort, visits, parts, normalise.apply(statistics, visits, cohort))
 
 
-def encoder(context: Context, data: Data, tokenizer: Tokenizer | None) -> Encoder:
+def encoder(context: Context, data: Data, tokenizer: Tokenizer | None, lm: LMConfig | None = None) -> Encoder:
+  """Renders these patients, with `lm` for a policy of so many positions."""
   c = context.config
-  return Encoder(data.cohort, data.visits, tokenizer, settings.prompt(c), c.prompt.bucket)
+  return Encoder(data.cohort, data.visits, tokenizer, settings.prompt(c), c.prompt.bucket,
+                 lm.max_positions if lm else 0, lengths.answer(c))
 
 
 def prediction_hours(data: Data, window_hours: float) -> np.ndarray:

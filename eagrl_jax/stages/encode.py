@@ -13,6 +13,7 @@ from eagrl_jax.ehr.prompt import Prompt, PromptConfig, render
 from eagrl_jax.ehr.records import Cohort, Visits
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.rl.judge import Answers
+from eagrl_jax.stages import lengths
 from eagrl_jax.types import EagrlError, PromptBatch, Rollout
 
 
@@ -23,6 +24,7 @@ class Encoder:
   Attributes:
     vocabulary: None while there is no tokenizer yet: `values` and `prompt` do without.
     bucket: prompt lengths are padded up to a multiple of it, to bound recompilation.
+    max_positions: of the policy, for a prompt and an answer of up to `max_answer` tokens; 0 = no limit.
   """
 
   cohort: Cohort
@@ -30,6 +32,8 @@ class Encoder:
   vocabulary: Tokenizer | None
   config: PromptConfig
   bucket: int
+  max_positions: int = 0
+  max_answer: int = 0
 
   @property
   def tokenizer(self) -> Tokenizer:
@@ -63,19 +67,30 @@ class Encoder:
 
   def tokens(self, row: int, order: np.ndarray | None = None, values: np.ndarray | None = None,
              censor: np.ndarray | None = None) -> tuple[list[int], np.ndarray]:
-    """Token ids of a prompt and, for each, the feature it renders (-1 none)."""
+    """Token ids of a prompt and, for each, the feature it renders (-1 none).
+
+    Raises:
+      EagrlError: it leaves no room for an answer, or the chat template changes its text.
+    """
     prompt = self.prompt(row, order, values, censor)
     text = self.tokenizer.apply_chat(prompt.text)
     shift = text.find(prompt.text)
     if shift < 0:
       raise EagrlError('lm.checkpoint: its chat template rewrites the prompt, so feature spans are lost')
     ids, offsets = self.tokenizer.encode_with_offsets(text)
+    lengths.check(self.max_positions, len(ids), self.max_answer)
     starts = np.array([s for s, _ in offsets]) - shift
     stops = np.array([e for _, e in offsets]) - shift
     feature = np.full(len(ids), -1, np.int32)
     for f, first, last in prompt.spans:
       feature[(stops > first) & (starts < last)] = f
     return ids, feature
+
+  def check(self, rows: np.ndarray) -> None:
+    """Meets the errors of `tokens` on all these patients, where there is a limit, before anything is compiled."""
+    if self.max_positions:
+      for row in rows:
+        self.tokens(int(row))
 
   def batch(self, rows: np.ndarray, shuffle: tuple[int, str, int] | None = None,
             values: list[np.ndarray] | None = None) -> PromptBatch:

@@ -42,7 +42,7 @@ def run(context: Context) -> None:
   by_layer = None
   for name in policy_lib.POLICIES:
     policy = policy_lib.load(context.folder(name), context.mesh)
-    encoder = data_lib.encoder(context, data, policy.tokenizer)
+    encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
     arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)
     logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows) * c.samples)
     if name == 'rl' and c.cases:

@@ -71,6 +71,13 @@ def release(policy: Policy) -> None:
     x.delete()
 
 
+def read_head(c: ConfigDict) -> tuple[LMConfig, Tokenizer]:
+  """Shape and tokenizer of the checkpoint that `lm.checkpoint` names, without its weights."""
+  read = gguf_io.read_head if c.lm.checkpoint.endswith('.gguf') else hf_io.read_head
+  shape, words = read(c.lm.checkpoint)
+  return shape, words.within(shape.vocab_size)
+
+
 def load_pretrained(c: ConfigDict, mesh: Mesh, key: Array) -> Policy:
   """The checkpoint that `lm.checkpoint` names (a `.gguf` file, a Hugging Face folder or a hub name), on the mesh.
 
@@ -81,9 +88,7 @@ def load_pretrained(c: ConfigDict, mesh: Mesh, key: Array) -> Policy:
   read = gguf_io.load_gguf if c.lm.checkpoint.endswith('.gguf') else hf_io.load_hf
   adapters = settings.lora(c)
   params, config, words = read(c.lm.checkpoint, 'float32' if adapters is None else c.lm.compute_dtype, mesh)
-  if words.vocab_size > config.vocab_size:
-    raise EagrlError(f'lm.checkpoint: its tokenizer has {words.vocab_size} tokens, its embedding'
-                     f' {config.vocab_size} rows; they belong to different models')
+  words = words.within(config.vocab_size)
   config = settings.shaped(config, c)
   if adapters is not None:
     where, _ = lora.split(model.param_shardings(config, mesh), config)

@@ -100,8 +100,9 @@ def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_
             plain_ids: bool) -> None:
   """Asks policy and expert and writes what they say."""
   policy = policy_lib.load(context.folder(policy_name), context.mesh)
-  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   rows, cohort = data.splits.test, data.cohort
+  encoder.check(rows)
   arm = inference.answer(context, policy_name, encoder, policy, rows, unparsed, example=draws(cohort.subject_id))
   logging.info('%s: %.1f %% of the answers parsed', policy_name, 100 * arm.parsed.mean())
   ids = [str(i) if plain_ids else evaluate.hashed_id(str(i), context.config.seed) for i in cohort.subject_id]

@@ -47,7 +47,7 @@ def run(context: Context) -> None:
   c = context.config.rl
   data = data_lib.load(context)
   start_policy = policy_lib.load(context.folder(c.start), context.mesh)
-  encoder = data_lib.encoder(context, data, start_policy.tokenizer)
+  encoder = data_lib.encoder(context, data, start_policy.tokenizer, start_policy.config)
   salience = guidance(context, data)
   optimizer = make_optimizer(settings.optimizer(context.config, 'rl', c.steps * c.epochs * c.minibatches))
   shardings = state_lib.state_shardings(start_policy.config, optimizer, context.mesh)

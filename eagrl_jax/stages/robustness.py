@@ -73,7 +73,7 @@ def chosen_rows(test: np.ndarray, patients: int, seed: int) -> np.ndarray:
 def policy_answers(context: Context, name: str, policy: policy_lib.Policy, data: data_lib.Data, rows: np.ndarray,
                    conditions: list[Condition]) -> tuple[list[Said], dict]:
   """One policy's answers to every condition, and p(without), p(alone) of the sets of faithfulness."""
-  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   prompts = [encode(encoder, rows, condition) for condition in conditions]
   longest = max(len(ids) for prompt in prompts for ids, _ in prompt)
   width = -(-longest // encoder.bucket) * encoder.bucket

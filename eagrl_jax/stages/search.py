@@ -39,7 +39,7 @@ def run(context: Context) -> None:
   folder = context.folder('search')
   data = data_lib.load(context)
   policy = policy_lib.load(context.folder('base'), context.mesh)
-  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   names = data.cohort.features.names
   grammar = compile_grammar(policy.tokenizer, names, policy.config.vocab_size,
                             settings.grammar(config))

@@ -43,7 +43,7 @@ def run(context: Context) -> None:
   batch = min(c.batch, len(answers)) // micro * micro
   steps = c.epochs * (len(answers) // batch)
   logging.info('sft: %d trajectories of %d patients, %d steps', table.num_rows, len(answers), steps)
-  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   stream = lambda start: batches(context, encoder, answers, batch, start)
   params = supervised.fit(context, 'sft', policy, stream, steps, lambda step: micro)
   policy_lib.save(context.folder('sft'), dataclasses.replace(policy, params=params))

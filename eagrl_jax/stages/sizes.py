@@ -21,7 +21,7 @@ from eagrl_jax.lm import gguf_io, hf_io, lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import lessons, memory, policy, settings
+from eagrl_jax.stages import lengths, lessons, memory, policy, settings
 from eagrl_jax.stages.context import Context
 
 FEATURES = {'synthetic': len(synthetic_features.DEFAULT_FEATURES), 'tjh': len(tjh_features.FEATURES),
@@ -67,7 +67,7 @@ def taught(c: ConfigDict, prompt: int) -> dict[str, memory.Lesson]:
     found['base.short_micro_batch'] = memory.Lesson(b.short_batch, b.short_micro_batch, 1, short,
                                                     findings(warmup.ASKED))
   if b.steps:
-    longest = max(answer_tokens(c, READ + memory.STEP_TAGS), findings(min(warmup.DRILL, count)))
+    longest = max(lengths.trajectory(c, READ + memory.STEP_TAGS), findings(min(warmup.DRILL, count)))
     found['base.micro_batch'] = memory.Lesson(b.batch, b.micro_batch, b.answers + len(lessons.DRILLS), prompt, longest)
   return found
 
@@ -87,12 +87,14 @@ def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> I
   count = FEATURES[c.data.source]
   prompt, how = (longest_prompt(run), 'as in this folder') if run else (
       prompt_tokens(c, count, min(c.prompt.max_values, c.data.max_visits), c.prompt.bucket), 'estimated')
-  sizes = memory.Sizes(prompt, count, answer_tokens(c, memory.step_tokens(c)), taught(c, prompt))
+  sizes = memory.Sizes(prompt, count, lengths.trajectory(c), taught(c, prompt))
   total = sum(x.size for x in jax.tree.leaves(model.abstract(lm)))
   trained = sum(x.size for x in jax.tree.leaves(lora.split(model.abstract(lm), lm)[0]))
   s, t, g = sizes.prompt, c.rl.max_new, c.rl.group
   yield f'policy: {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained, {mesh.size} device(s)'
   yield f'tokens: prompt {s} ({how}), answer up to {t}; one rl step holds {c.rl.prompts * (s + g * t)} tokens'
+  if line := lengths.excess(lm.max_positions, s, lengths.answer(c)):
+    yield f'  {line}'
   yield f'search: {c.search.patients} patients in batches of {c.search.trees} trees of up to ' \
         f'{settings.search(c).n_nodes} nodes'
   room = device_bytes or memory.capacity()
@@ -112,8 +114,3 @@ def longest_prompt(run: Context) -> int:
   encoder = data_lib.encoder(run, data, policy.tokenizer(run.folder('base')))
   rows = np.concatenate([data.splits.train, data.splits.test])
   return encoder.batch(rows[::max(1, len(rows) // 512)]).tokens.shape[1]
-
-
-def answer_tokens(c: ConfigDict, step: int) -> int:
-  """Upper estimate of an answer of steps of so many tokens: these, the names, and the final step's own words."""
-  return 16 * math.ceil((step * c.search.max_depth + 4 * c.reward.top_k + 32) / 16)

@@ -123,7 +123,7 @@ def ask(context: Context, stage: str, arm: str, folder: pathlib.Path) -> dict:
   data = data_lib.load(context)
   rows = data.splits.test
   policy = policy_lib.load(context.folder(stage), context.mesh)
-  encoder = data_lib.encoder(context, data, policy.tokenizer)
+  encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   figures: dict[str, object] = {}
   if arm == 'direct':
     nothing = np.zeros(len(rows))

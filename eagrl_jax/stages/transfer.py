@@ -128,7 +128,8 @@ def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: for
   blind = dataclasses.replace(data, cohort=foreign.blinded(data.cohort))
   for name in policy_lib.POLICIES:
     policy = policy_lib.load(context.folder(name), context.mesh)
-    encoder = data_lib.encoder(context, blind, policy.tokenizer)
+    encoder = data_lib.encoder(context, blind, policy.tokenizer, policy.config)
+    encoder.check(rows)
     arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)
     logging.info('%s: %.1f %% of the answers parsed', name, 100 * arms[name].parsed.mean())
   probs = {name: arm.prob for name, arm in arms.items()} | {'expert': finished.expert_prob(context, blind)}

@@ -33,7 +33,8 @@ FIELDS: dict[str, tuple] = {
     'tokenizer.ggml.merges': (['a b'], Value.ARRAY), 'tokenizer.ggml.eos_token_id': (23, Value.UINT32),
     'tokenizer.chat_template': ('{{ messages[0].content }}', Value.STRING)}
 OPTIONAL = ('llama.rope.scaling.type', 'llama.rope.dimension_count', 'tokenizer.ggml.padding_token_id',
-            'tokenizer.ggml.bos_token_id', 'general.architecture')
+            'tokenizer.ggml.bos_token_id', 'tokenizer.ggml.eot_token_id', 'llama.context_length',
+            'general.architecture')
 ODD = st.one_of(
     st.tuples(st.sampled_from([0, 1, 2, 4, 8, 23, 24, 10**6, 2**32 - 1]), st.just(Value.UINT32)),
     st.tuples(st.sampled_from([-1, -2**31]), st.just(Value.INT32)),
@@ -166,6 +167,9 @@ def test_a_tokenizer_config_of_anything(data):
   files['tokenizer_config.json'] = damaged(data, raw) if data.draw(st.integers(0, 9)) == 0 else raw
   if data.draw(st.integers(0, 4)) == 0:
     files['chat_template.jinja'] = data.draw(TEMPLATE).encode('utf8', 'replace')
+  if data.draw(st.integers(0, 4)) == 0:
+    ends = data.draw(st.one_of(JSON, st.lists(st.integers(0, 310), max_size=3)))
+    files['generation_config.json'] = json.dumps({'eos_token_id': ends}).encode()
   in_a_folder(files, lambda folder: used(Tokenizer.load(folder)))
 
 
@@ -183,8 +187,8 @@ def test_a_tokenizer_of_anything(data):
   if data.draw(st.booleans()):
     vocab[data.draw(st.sampled_from(['日', '<0xZZ>', '<0x41>', '', ' ', 'a\nb', '▁x']))] = data.draw(
         st.sampled_from([0, 5, len(vocab), 10**6, 2**31]))
-  config = folder_of_files()['tokenizer_config.json']
+  config, rows = folder_of_files()['tokenizer_config.json'], data.draw(st.sampled_from([len(vocab), 2**31 + 1]))
   raw = json.dumps(words).encode()
   in_a_folder({'tokenizer.json': damaged(data, raw) if data.draw(st.integers(0, 9)) == 0 else raw,
                'tokenizer_config.json': config},
-              lambda folder: used(Tokenizer.load(folder)))
+              lambda folder: used(Tokenizer.load(folder).within(rows)))

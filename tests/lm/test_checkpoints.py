@@ -25,7 +25,7 @@ from eagrl_jax.types import EagrlError
 CONFIGS = {
     'llama': ref.CFG,
     'llama3': dataclasses.replace(ref.CFG, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5,
-                                  tie_embeddings=False),
+                                  tie_embeddings=False, max_positions=131_072),
     'qwen2': dataclasses.replace(ref.CFG, qkv_bias=True, rope_theta=5e5),
     'qwen3': dataclasses.replace(ref.CFG, qk_norm=True),
 }
@@ -78,6 +78,22 @@ def test_transformers_reads_the_pair_as_we_do(name, factor, tmp_path):
   theirs, ours = transformers.AutoConfig.from_pretrained(tmp_path).rope_parameters, checkpoint_config.from_hf(config)
   assert theirs['rope_theta'] == ours.rope_theta == 5e5
   assert theirs.get('factor') == factor == (ours.rope_scaling and ours.rope_scaling.factor)
+
+
+@pytest.mark.parametrize(('kind', 'change', 'positions'), [
+    ('llama', {}, 0), ('llama', {'max_position_embeddings': 131_072}, 131_072),
+    ('mistral', {'max_position_embeddings': 32_768, 'sliding_window': 4096}, 4096),
+    ('mistral', {'max_position_embeddings': 32_768, 'sliding_window': None}, 32_768),
+    ('mistral', {'max_position_embeddings': 32_768}, 4096), ('mistral', {'sliding_window': 100}, 100),
+    ('qwen2', {'max_position_embeddings': 32_768, 'sliding_window': 4096, 'use_sliding_window': False}, 32_768),
+    ('qwen2', {'max_position_embeddings': 32_768, 'sliding_window': 4096, 'use_sliding_window': True}, 4096)])
+def test_a_window_caps_the_positions(kind, change, positions, tmp_path):
+  config = checkpoint_config.to_hf(dataclasses.replace(ref.CFG, qkv_bias=kind == 'qwen2')) | {'model_type': kind}
+  read = checkpoint_config.from_hf(config | change)
+  assert read.max_positions == positions
+  written = checkpoint_config.to_hf(read)
+  assert written.get('max_position_embeddings', 0) == positions and 'sliding_window' not in written
+  assert checkpoint_config.from_hf(written) == read
 
 
 def test_the_ends_of_an_answer_are_exported(tokenizer, tmp_path):
@@ -168,7 +184,7 @@ BROKEN = {
                         'rms_norm_eps'),
     'gelu': (lambda d: edit(d / 'config.json', hidden_act='gelu'), 'hidden_act'),
     'yarn': (lambda d: edit(d / 'config.json', rope_parameters={'rope_type': 'yarn'}), 'yarn'),
-    'window': (lambda d: edit(d / 'config.json', model_type='mistral', sliding_window=8), 'sliding_window'),
+    'no window': (lambda d: edit(d / 'config.json', model_type='mistral', sliding_window=-1), 'sliding_window=-1'),
     'bias': (lambda d: edit(d / 'config.json', attention_bias=True), 'attention_bias'),
     'width': (lambda d: edit(d / 'config.json', intermediate_size=41), 'mlp.*shape'),
     'untied': (lambda d: edit(d / 'config.json', tie_word_embeddings=False), 'lm_head'),
@@ -237,6 +253,8 @@ def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=Non
   w.add_key_length(cfg.head_dim)
   w.add_rope_freq_base(cfg.rope_theta)
   w.add_layer_norm_rms_eps(cfg.norm_eps)
+  if cfg.max_positions:
+    w.add_context_length(cfg.max_positions)
   w.add_tokenizer_model('gpt2')
   w.add_tokenizer_pre(pre)
   w.add_token_list(VOCAB)
@@ -298,6 +316,8 @@ def test_gguf_gives_back_the_weights(name, arch, pre, tmp_path):
   write_gguf(tmp_path / 'm.gguf', cfg, params, arch, pre, extra=extra)
   loaded, loaded_cfg, tokenizer = gguf_io.load_gguf(tmp_path / 'm.gguf')
   assert dataclasses.replace(loaded_cfg, norm_eps=cfg.norm_eps) == cfg
+  head, words = gguf_io.read_head(tmp_path / 'm.gguf')
+  assert head == loaded_cfg and words.encode('ab a1') == tokenizer.encode('ab a1')
   assert_same(loaded, params)
   assert [tokenizer.piece(i) for i in tokenizer.encode('ab a1µ<|im_end|>')] == ['ab', ' a', '1', '\ufffd', '\ufffd',
                                                                                  '<|im_end|>']

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import gguf
 import lm_reference as ref
 import numpy as np
 import pytest
@@ -128,6 +129,13 @@ def test_a_panic_of_the_library_is_one_line(folder):
 def test_a_count_that_is_a_truth_value(tmp_path):
   test_gguf_quants.write(tmp_path / 'm.gguf', block_count=True)
   refused(r"'llama.block_count' is True, no positive number", lambda: gguf_io.read_config(tmp_path / 'm.gguf'))
+
+
+def test_a_template_in_gguf_that_is_no_text(tmp_path, monkeypatch):
+  monkeypatch.setattr(gguf.GGUFWriter, 'add_tokenizer_pre', lambda w, pre: (
+      w.add_string('tokenizer.ggml.pre', pre), w.add_uint32('tokenizer.chat_template', 5)))
+  test_gguf_quants.write(tmp_path / 'm.gguf')
+  refused(r'm\.gguf: tokenizer\.chat_template is no text', lambda: gguf_io.load_gguf(tmp_path / 'm.gguf'))
 
 
 def test_so_of_a_gguf_file(tmp_path, monkeypatch):

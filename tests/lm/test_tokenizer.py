@@ -131,6 +131,44 @@ def test_without_a_turn_in_the_template_an_answer_is_closed_by_the_tokenizers_ow
   assert found.eos_id == tokenizer.eos_id and found.stop_ids == (tokenizer.eos_id, turn)
 
 
+def with_padding_beyond(tokenizer, folder, names=('[PAD]',), special=True, **config):
+  """A tokenizer with so many tokens more than its model has rows, and that number of rows."""
+  tokenizer.save(folder)
+  fast = tokenizers.Tokenizer.from_file(str(folder / 'tokenizer.json'))
+  rows = fast.get_vocab_size()
+  fast.add_tokens([tokenizers.AddedToken(name, special=special, normalized=False) for name in names])
+  fast.save(str(folder / 'tokenizer.json'))
+  file = folder / 'tokenizer_config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'pad_token': '[PAD]'} | config))
+  return Tokenizer.load(folder), rows
+
+
+def test_a_padding_token_beyond_the_embedding_is_done_without(tokenizer, tmp_path):
+  found, rows = with_padding_beyond(tokenizer, tmp_path / 'a')
+  assert found.pad_id == rows and found.within(rows + 1) is found
+  kept = found.within(rows)
+  assert (kept.pad_id, kept.eos_id, kept.vocab_size) == (tokenizer.eos_id, tokenizer.eos_id, rows)
+  assert max(kept.encode('a [PAD] lactate<|end|>')) < rows and kept.encode(TEXT) == tokenizer.encode(TEXT)
+  kept.save(tmp_path / 'b')
+  assert Tokenizer.load(tmp_path / 'b').within(rows).pad_id == tokenizer.eos_id
+
+
+@pytest.mark.parametrize(('names', 'special', 'config', 'named'), [
+    (('[PAD]', '<new>'), False, {}, r"2 tokens .*'\[PAD\]'"),
+    (('[PAD]', '<im>'), True, {'chat_template': '<im>{{ messages[0].content }}'}, "'<im>'"),
+    (('[PAD]', '<eos>'), True, {'eos_token': '<eos>'}, "'<eos>'"),
+    (('[PAD]', '<bos>'), True, {'bos_token': '<bos>'}, "'<bos>'")])
+def test_a_token_beyond_the_embedding_that_may_be_fed_is_refused(tokenizer, tmp_path, names, special, config, named):
+  found, rows = with_padding_beyond(tokenizer, tmp_path, names, special, **config)
+  with pytest.raises(EagrlError, match=f'embedding has {rows} rows.*{named}.*resize_token_embeddings'):
+    found.within(rows)
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_refused(tokenizer):
+  with pytest.raises(EagrlError, match='embedding has 100 rows'):
+    tokenizer.within(100)
+
+
 @pytest.mark.parametrize('ids', ['<turn>', [-1], [1.5], {'a': 1}, [[2]], True])
 def test_what_is_no_token_id_is_refused(tokenizer, tmp_path, ids):
   chat_model(tokenizer, tmp_path, generation=ids)

@@ -61,13 +61,14 @@ def check() -> None:
   print('cudnn')
 
   shape = lambda b, n: jax.ShapeDtypeStruct((b, 24, n, 64), jnp.bfloat16)
-  ask = lambda name, b, n: flash.choose(dataclasses.replace(cfg, attention=name), shape(b, 4), shape(b, n), backend)
+  ask = lambda name, b, n, backend='tpu': flash.choose(
+      dataclasses.replace(cfg, attention=name), shape(b, 4), shape(b, n), backend)
   with jax.set_mesh(mesh):
     for backend, kernel in (('gpu', 'cudnn'), ('tpu', 'splash')):
-      assert [ask('auto', 4, n) for n in (2, 1)] == [kernel, 'xla']
+      assert [ask('auto', 4, n, backend) for n in (2, 1)] == [kernel, 'xla']
       with pytest.raises(EagrlError, match=f"lm.attention='{kernel}' needs mesh.tensor=2 to divide the 1 key-value"):
-        ask(kernel, 4, 1)
-      assert ask('auto', 6, 2) == ('xla' if kernel == 'splash' else kernel)
+        ask(kernel, 4, 1, backend)
+      assert ask('auto', 6, 2, backend) == ('xla' if kernel == 'splash' else kernel)
     with pytest.raises(EagrlError, match='needs mesh.data x mesh.fsdp = 4 to divide the 6 prompts'):
       ask('splash', 6, 2)
     # What `choose` keeps away: jax's own partitioner refuses it in its words.
@@ -93,7 +94,8 @@ def stand_in_for_cudnn() -> None:
     return list(jax.vjp(lambda *x: attend(*x, length), q, k, v)[1](rest[-1]))
 
   import jax.numpy as jnp
-  for primitive, rule in ((cudnn._dot_product_attention_fwd_p, forward), (cudnn._dot_product_attention_bwd_p, backward)):
+  rules = (cudnn._dot_product_attention_fwd_p, forward), (cudnn._dot_product_attention_bwd_p, backward)
+  for primitive, rule in rules:
     mlir.register_lowering(primitive, mlir.lower_fun(rule, multiple_results=True), platform='cpu')
   cudnn.check_cudnn_version = lambda: 91000
   cudnn.check_compute_capability = lambda *_: True

@@ -63,3 +63,16 @@ def test_scaling_sets_the_same_batch_on_one_device_beside_many(monkeypatch, caps
                     '--per_device=1', '--group=2', '--new=4', '--reps=1')
   assert [line['peer_name'] for line in lines] == ['ours, the same batch on one device']
   assert all(KEYS <= set(line) and line['ours'] > 0 and line['ratio'] > 0 for line in lines)
+
+
+def test_a_repeated_hospital_has_so_many_times_the_patients(monkeypatch, capsys, tmp_path):
+  monkeypatch.syspath_prepend(str(ROOT))
+  monkeypatch.syspath_prepend(str(ROOT / 'tests' / 'ehr'))
+  import mimic4_fixture
+
+  from benchmarks import cohort_memory
+  mimic4_fixture.write(tmp_path)
+  lines = run_micro(monkeypatch, capsys, cohort_memory.main, f'--demo={tmp_path}', '--copies=3')
+  rows = 3 * (len(mimic4_fixture.CHART) + len(mimic4_fixture.LAB))
+  assert len(lines) == 1 and KEYS <= set(lines[0]) and (lines[0]['patients'], lines[0]['rows']) == (3 * 5, rows)
+  assert lines[0]['ours'] > 5e7 and lines[0]['peer'] == 2e9

@@ -15,6 +15,7 @@ from eagrl_jax.types import EagrlError
 # name -> train, valid and test patients
 PROTOCOLS = {'tjh_140_21_200': (140, 21, 200), 'mimic4_8750_1250_200': (8750, 1250, 200)}
 FOLDS = 10
+_OF_STAYS = ('yaib',)  # sources whose tables name no patients
 _MEDS_NAMES = {'train': 'train', 'valid': 'tuning', 'test': 'held_out'}
 
 
@@ -25,6 +26,11 @@ class Splits:
   train: np.ndarray  # [n_train] int64
   valid: np.ndarray  # [n_valid] int64
   test: np.ndarray  # [n_test] int64
+
+
+def kept_apart(source: str) -> str:
+  """What the ids of a `data.source` name, and so what no two splits share: 'patients', or 'stays' that may be one's."""
+  return 'stays' if source in _OF_STAYS else 'patients'
 
 
 def make_splits(label: np.ndarray, subject_id: np.ndarray, *, test: int | float, valid_fraction: float,

@@ -23,6 +23,7 @@ Attrition = tuple[tuple[str, int, str], ...]
 
 _NUMBER = r'^\s*([<>≤≥]=?)?\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$'
 NO_LEVEL = 'no level of the feature'
+IDENTICAL, CONFLICT = 'identical duplicate', 'conflicting values at one time, averaged'
 OLDEST = 89  # years; who is older is of one group, given 90
 _TWO_SPECIMENS = 0.05  # share of impossible values above which a column may mix specimens
 NO_SPECIMEN = f'more than {_TWO_SPECIMENS:.0%} of the feature is impossible, its specimen is not given'
@@ -83,7 +84,8 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
     judge_features: False for new patients, whose values are judged one by one: what a model is shown of a patient must
       not depend on who else is in the file.
 
-    rescaled: whether the specs' rules of `rescale` were applied before: what they made may lie in their range again.
+    rescaled: whether the specs' rules of `rescale` and their sentinels were applied before: what they made may lie in
+      a rule's range again, and the mean of two values may be a sentinel.
 
   Raises:
     EagrlError: a feature's values fit another unit's range better than their own.
@@ -99,7 +101,7 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
   reason[drop] = 'not finite'
   _count(steps, 'not finite', drop, 'values')
   for f, spec in enumerate(cohort.features):
-    if spec.sentinels:
+    if spec.sentinels and not rescaled:
       missing = (feature == f) & np.isin(value, np.array(spec.sentinels, np.float32)) & ~drop
       _count(steps, f'code for missing: {spec.name}', missing, 'values')
       reason[missing] = 'code for missing'
@@ -268,11 +270,11 @@ def _merge_duplicates(cohort: Cohort, steps: list[tuple[str, int, str]]) -> Coho
   feature, value, censor = cohort.feature[order], cohort.value[order], censor[order]
   same_cell = (np.diff(patient) == 0) & (np.diff(hour) == 0) & (np.diff(feature) == 0)
   repeated = np.append(False, same_cell & (np.diff(value) == 0) & (np.diff(censor) == 0))[:len(value)]
-  _count(steps, 'identical duplicate', repeated, 'values')
+  _count(steps, IDENTICAL, repeated, 'values')
 
   start = np.flatnonzero(np.append(True, ~same_cell)[:len(value)])
   distinct = np.add.reduceat((~repeated).astype(np.int64), start) if len(start) else np.zeros(0, np.int64)
-  _count(steps, 'conflicting values at one time, averaged', distinct > 1, 'values')
+  _count(steps, CONFLICT, distinct > 1, 'values')
   sums = np.add.reduceat(np.where(repeated, 0.0, value.astype(np.float64)), start) if len(start) else distinct
   mean = np.where(distinct == 1, value[start], sums / np.maximum(distinct, 1)).astype(np.float32)
   return dataclasses.replace(cohort, patient=patient[start], hour=hour[start], feature=feature[start], value=mean,

@@ -31,7 +31,7 @@ class Check:
 def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: baselines.Table, hours: np.ndarray,
           events: np.ndarray, begins: np.ndarray, window: float, after_stay: np.ndarray | None,
           splits: dict[str, np.ndarray], attrition: tuple[tuple[str, int, str], ...], model_auroc: float, seed: int,
-          resamples: int = 1000) -> list[Check]:
+          unit: str = 'patients', resamples: int = 1000) -> list[Check]:
   """Runs every check.
 
   Args:
@@ -42,14 +42,15 @@ def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: 
     splits: rows by name; 'train' and 'test' are read for the baselines.
     attrition: the source's own counts, of which `LATE_STEPS` are shown.
     model_auroc: of the best model on test; NaN to compare with none.
+    unit: what an id names, 'patients' | 'stays', of which several may be one patient's.
   """
   train, test = splits['train'], splits['test']
-  checks = [_overlap(subject_id, splits)]
+  checks = [_overlap(subject_id, splits, unit)]
   if window:
-    checks.append(_count('patients with a visit after the prediction time', begins >= window,
+    checks.append(_count(f'{unit} with a visit after the prediction time', begins >= window,
                          'inputs are later than the prediction time'))
   if after_stay is not None:
-    checks.append(_count('patients with inputs after the end of their stay', after_stay > 0,
+    checks.append(_count(f'{unit} with inputs after the end of their stay', after_stay > 0,
                          'inputs are later than discharge or death, and may tell of it'))
   checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in attrition if step in LATE_STEPS]
   checks.append(_order(subject_id, label, resamples))
@@ -62,11 +63,12 @@ def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: 
   return checks
 
 
-def _overlap(subject_id: np.ndarray, splits: dict[str, np.ndarray]) -> Check:
+def _overlap(subject_id: np.ndarray, splits: dict[str, np.ndarray], unit: str) -> Check:
   names = list(splits)
   shared = sum(len(np.intersect1d(subject_id[splits[a]], subject_id[splits[b]]))
                for i, a in enumerate(names) for b in names[i + 1:])
-  return Check('patients in two splits', float(shared), None, 'a patient is in two splits' if shared else '')
+  unknown = 'the source names no patients: two stays of one may be in two splits' if unit == 'stays' else ''
+  return Check(f'{unit} in two splits', float(shared), None, f'{unit} are in two splits' if shared else unknown)
 
 
 def _count(name: str, found: np.ndarray, warning: str) -> Check:

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 
+from eagrl_jax.ehr import splits
 from eagrl_jax.evaluation import baselines, leakage, metrics, subgroups
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages.context import Context
@@ -38,7 +39,8 @@ def audit(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], r
       events=counted(used), begins=data.visits.hours.max(1) - context.config.data.bin_hours, window=window,
       after_stay=None if end is None else counted(used & (cohort.hour > end[cohort.patient])),
       splits={'train': parts.train, 'valid': parts.valid, 'test': parts.test}, attrition=cohort.attrition,
-      model_auroc=best, seed=context.config.seed, resamples=context.config.evaluate.bootstrap)
+      model_auroc=best, seed=context.config.seed, unit=splits.kept_apart(context.config.data.source),
+      resamples=context.config.evaluate.bootstrap)
   return [dataclasses.asdict(check) for check in checks]
 
 

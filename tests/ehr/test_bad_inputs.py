@@ -450,6 +450,27 @@ def test_14_contradictory_outcomes_are_never_averaged(tmp_path):
   assert '6' not in stays.subject_id and steps_of(stays)['alive on discharge yet dead before: contradictory'] == 1
 
 
+@pytest.mark.parametrize('index', ['icu', 'hospital'])
+def test_14_nobody_is_readmitted_after_death(tmp_path, monkeypatch, index):
+  def stays(folder, task='readmission'):
+    hospital = mimic4_fixture.write(tmp_path / folder)
+    return mimic4.load(hospital, task=task, index=index, grid=Grid(24.0, 'last'))
+  step = 'admitted again after the death: contradictory'
+  assert steps_of(stays('before'))[step] == 0
+  monkeypatch.setitem(mimic4_fixture.DOD, 3, 100)  # in hospital again at hour 300
+  cohort = stays('dead')
+  assert '3' not in cohort.subject_id and steps_of(cohort)[step] == 1
+  assert '3' in stays('mortality', 'mortality').subject_id  # that he left this stay alive is in no doubt
+  monkeypatch.setitem(mimic4_fixture.DOD, 3, 300)  # on the day of the admission: a date stands for the day's end
+  cohort = stays('day')
+  assert cohort.label[cohort.subject_id == '3'] == 1 and steps_of(cohort)[step] == 0
+  # Dead on the ward at hour 190, and a minute later admitted as a donor, with no time of death (mimic-code issue 1194).
+  donor = [*mimic4_fixture.ADMISSIONS['admissions'], (5, 52, 190.02, 200, None, 0)]
+  monkeypatch.setitem(mimic4_fixture.ADMISSIONS, 'admissions', donor)
+  cohort = stays('donor')
+  assert '5' not in cohort.subject_id and steps_of(cohort)[step] == (index == 'icu')
+
+
 def test_15_who_died_cannot_be_readmitted(tmp_path):
   stays = mimic4.load(mimic4_fixture.write(tmp_path), task='readmission', index='hospital', grid=HOURLY)
   assert not {'1', '5'} & set(stays.subject_id) and steps_of(stays)['died before leaving the hospital'] == 2

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import pathlib
+import tracemalloc
 
 import mimic4_fixture
 import numpy as np
 import pytest
 
+from eagrl_jax.ehr import crossfield, validation
 from eagrl_jax.ehr.sources import mimic4, mimic4_features
 from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.types import EagrlError
@@ -107,6 +109,32 @@ def test_compression_and_repetition_change_nothing(hospital, tmp_path):
   for other in (load(hospital), load(hospital)):
     for field in ('subject_id', 'label', 'patient', 'hour', 'feature', 'value'):
       np.testing.assert_array_equal(getattr(plain, field), getattr(other, field))
+
+
+def test_rows_charted_twice_count_once_also_in_the_coma_score(tmp_path):
+  heart = [(6, h, 220045, v, v, 'bpm') for h, v in ((20, '100'), (20, '100'), (21, '40'))]
+  coma = [(6, 20, item, '', v, '') for item, v in (
+      (220739, '2'), (220739, '2'), (220739, '4'), (223901, '6'), (223900, '5'))]
+  cohort = load(mimic4_fixture.write(tmp_path, chart=[*heart, *coma]), grid=Grid(24.0, 'mean', 48.0))
+  assert values(cohort, 6)[('heart rate', 21)] == 73.33  # 80 of the first hour, 100 and 40
+  assert values(cohort, 6)[('GCS eye opening', 20)] == 3.33 and values(cohort, 6)[('GCS total', 20)] == 14
+  found = counted(cohort)
+  assert found[(validation.IDENTICAL, 'values')] == 2 and found[(validation.CONFLICT, 'values')] == 1
+  assert (crossfield.GCS_REASON, 'values') not in found
+
+
+def test_no_row_of_the_files_stays_in_memory(tmp_path):
+  rows = 30_000
+  chart = [(6, 1 + k / rows, 220045, str(60 + k % 40), str(60 + k % 40), 'bpm') for k in range(rows)]
+  folder = mimic4_fixture.write(tmp_path, chart=chart)
+  tracemalloc.start()
+  try:
+    cohort = load(folder)
+    _, peak = tracemalloc.get_traced_memory()
+  finally:
+    tracemalloc.stop()
+  assert counted(cohort)['chartevents: of these items and patients', 'rows'] > rows
+  assert peak < 8 * rows  # one number a row; what the database itself holds is limited
 
 
 def test_release_without_chart_storetime(tmp_path):

@@ -13,8 +13,10 @@ import test_meds
 
 from configs import defaults
 from eagrl_jax.ehr import splits, store
+from eagrl_jax.evaluation import leakage
 from eagrl_jax.mesh import local_mesh
-from eagrl_jax.stages import checks, data, prepare
+from eagrl_jax.stages import beside, checks, prepare
+from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages.context import Context
 from eagrl_jax.types import EagrlError
 
@@ -54,7 +56,7 @@ def test_statistics_of_another_cohort_or_other_train_patients_are_refused(tmp_pa
   config = csv(tmp_path)
   folder = prepared(config, tmp_path)
   context = Context(config, tmp_path / 'run', local_mesh(1))
-  assert len(data.load(context).cohort) == 60
+  assert len(data_lib.load(context).cohort) == 60
   own = (folder / 'statistics.json').read_text()
   (tmp_path / 'other').mkdir()
   for change in ({'n': 61}, {'seed': 7}):
@@ -62,9 +64,9 @@ def test_statistics_of_another_cohort_or_other_train_patients_are_refused(tmp_pa
     other.seed = change.get('seed', config.seed)
     (folder / 'statistics.json').write_text((prepared(other, tmp_path / 'other') / 'statistics.json').read_text())
     with pytest.raises(EagrlError, match='statistics: prepare/statistics.json is of another cohort or other train'):
-      data.load(context)
+      data_lib.load(context)
   (folder / 'statistics.json').write_text(own)
-  data.load(context)
+  data_lib.load(context)
 
 
 def test_a_fold_by_name(tmp_path):
@@ -125,3 +127,16 @@ def test_the_published_split_of_tjh(tmp_path):
   assert [len(found.train), len(found.valid), len(found.test)] == [140, 21, 200]
   assert sum(positives) == 166 and abs(positives[0] / 140 - positives[1] / 21) < 0.05
   assert np.isfinite(cohort.value).all()
+
+
+def test_the_audit_says_what_is_in_one_split_alone(tmp_path, monkeypatch):
+  monkeypatch.setattr(leakage, 'PERMUTATIONS', 2)
+  config = csv(tmp_path)
+  config.evaluate.bootstrap = 20
+  context = Context(config, tmp_path / 'run', local_mesh(1))
+  prepare.run(context)
+  data = data_lib.load(context)
+  for source, unit in (('csv', 'patients'), ('yaib', 'stays')):
+    config.data.source = source
+    checks = beside.audit(context, data, {'rl': np.linspace(0, 1, len(data.splits.test))}, data.splits.test)
+    assert [check['name'] for check in checks if 'two splits' in check['name']] == [f'{unit} in two splits']

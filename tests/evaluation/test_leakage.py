@@ -59,6 +59,16 @@ def test_planted_leaks_are_found():
   assert 'missingness alone' in warned(values=missing)
 
 
+def test_of_stays_no_patient_is_said_to_be_apart(monkeypatch):
+  monkeypatch.setattr(leakage, 'PERMUTATIONS', 2)
+  stays = inputs(unit=lambda label, r: 'stays')
+  assert not [name for name in stays if 'patients' in name]
+  assert stays['stays in two splits'].value == 0 and 'no patients' in stays['stays in two splits'].warning
+  assert stays['stays with a visit after the prediction time'].value == 0
+  shared = inputs(unit=lambda label, r: 'stays', splits=lambda label, r: SPLITS | {'valid': np.arange(195, 240)})
+  assert shared['stays in two splits'].value == 5 and shared['stays in two splits'].warning == 'stays are in two splits'
+
+
 def test_tjh_ids_and_rows_after_discharge_are_caught(shared_data):
   """Through the stage's own call: where late rows are kept, as the published split has them, it warns."""
   config = get_config('tjh')

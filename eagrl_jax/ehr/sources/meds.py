@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from eagrl_jax.ehr import store
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import bounded
+from eagrl_jax.ehr.sources import bounded, bounded_cohort
 from eagrl_jax.ehr.sources.bounded import Grid, Steps
 from eagrl_jax.types import EagrlError
 
@@ -81,7 +81,7 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
             ON CAST(d.subject_id AS VARCHAR) = s.subject_id
           GROUP BY patient ORDER BY patient''').fetchnumpy()
     age: np.ndarray = np.ma.filled(np.ma.asarray(people['age'], float), np.nan)
-    return bounded.cohort(
+    return bounded_cohort.cohort(
         db, table, grid, steps, name='meds', task=task, setting=setting, ids=people['id'].astype(str).tolist(),
         age=age, sex=np.asarray(people['sex']), label=np.asarray(people['label']), labelled=labelled)
 
@@ -191,6 +191,7 @@ def _read(db: duckdb.DuckDBPyConnection, data: str, unit: str, table: FeatureTab
   # The window is closed at its end and visits are not: the prediction time itself is moved an instant forward.
   last = float(np.nextafter(np.float32(grid.window_hours), np.float32(0))) if grid.window_hours else float('inf')
   db.execute('''
-      INSERT INTO events SELECT patient, least(date_diff('microsecond', origin, time) / 3.6e9, ?), feature, value
+      INSERT INTO events
+      SELECT patient, least(date_diff('microsecond', origin, time) / 3.6e9, ?), feature, single(value)
       FROM found JOIN (SELECT patient, coalesce(any_value(start), min(time)) AS origin FROM found WHERE fate = -1
                        GROUP BY patient) USING (patient) WHERE fate = -1''', [last])

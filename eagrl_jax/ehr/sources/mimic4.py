@@ -11,7 +11,7 @@ from pathlib import Path
 import duckdb
 
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import bounded, mimic4_stays
+from eagrl_jax.ehr.sources import bounded, bounded_cohort, mimic4_stays
 from eagrl_jax.ehr.sources.bounded import Grid, Steps
 from eagrl_jax.ehr.sources.mimic4_features import CHART, FEATURES, FRACTION, GCS, LAB, Item
 from eagrl_jax.types import EagrlError
@@ -55,7 +55,7 @@ def load(path: str | Path, *, task: str, index: str, grid: Grid, labelled: bool 
     for name, items in (('icu/chartevents', CHART), ('hosp/labevents', LAB)):
       _read(db, folder, name, items, steps)
     _add_gcs_total(db)
-    return bounded.cohort(
+    return bounded_cohort.cohort(
         db, FEATURES, grid, steps, name=f'mimic4_{index}_{"first" if grid.window_hours else "last_days"}', task=task,
         setting=mimic4_stays.setting(index, grid.window_hours), ids=stays.ids, age=stays.age, sex=stays.sex,
         label=stays.label, stay_end=stays.end, labelled=labelled)
@@ -116,13 +116,15 @@ def _read(db: duckdb.DuckDBPyConnection, folder: Path, name: str, items: tuple[I
   part = f'feature = {FEATURES.require(FRACTION, "data.path")} AND number > 0 AND number <= 1'
   if fractions := bounded.count(db, f'{converted} AND {part}'):
     steps.append((f'{table}: {FRACTION} written as a fraction, made a percentage', fractions, 'rows'))
-  db.execute(f'INSERT INTO events SELECT patient, hour, feature, CASE WHEN {part} THEN 100 * number '
-             f'ELSE number * scale + shift END {converted}')
+  db.execute(f'INSERT INTO events SELECT patient, hour, feature, single(CASE WHEN {part} THEN 100 * number '
+             f'ELSE number * scale + shift END) {converted}')
 
 
 def _add_gcs_total(db: duckdb.DuckDBPyConnection) -> None:
   """MIMIC-IV charts no total: the sum where all three parts stand at one time."""
-  parts = [FEATURES.require(name, 'data.path') for name in GCS]
-  db.execute(f'INSERT INTO events SELECT patient, hour, {FEATURES.require("GCS total", "data.path")}, sum(value) FROM '
-             f'(SELECT patient, hour, feature, avg(value) AS value FROM events WHERE feature IN {tuple(parts)} '
-             'GROUP BY patient, hour, feature) GROUP BY patient, hour HAVING count(*) = 3')
+  total, *parts = (FEATURES.require(name, 'data.path') for name in ('GCS total', *GCS))
+  db.execute(f'''
+      INSERT INTO events SELECT patient, hour, {total}, single(sum(value))
+      FROM (SELECT patient, hour, feature, avg(value) AS value
+            FROM (SELECT DISTINCT * FROM events WHERE feature IN {tuple(parts)}) GROUP BY patient, hour, feature)
+      GROUP BY patient, hour HAVING count(*) = 3''')

@@ -5,7 +5,8 @@ One stay a patient, the first with intensive care. Two indices:
   hospital: the first admission with an ICU stay, from `admittime` to `dischtime`.
 A readmission is another stay of the same index within 30 days of leaving; of the icu index also one in the same
 admission. As the question that the policy is asked has it, a death within those 30 days counts as a positive.
-Who died before leaving cannot be readmitted and is left out. `dod` is a date: it stands for that day's end.
+Who died before leaving cannot be readmitted and is left out. `dod` is a date: it stands for that day's end. Who is
+admitted again after a death, of which either is an error of the records, has no label and is left out too.
 
 Two windows:
   prospective: data of the first `window_hours`, of stays that last at least as long.
@@ -47,7 +48,11 @@ _DIED_AFTER = "death - stop <= INTERVAL 30 DAY"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-  """One label: SQL over the columns start, stop, next (stay's start), died (in hospital), death, discharge."""
+  """One label: SQL over the columns of a stay.
+
+  They are start, stop, next (stay's start), last (start of the patient's last stay or admission), died (in hospital),
+  death and discharge.
+  """
 
   label: str
   left_out: tuple[tuple[str, str], ...] = ()  # (reason, SQL)
@@ -55,6 +60,7 @@ class Task:
   at_end: bool = False  # the outcome is decided when the hospital stay ends
 
 
+_AFTER_DEATH = ('admitted again after the death: contradictory', 'death < last')
 _READMISSION = f'coalesce({_READMITTED}, false) OR coalesce({_DIED_AFTER}, false)'
 _KINDS = (('positive: readmitted within 30 days', f'coalesce({_READMITTED}, false)'),
           ('positive: died within 30 days, not readmitted',
@@ -62,9 +68,11 @@ _KINDS = (('positive: readmitted within 30 days', f'coalesce({_READMITTED}, fals
 TASKS = {
     ('mortality', 'icu'): Task('died', at_end=True),
     ('mortality', 'hospital'): Task('died', at_end=True),
-    ('readmission', 'hospital'): Task(_READMISSION, (('died before leaving the hospital', 'died'),), _KINDS),
+    ('readmission', 'hospital'): Task(_READMISSION, (
+        ('died before leaving the hospital', 'died'), _AFTER_DEATH), _KINDS),
     ('readmission', 'icu'): Task(_READMISSION, (
-        ('died before leaving intensive care', f'died AND death <= stop + INTERVAL {_CHARTED_LATE} HOUR'),), _KINDS),
+        ('died before leaving intensive care', f'died AND death <= stop + INTERVAL {_CHARTED_LATE} HOUR'),
+        _AFTER_DEATH), _KINDS),
 }
 
 
@@ -119,16 +127,21 @@ def choose(db: duckdb.DuckDBPyConnection, task: str, index: str, window_hours: f
   db.execute(f'''
       CREATE TABLE candidates AS
       WITH stay AS ({_STAYS[index]}),
-      ahead AS (SELECT *, lead(start) OVER (PARTITION BY subject_id ORDER BY start, stop) AS next FROM stay),
+      ahead AS (SELECT *, lead(start) OVER (PARTITION BY subject_id ORDER BY start, stop) AS next,
+                  max(start) OVER (PARTITION BY subject_id) AS last_stay FROM stay),
+      admitted AS (SELECT subject_id, max(moment(admittime)) AS last FROM admissions GROUP BY subject_id),
       known AS (
-        SELECT h.subject_id, h.start, h.stop, h.next, moment(a.dischtime) AS discharge,
+        SELECT h.subject_id, h.start, h.stop, h.next, greatest(h.last_stay, admitted.last) AS last,
+          moment(a.dischtime) AS discharge,
           a.hospital_expire_flag IN ('1', '1.0') AS died,
           CASE WHEN a.hospital_expire_flag IN ('1', '1.0') THEN coalesce(moment(a.deathtime), moment(a.dischtime))
             ELSE TRY_CAST(left(p.dod, 10) AS DATE) + INTERVAL '23:59:59' END AS death,
           TRY_CAST(p.anchor_age AS DOUBLE) + year(h.start) - TRY_CAST(p.anchor_year AS INTEGER) AS age,
           CASE upper(p.gender) WHEN 'M' THEN 1 WHEN 'F' THEN 0 ELSE -1 END AS sex,
           row_number() OVER (PARTITION BY h.subject_id ORDER BY h.start, h.stop) AS nth
-        FROM ahead h JOIN admissions a USING (hadm_id) JOIN patients p ON p.subject_id = h.subject_id WHERE h.icu)
+        FROM ahead h JOIN admissions a USING (hadm_id) JOIN patients p ON p.subject_id = h.subject_id
+          JOIN admitted ON admitted.subject_id = h.subject_id
+        WHERE h.icu)
       SELECT * FROM known''')
   steps.append(('read', bounded.count(db, 'FROM candidates'), 'rows'))
   steps.append((f'not the first {index} stay of a patient', bounded.drop(db, 'candidates', 'nth > 1'), 'rows'))

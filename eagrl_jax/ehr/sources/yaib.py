@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from eagrl_jax.ehr import store, validation
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import bounded
+from eagrl_jax.ehr.sources import bounded, bounded_cohort
 from eagrl_jax.ehr.sources.bounded import Grid, Steps
 from eagrl_jax.ehr.sources.yaib_features import FEATURES
 from eagrl_jax.types import EagrlError
@@ -79,7 +79,7 @@ def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, ta
         _add(db, source['sta'], column, '0.0', table, window)
     # NaN is missing too. Not asked of the files: of them the database believes the statistics, which leave NaN out.
     bounded.drop(db, 'events', 'isnan(value)')
-    return bounded.cohort(
+    return bounded_cohort.cohort(
         db, table, grid, steps, name='yaib', task=task, setting=setting, ids=[str(row[0]) for row in people],
         age=np.array([np.nan if row[2] is None else row[2] for row in people]), sex=sex,
         label=np.array([row[1] for row in people]), labelled=labelled)
@@ -143,5 +143,5 @@ def _add(db: duckdb.DuckDBPyConnection, source: str, column: str, hour: str, tab
   """Adds one column's values to `events`; null is missing."""
   name = '"' + column.replace('"', '""') + '"'
   db.execute(f'INSERT INTO events SELECT patient, hour, {table.require(column, "data.path")}, value FROM (SELECT '
-             f'patient, {hour} AS hour, CAST(t.{name} AS DOUBLE) AS value FROM {source} t JOIN stays s '
+             f'patient, {hour} AS hour, single(CAST(t.{name} AS DOUBLE)) AS value FROM {source} t JOIN stays s '
              f'ON t.stay_id = s.id) WHERE value IS NOT NULL AND hour >= 0 {window}')

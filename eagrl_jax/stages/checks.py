@@ -75,6 +75,9 @@ def _check_task(data: ConfigDict, words: bool = True) -> None:
 
 def _check_data(c: ConfigDict) -> None:
   data = c.data
+  splits.parse_protocol(data.protocol)
+  if data.protocol and data.splits:
+    raise EagrlError('data.protocol and data.splits both say who is tested; leave one empty')
   _check_source(data)
   fields.one_of('data.aggregate', data.aggregate, ('mean', 'last'))
   fields.at_least(1, c, 'data.max_visits')
@@ -85,9 +88,6 @@ def _check_data(c: ConfigDict) -> None:
     raise EagrlError(f'data.test={data.test}: give a whole number of patients, or a share below 1')
   if not 0 < data.valid_fraction < 1:
     raise EagrlError(f'data.valid_fraction={data.valid_fraction} must lie between 0 and 1')
-  splits.parse_protocol(data.protocol)
-  if data.protocol and data.splits:
-    raise EagrlError('data.protocol and data.splits both say who is tested; leave one empty')
 
 
 def _check_source(data: ConfigDict, words: bool = True) -> None:

@@ -6,6 +6,7 @@ A stage's hash covers the config sections it reads, its files outside the run, a
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -35,6 +36,7 @@ STAGES = (
           ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
     Stage('export', ('export',), ('base', 'sft', 'rl', 'evaluate')),
 )
+HASHED = 64 << 20  # bytes of a source file up to which its content decides whether it has changed
 NAMES = tuple(s.name for s in STAGES)
 
 
@@ -80,14 +82,26 @@ def source_files(stage: str, config: ConfigDict) -> list[str] | None:
 
 
 def _file_mark(path: str) -> str:
-  """Size and time of a file, or of every file of a folder: enough to notice a change, cheap for gigabytes."""
+  """What a file holds, or every file of a folder; of large ones size and time, which are cheap for gigabytes.
+
+  A copy of the data, or a disk that is mounted anew, has other times and the same patients.
+  """
   root = pathlib.Path(path).expanduser()
   if not path or not root.exists():
     return ''
   hidden = lambda p: any(part.startswith('.') for part in p.relative_to(root).parts)  # .git changes when looked at
   files = sorted(p for p in root.rglob('*') if p.is_file() and not hidden(p)) if root.is_dir() else [root]
-  marks = [f'{p.relative_to(root)}:{(stat := p.stat()).st_size}:{stat.st_mtime_ns}' for p in files]
+  marks = [f'{p.relative_to(root)}:{_content(p, (stat := p.stat()).st_size, stat.st_mtime_ns)}' for p in files]
   return hashlib.sha256('\n'.join(marks).encode()).hexdigest()
+
+
+@functools.lru_cache(maxsize=None)
+def _content(path: pathlib.Path, size: int, modified: int) -> str:
+  try:
+    with path.open('rb') as file:
+      return hashlib.file_digest(file, 'sha256').hexdigest() if size <= HASHED else f'{size}:{modified}'
+  except OSError:  # its reader says what is wrong with it
+    return f'{size}:{modified}'
 
 
 def selected(config: ConfigDict) -> list[Stage]:

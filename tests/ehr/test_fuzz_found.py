@@ -95,7 +95,7 @@ def test_a_value_too_large_for_float32_is_counted_in_silence(tmp_path, value):
 def test_so_in_tables_read_through_the_database(tmp_path):
   dyn = {'hr': [80.0, None, 90, 99, 70, 75, 60], 'crea': [None, 1e300, None, None, 2.0, None, 1.0]}
   cohort = test_yaib.load(test_yaib.make(tmp_path, dyn=dyn))
-  assert steps_of(cohort)['outside hard range: creatinine'] == 1 and np.isinf(cohort.rejects.value).sum() == 1
+  assert steps_of(cohort)['not finite'] == 1 and np.isinf(cohort.rejects.value).sum() == 1
 
 
 def stays(folder, outcomes: bytes):

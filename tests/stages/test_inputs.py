@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import pathlib
 import types
 
 import numpy as np
@@ -46,6 +48,26 @@ def test_a_long_csv_becomes_a_cohort(config, tmp_path):
   assert len(cohort) == 40 and cohort.features.names == ('heart rate', 'lactate') and len(cohort.value) == 240
   parts = splits.load(tmp_path / 'w' / 'prepare' / 'splits.parquet', cohort.subject_id)
   assert (len(parts.train), len(parts.valid), len(parts.test)) == (28, 4, 8)
+
+
+def test_a_copy_of_the_data_is_the_same_data(config, tmp_path, monkeypatch):
+  """Another time of a file, as after a copy or a new mount, makes nothing again; other content does."""
+  hashes = lambda: graph.stage_hashes(config)['prepare']
+  path = pathlib.Path(config.data.path)
+  before = hashes()
+  os.utime(path, (1, 1))
+  assert hashes() == before
+  text = path.read_text()
+  path.write_text(text.replace('lactate', 'lactose', 1))
+  os.utime(path, (1, 1))
+  graph._content.cache_clear()
+  assert hashes() != before
+  path.write_text(text)
+  monkeypatch.setattr(graph, 'HASHED', 10)  # a large file: its time decides
+  graph._content.cache_clear()
+  large = hashes()
+  os.utime(path, (2, 2))
+  assert hashes() != large
 
 
 def test_labels_of_anything_from_parquet(config, tmp_path):

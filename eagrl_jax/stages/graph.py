@@ -95,7 +95,7 @@ def _file_mark(path: str) -> str:
   return hashlib.sha256('\n'.join(marks).encode()).hexdigest()
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _content(path: pathlib.Path, size: int, modified: int) -> str:
   try:
     with path.open('rb') as file:

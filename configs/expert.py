@@ -1,6 +1,7 @@
 """The pipeline up to the expert stage.
 
-`configs/expert.py:published` trains the released ConCare recipe instead: one seed, wide, large batches.
+`configs/expert.py:published` trains the released ConCare recipe (ALGORITHM.md §2) instead: one seed, wide, large
+batches, little patience.
 """
 
 from configs import defaults

@@ -1,8 +1,8 @@
 """The device mesh and the one table that maps logical axes onto it.
 
 A weight declares logical axes (`lm.model.declare`); this table says which mesh axes
-carry each. Activations are placed where they meet the vocabulary matrix (`constrain`);
-GSPMD derives the rest.
+carry each. Activations are placed (`constrain`) where they meet the vocabulary matrix and,
+where rows go to the weights, at every product of a layer (`lm.project`); GSPMD derives the rest.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def sharding(mesh: Mesh, axes: tuple[str | None, ...]) -> NamedSharding:
 
 
 def fitting(mesh: Mesh | AbstractMesh, axes: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-  """Where these dimensions go: of its mesh axes each has as many, from the first on, as are free and divide it."""
+  """Assigns each dimension the longest prefix of its mesh axes that is still free and divides it."""
   order = list(RULES)
   places: list[tuple[str, ...] | None] = [None] * len(axes)
   taken: set[str] = set()

@@ -1,11 +1,16 @@
 """The letters used in every shape comment, and the array types shared by several layers.
 
-    B  batch (patients)           G  group: samples of one prompt
-    T  query positions / visits   S  key positions / prompt tokens
-    N  attention heads            K  key-value heads          H  head dimension
-    L  layers                     D  model width              V  vocabulary
-    C  candidates (siblings)      M  tree nodes               F  clinical features
-    E  ensemble members           A  static facts (age, sex)
+    N  patients of a cohort; of a decoder, attention heads
+    B  patients of a batch                      G  group: samples of one prompt
+    F  clinical features                        C  channels of the expert's input; of a search, candidates (siblings)
+    T  query positions / visits                 S  key positions / prompt tokens; of a search, slots of a step
+    K  key-value heads; of answers, top K       H  head dimension; of the expert, hidden width; hours of a record
+    L  layers                                   D  model width
+    V  vocabulary                               E  ensemble members
+    A  static facts (age, sex)                  M  tree nodes
+    R  rows taken together: B x C of a search, resamples of a bootstrap
+    P  written names, spellings of features, or steps of a path
+    Q  states of the grammar                    W  edges of a state, or tokens of a spelling
 
 Prompts are padded on the left, answers on the right: the last prompt column is a
 real token for every row, so the first answer token is always predicted from it.
@@ -56,8 +61,8 @@ class Rollout:
 class ExpertBatch:
   """What the expert sees of B patients."""
 
-  values: ArrayLike  # [B, T, F] float32, z-scored, forward-filled
-  observed: ArrayLike  # [B, T, F] float32, 1 where measured at that visit
+  values: ArrayLike  # [B, T, C] float32, forward-filled: z-scored, or 0 and 1 of a level's channel (`ehr.channels`)
+  observed: ArrayLike  # [B, T, C] float32, 1 where the channel's feature was measured at that visit
   valid: ArrayLike  # [B, T] bool, real visits (padding is on the right)
   hours: ArrayLike  # [B, T] float32, hours since the first record
   static: ArrayLike  # [B, A] float32

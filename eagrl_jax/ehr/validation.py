@@ -240,8 +240,8 @@ def two_groups(value: np.ndarray, patient: np.ndarray) -> bool:
   """Whether values fall into two groups with nothing between: two specimens, or two units that nobody declared.
 
   Each group holds its share, several distinct values and those of several patients, who may each have a level of
-  their own, and the gap is wider than 90 % of either group, on the log scale where all values are positive. An
-  indicator, or an assay's limit beside values, is not two groups. `[n], [n]`
+  their own, and the gap is wider than the 5-95 % range of both groups, on the log scale where all values are
+  positive. An indicator, or an assay's limit beside values, is not two groups. `[n], [n]`
   """
   order = np.argsort(value, kind='stable')
   x, patient = value[order].astype(np.float64), patient[order]

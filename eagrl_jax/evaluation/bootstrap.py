@@ -21,7 +21,7 @@ _CELLS = 4_000_000  # resamples x rows scored at once: bounds memory at about 32
 def resample_counts(n_patients: int, n: int = 1000, seed: int = 42) -> np.ndarray:
   """How often each patient is drawn. Depends on nothing but the three arguments. int32 [n, n_patients]."""
   if n < 1:
-    raise EagrlError(f'evaluate.n_resamples must be at least 1, got {n}')
+    raise EagrlError(f'evaluate.bootstrap={n} must be at least 1')
   return _draw(np.random.default_rng(seed), n, n_patients)
 
 
@@ -126,9 +126,8 @@ def paired_difference(label: ArrayLike, prob_a: ArrayLike, prob_b: ArrayLike, n:
   """Arm a minus arm b on the same resamples, for every metric.
 
   Returns:
-    {metric: {'diff', 'ci95', 'p', 'n_resamples', 'skipped', 'redrawn'}}. 'diff' is the difference of the point
-    values; 'p' is two-sided, twice the smaller share of resamples at or beyond 0, each share
-    counted with one more resample (so never 0).
+    {metric: {'diff', 'ci95', 'p' of `two_sided`, 'n_resamples', 'skipped', 'redrawn'}}. 'diff' is the difference of
+    the point values.
   """
   y, a = metrics.check(label, prob_a)
   _, b = metrics.check(label, prob_b)
@@ -139,10 +138,9 @@ def paired_difference(label: ArrayLike, prob_a: ArrayLike, prob_b: ArrayLike, n:
   for name, point in metrics.METRICS.items():
     gap = (scores_a[name] - scores_b[name])[keep]
     spread = spread_of(gap, n)
-    tail = min((gap <= 0).sum(), (gap >= 0).sum()) + 1
     result[name] = {
         'diff': point(y, a) - point(y, b), 'ci95': spread['ci95'],
-        'p': min(1.0, float(2 * tail / (len(gap) + 1))) if len(gap) else float('nan'),
+        'p': two_sided(gap),
         'n_resamples': spread['n_resamples'], 'skipped': spread['skipped'], 'redrawn': redrawn}
   return result
 
@@ -178,6 +176,16 @@ def spread_of(values: np.ndarray, drawn: int) -> dict:
   """Mean, standard deviation and interval of the resamples that have a value, out of those drawn."""
   nan = float('nan')
   enough = len(values) > 1
-  lo, hi = np.percentile(values, [2.5, 97.5]) if enough else (nan, nan)
   return {'mean': float(values.mean()) if enough else nan, 'std': float(values.std(ddof=1)) if enough else nan,
-          'ci95': [float(lo), float(hi)], 'n_resamples': len(values), 'skipped': drawn - len(values)}
+          'ci95': interval(values), 'n_resamples': len(values), 'skipped': drawn - len(values)}
+
+
+def interval(values: np.ndarray) -> list[float]:
+  """Percentile interval [lo, hi] of 95 % of the resamples; NaN of fewer than two."""
+  return [float(v) for v in np.percentile(values, [2.5, 97.5])] if len(values) > 1 else [float('nan')] * 2
+
+
+def two_sided(gap: np.ndarray) -> float:
+  """p of a difference by its resamples: twice the smaller share at or beyond 0, each with one more, so never 0."""
+  tail = min((gap <= 0).sum(), (gap >= 0).sum()) + 1
+  return min(1.0, float(2 * tail / (len(gap) + 1))) if len(gap) else float('nan')

@@ -17,7 +17,7 @@ _FLOOR = -1.0
 _TRIM = (0.05, 0.95)
 
 
-def usual_stay(stay: ArrayLike) -> float:
+def half_mean_stay(stay: ArrayLike) -> float:
   """tau: half the mean of the train patients' stays within their closed 5-95 % range; NaN where none is known.
 
   Args:

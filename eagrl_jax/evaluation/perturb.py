@@ -18,6 +18,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from eagrl_jax import rng
+from eagrl_jax.ehr import channels
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.normalise import Statistics
 from eagrl_jax.types import EagrlError
@@ -58,7 +59,7 @@ def noise(values: np.ndarray, rows: np.ndarray, features: FeatureTable, statisti
     if spec.levels:
       known = np.array([value for value, _ in spec.levels])
       seen = np.isfinite(out[..., f])
-      out[seen, f] = known[np.abs(out[seen, f][:, None] - known).argmin(1)]
+      out[seen, f] = known[channels.nearest(spec, out[seen, f])]
   return out.astype(np.float32)
 
 

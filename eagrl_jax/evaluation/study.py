@@ -74,20 +74,15 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
 def _row(points: Sequence[float], scores: Sequence[np.ndarray]) -> dict:
   mean = np.mean(scores, 0)
   mean = mean[np.isfinite(mean)]
-  return {'mean': float(np.mean(points)), 'ci95': _interval(mean), 'by_seed': [float(p) for p in points],
+  return {'mean': float(np.mean(points)), 'ci95': bootstrap.interval(mean), 'by_seed': [float(p) for p in points],
           'sd': float(np.std(points, ddof=1)) if len(points) > 1 else float('nan')}
 
 
 def _difference(points: Sequence[float], scores: Sequence[np.ndarray]) -> dict:
   gap = np.mean(scores, 0)
   gap = gap[np.isfinite(gap)]
-  tail = min((gap <= 0).sum(), (gap >= 0).sum()) + 1
-  return {'diff': float(np.mean(points)), 'ci95': _interval(gap), 'by_seed': [float(p) for p in points],
-          'p': min(1.0, float(2 * tail / (len(gap) + 1))) if len(gap) else float('nan')}
-
-
-def _interval(values: np.ndarray) -> list[float]:
-  return [float(v) for v in np.percentile(values, [2.5, 97.5])] if len(values) > 1 else [float('nan')] * 2
+  return {'diff': float(np.mean(points)), 'ci95': bootstrap.interval(gap), 'by_seed': [float(p) for p in points],
+          'p': bootstrap.two_sided(gap)}
 
 
 def holm(p: Sequence[float]) -> list[float]:

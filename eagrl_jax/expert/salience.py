@@ -21,8 +21,7 @@ SOURCES = ('attention', 'grad_x_input', 'occlusion')
 
 
 def member_salience(params: Params, cfg: ConCareConfig, batch: ExpertBatch, source: str,
-                    observed: np.ndarray | None = None, channel_feature: np.ndarray | None = None,
-                    chunk: int = 64) -> np.ndarray:
+                    channel_feature: np.ndarray | None = None, chunk: int = 64) -> np.ndarray:
   """Salience of every feature for every patient by each member.
 
   Args:
@@ -30,7 +29,6 @@ def member_salience(params: Params, cfg: ConCareConfig, batch: ExpertBatch, sour
     batch: N patients, numpy.
     source: 'attention' (final attention without the static token), 'grad_x_input' (|∂logit/∂x · x| summed
       over visits), 'occlusion' (|change of logit| when the feature is at the training mean at all visits).
-    observed: [N, F] bool, measured at least once; None reads it from `batch.observed`.
     channel_feature: [channels] feature id of each input channel, for one-hot features; None is the identity.
     chunk: patients at once.
   Returns:
@@ -42,8 +40,7 @@ def member_salience(params: Params, cfg: ConCareConfig, batch: ExpertBatch, sour
   owner = np.arange(channels) if channel_feature is None else np.asarray(channel_feature)
   members = np.eye(int(owner.max()) + 1, dtype=np.float32)[owner]  # [channels, F] indicator
   raw = ensemble.map_chunks(lambda b: _raw(params, cfg, b, jnp.asarray(members), source), batch, chunk)
-  if observed is None:
-    observed = np.any((batch.observed > 0) & batch.valid[..., None], 1) @ members > 0
+  observed = np.any((batch.observed > 0) & batch.valid[..., None], 1) @ members > 0
   return _normalise(raw * observed)
 
 

@@ -62,12 +62,6 @@ class ExpertTrainConfig:
       raise EagrlError(f'expert.weight_decay={self.weight_decay} must not be negative')
 
 
-def published() -> ExpertTrainConfig:
-  """The released recipe (ALGORITHM.md §2): one seed, wide, large batches, little patience."""
-  model = ConCareConfig(hidden=128, dropout=0.1, time_attention='pyehr')
-  return ExpertTrainConfig(model, members=1, batch=256, epochs=50, patience=5, select_on='auroc')
-
-
 @struct.dataclass
 class TrainState:
   """All members; every leaf has a leading axis E."""

@@ -12,7 +12,7 @@ import safetensors
 from jax.sharding import Mesh
 from safetensors import numpy as safetensors_numpy
 
-from eagrl_jax.lm import checkpoint_config, layout, lora
+from eagrl_jax.lm import checkpoint_config, json_file, layout, lora
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.layout import Dtype
 from eagrl_jax.lm.tokenizer import Tokenizer
@@ -199,10 +199,4 @@ def _write_json(file: Path, content: dict) -> None:
 def _json(file: Path) -> dict:
   if not file.is_file():
     raise EagrlError(f'lm.checkpoint: {file.parent.name} has no {file.name}; give a complete Hugging Face directory')
-  try:
-    content = json.loads(file.read_text('utf-8'))
-  except (ValueError, RecursionError) as e:
-    raise EagrlError(f'{file.name} is not valid JSON ({e}); copy it again from its source') from e
-  if not isinstance(content, dict):
-    raise EagrlError(f'{file.name} is no table of names; copy it again from its source')
-  return content
+  return json_file.read(file)

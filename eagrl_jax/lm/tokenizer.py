@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 import tokenizers
 
-from eagrl_jax.lm import bpe, chat_template
+from eagrl_jax.lm import bpe, chat_template, json_file
 from eagrl_jax.types import EagrlError
 
 _WORDS = 'WORDS'  # of an assistant, to see what a template writes behind them
@@ -185,7 +185,7 @@ class Tokenizer:
     except BaseException as e:  # the library raises bare Exception
       bpe.refuse_others(e)
       raise EagrlError(f'tokenizer.json is not a readable tokenizer ({e}); copy it again from its source') from e
-    config = _read_json(directory / 'tokenizer_config.json')
+    config = json_file.read(directory / 'tokenizer_config.json')
     template = config.get('chat_template')
     if isinstance(template, list):  # named templates: the one for plain chat
       named = {str(t.get('name')): t.get('template') for t in template if isinstance(t, dict)}
@@ -226,7 +226,7 @@ def _from_transformers(directory: Path) -> Tokenizer:
 def _stop_ids(directory: Path) -> list[int]:
   """The tokens that end an answer by the model's own files; of two that name some, transformers takes the first."""
   for name in ('generation_config.json', 'config.json'):
-    given = _read_json(directory / name).get('eos_token_id')
+    given = json_file.read(directory / name).get('eos_token_id')
     if given is None:
       continue
     ids = given if isinstance(given, list) else [given]
@@ -238,15 +238,3 @@ def _stop_ids(directory: Path) -> list[int]:
 
 def _content(token: str | dict | None) -> str | None:
   return token.get('content') if isinstance(token, dict) else token
-
-
-def _read_json(file: Path) -> dict:
-  if not file.is_file():
-    return {}
-  try:
-    content = json.loads(file.read_text('utf-8'))
-  except (ValueError, RecursionError) as e:
-    raise EagrlError(f'{file.name} is not valid JSON ({e}); copy it again from its source') from e
-  if not isinstance(content, dict):
-    raise EagrlError(f'{file.name} is no table of names; copy it again from its source')
-  return content

@@ -3,7 +3,7 @@
     p_LM(f) ~ mean over chosen layers, heads and answer tokens of the attention mass on feature f's prompt tokens
     L_align = KL(p_exp || p_LM), or Jensen-Shannon, or 1 - cosine
 
-The masses come from `lm.attention`'s tap, are differentiable, and never need the full attention map.
+The masses come from `lm.forward.AttentionTap`, are differentiable, and never need the full attention map.
 """
 
 from __future__ import annotations

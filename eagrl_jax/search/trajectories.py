@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -113,17 +114,22 @@ def read(result: SearchResult, example: ArrayLike, label: ArrayLike, expert: Arr
   return found
 
 
+def best_first(trajectories: Iterable[Trajectory]) -> list[Trajectory]:
+  """Patient by patient in the order of rows: by reward, then the path's value, then fewer steps."""
+  return sorted(trajectories, key=lambda t: (t.row, -t.reward, -t.value, t.steps, t.node))
+
+
 def select(trajectories: list[Trajectory], config: SelectionConfig) -> Selection:
   """Keeps the best of each patient.
 
   In this order: the second of two equal texts of a patient, low reward, low agreement, all
-  beyond the patient's best `top_k` (by reward, then the path's value, then fewer steps), and
-  last the larger class's surplus: second choices before first ones, the least rewarded first.
+  beyond the patient's best `top_k` (`best_first`), and last the larger class's surplus: second
+  choices before first ones, the least rewarded first.
   """
   dropped = dict.fromkeys(('duplicate', 'low_reward', 'low_jaccard', 'beyond_top_k', 'class_balance'), 0)
   ranked: dict[int, list[Trajectory]] = {}
   seen = set()
-  for t in sorted(trajectories, key=lambda t: (t.row, -t.reward, -t.value, t.steps, t.node)):
+  for t in best_first(trajectories):
     mine = ranked.setdefault(t.row, [])
     if (t.row, t.tokens) in seen:
       dropped['duplicate'] += 1

@@ -35,7 +35,7 @@ def of(context: Context, home: data_lib.Data, data: data_lib.Data, rows: np.ndar
   ends, known = data.cohort.stay_end, home.cohort.stay_end
   if ends is None or known is None:
     return None
-  tau = early.usual_stay(known[home.splits.train])
+  tau = early.half_mean_stay(known[home.splits.train])
   left = np.maximum(ends - data_lib.prediction_hours(data, context.config.data.window_hours), 0)[rows]
   if not np.isfinite(tau) or np.isnan(left).all():
     return None

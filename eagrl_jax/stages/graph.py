@@ -33,7 +33,7 @@ STAGES = (
     Stage('rl', ('rl', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'sft')),
     Stage('evaluate', ('evaluate', 'reward', 'prompt'), ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
     Stage('robustness', ('robustness', 'evaluate', 'reward', 'prompt'),
-          ('prepare', 'expert', 'base', 'search', 'sft', 'rl')),
+          ('prepare', 'expert', 'base', 'search', 'sft', 'rl', 'evaluate')),
     Stage('export', ('export',), ('base', 'sft', 'rl', 'evaluate')),
 )
 HASHED = 64 << 20  # bytes of a source file up to which its content decides whether it has changed

@@ -25,19 +25,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eagrl_jax import masked, rng
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax.rl import alignment
+from eagrl_jax import rng
 from eagrl_jax.rl.reading import read_attention
-from eagrl_jax.search import steps, trajectories
-from eagrl_jax.search.grammar_compiler import compile_grammar
+from eagrl_jax.search import trajectories
 from eagrl_jax.stages import digits as digits_lib
 from eagrl_jax.stages import policy as policy_lib
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import settings, trees
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
 from eagrl_jax.stages.policy import sample
-from eagrl_jax.stages.search import TerminalReward
 from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress
 
@@ -187,11 +184,7 @@ def search(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
     expert: [N] the expert's probability, which stands where training has the outcome. salience: [N, F] its salience.
   """
   config = context.config
-  names = encoder.cohort.features.names
-  grammar = compile_grammar(policy.tokenizer, names, policy.config.vocab_size,
-                            settings.grammar(config))
-  grammar = jax.tree.map(jnp.asarray, grammar)
-  terminal = TerminalReward(settings.reward(config))
+  grammar, goal = trees.grammar(context, policy, encoder.cohort), expert.astype(np.float32)
   size = min(config.search.trees, len(rows))
   key = rng.stage_key(config.seed, 'search at test time')
   best: dict[int, trajectories.Trajectory] = {}
@@ -200,24 +193,19 @@ def search(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
     for start in range(0, len(rows), size):
       part = rows[start:start + size]
       full, n = np.resize(part, size), len(part)
-      prompt = encoder.batch(full)
-      guide = salience[full] * np.asarray(alignment.shown_features(prompt, len(names)))
-      top = masked.top_k(guide, config.reward.top_k)
+      question = trees.ask(context, encoder, full, salience, goal)
       begun = time.perf_counter()
-      prompt, guide, judged_by = mesh_lib.shard_batch(
-          context.mesh, (prompt, guide, (expert[full].astype(np.float32), top)))
-      result = steps.run(policy.params, policy.config, grammar, prompt, guide, terminal, judged_by, key,
-                         settings.search(config), settings.step(config))
-      real = jax.tree.map(lambda x, n=n: np.asarray(x)[:n], jax.device_get(processes.local(result)))
+      result = trees.grow(context, policy, grammar, question, key)
+      real = jax.tree.map(lambda x, n=n: np.asarray(x)[:n], result)
       made = np.arange(real.length.shape[1])[None] < real.tree.count[:, None]
-      meter.add(prompt.tokens.shape, time.perf_counter() - begun, int((real.length * made).sum()), n)
+      meter.add(question.prompt.tokens.shape, time.perf_counter() - begun, int((real.length * made).sum()), n)
       unseen = np.zeros(n, np.int8)  # in place of outcomes, which nothing here may see
-      found = trajectories.read(real, part, unseen, top[:n], policy.tokenizer)
-      for t in sorted(found, key=lambda t: (t.row, -t.reward, -t.value, t.steps, t.node)):
+      found = trajectories.read(real, part, unseen, question.top[:n], policy.tokenizer)
+      for t in trajectories.best_first(found):
         best.setdefault(t.row, t)
       progress.update(n)
   chosen = [best[int(row)] for row in rows]
   ones = np.ones(len(rows))
   return Arm(np.array([t.prob for t in chosen]), ones, 0 * ones, [list(t.features) for t in chosen],
-             np.zeros((len(rows), len(names)), np.float32), [t.text for t in chosen], meter.cost(),
+             np.zeros((len(rows), salience.shape[1]), np.float32), [t.text for t in chosen], meter.cost(),
              [list(t.tokens) for t in chosen])

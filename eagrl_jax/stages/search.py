@@ -8,30 +8,23 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import datasets
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from eagrl_jax import masked, rng
-from eagrl_jax import mesh as mesh_lib
+from eagrl_jax import rng
 from eagrl_jax.lm.tokenizer import Tokenizer
-from eagrl_jax.rl import alignment, rewards
 from eagrl_jax.search import steps, trajectories
-from eagrl_jax.search.grammar_compiler import compile_grammar
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import settings, trees
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.disk import write_json
 from eagrl_jax.train import processes
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import Array, Params
 
 
 def run(context: Context) -> None:
@@ -40,11 +33,7 @@ def run(context: Context) -> None:
   data = data_lib.load(context)
   policy = policy_lib.load(context.folder('base'), context.mesh)
   encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
-  names = data.cohort.features.names
-  grammar = compile_grammar(policy.tokenizer, names, policy.config.vocab_size,
-                            settings.grammar(config))
-  grammar = jax.tree.map(jnp.asarray, grammar)
-  terminal = TerminalReward(settings.reward(config))
+  grammar = trees.grammar(context, policy, data.cohort)
   salience = expert_stage.load_salience(context)
   goal = guided_label(data.cohort.label, expert_stage.load_prob(context), c.expert_weight)
   rows = patients(context, data)
@@ -56,18 +45,12 @@ def run(context: Context) -> None:
     for i, start in enumerate(range(0, len(rows), size)):
       part = rows[start:start + size]
       full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
-      prompt = encoder.batch(full)
-      guide = salience[full] * np.asarray(alignment.shown_features(prompt, len(names)))
-      expert_mask = masked.top_k(guide, config.reward.top_k)
-      arguments = mesh_lib.shard_batch(context.mesh, (prompt, guide, (goal[full], expert_mask)))
-      prompt, guide, terminal_args = arguments
-      result = steps.run(policy.params, policy.config, grammar, prompt, guide, terminal, terminal_args, key,
-                         settings.search(config), settings.step(config))
-      result = jax.device_get(processes.local(result))
+      question = trees.ask(context, encoder, full, salience, goal)
+      result = trees.grow(context, policy, grammar, question, key)
       if i == 0 and processes.is_main():
         write_json(folder / 'tree.json', explain(result, policy.tokenizer))
       real = jax.tree.map(lambda x, n=len(part): x[:n], result)
-      batch = trajectories.read(real, part, data.cohort.label[part], expert_mask[:len(part)], policy.tokenizer)
+      batch = trajectories.read(real, part, data.cohort.label[part], question.top[:len(part)], policy.tokenizer)
       found += batch
       figures = {'reward': float(np.mean([t.reward for t in batch])),
                  'best_reward': float(np.mean(best_rewards(batch))),
@@ -81,7 +64,7 @@ def run(context: Context) -> None:
     table = folder / 'trajectories'
     table.mkdir(exist_ok=True)
     datasets.disable_progress_bars()
-    datasets.Dataset.from_dict(chosen.columns(names)).to_parquet(table / 'trajectories.parquet')
+    datasets.Dataset.from_dict(chosen.columns(data.cohort.features.names)).to_parquet(table / 'trajectories.parquet')
     write_json(folder / 'rewards.json', {'all': [t.reward for t in found],
                                          'selected': [t.reward for t in chosen.kept]})
     write_json(folder / 'summary.json', {'found': len(found), 'kept': len(chosen.kept),
@@ -99,20 +82,6 @@ def guided_label(label: np.ndarray, expert: np.ndarray, weight: float) -> np.nda
   are kept differ in degree and not only in side.
   """
   return ((1 - weight) * label + weight * expert).astype(np.float32)
-
-
-@dataclasses.dataclass(frozen=True)
-class TerminalReward:
-  """The joint reward of final steps; hashable, so that the search compiles once for it."""
-
-  config: rewards.RewardConfig
-
-  def __call__(self, prob: Array, named: Array, arguments: Params) -> Array:
-    """`prob [B, C]`, `named [B, C, K]`, arguments (label `[B]`, expert's top K `[B, F]`) -> `[B, C]`."""
-    label, expert = arguments
-    c = prob.shape[1]
-    spread = lambda x: jnp.broadcast_to(x[:, None], (x.shape[0], c, *x.shape[1:]))
-    return rewards.joint_reward(prob, prob >= 0, spread(label), named, spread(expert), self.config).total
 
 
 def patients(context: Context, data: data_lib.Data) -> np.ndarray:

@@ -25,7 +25,8 @@ from eagrl_jax.types import EagrlError
 
 PACKAGE = pathlib.Path(__file__).parents[2] / 'eagrl_jax'
 MAY_READ = {'ehr/records.py', 'ehr/store.py', 'ehr/validation.py', 'ehr/sources/bounded_cohort.py',
-            'ehr/sources/mimic4.py', 'ehr/sources/mimic4_stays.py', 'ehr/sources/physionet2012.py', 'ehr/sources/tjh.py', 'stages/early.py',
+            'ehr/sources/mimic4.py', 'ehr/sources/mimic4_stays.py', 'ehr/sources/physionet2012.py',
+            'ehr/sources/tjh.py', 'stages/early.py',
             'stages/beside.py',  # the audit counts inputs behind it
             'stages/foreign.py'}  # the last takes it away from new patients
 ENDS = np.array([30, np.nan, 77], np.float32)

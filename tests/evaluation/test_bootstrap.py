@@ -103,6 +103,8 @@ def test_rows_of_one_patient_are_drawn_together():
   one = bs.bootstrap(label, prob, n=100)
   twice = bs.bootstrap(np.tile(label, 2), np.tile(prob, 2), n=100, patient=np.tile(np.arange(40), 2))
   assert twice['auroc']['std'] == pytest.approx(one['auroc']['std'], abs=1e-12)
+  with pytest.raises(EagrlError, match='evaluate.bootstrap=0'):
+    bs.resample_counts(4, 0)
   with pytest.raises(EagrlError, match='patient rows'):
     bs.bootstrap(label, prob, patient=np.arange(3))
 

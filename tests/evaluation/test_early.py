@@ -81,10 +81,10 @@ def test_by_hand():
   assert score([1, 0], [0.1, 0.1], [2, 3]) == -1  # -0.8 of 0.2: the floor
 
 
-def test_half_the_usual_stay_leaves_out_the_shortest_and_the_longest():
+def test_half_the_mean_stay_leaves_out_the_shortest_and_the_longest():
   stay = np.arange(1, 101, dtype=float) ** 2
-  assert early.usual_stay(np.r_[stay, np.nan, np.nan]) == pytest.approx(0.5 * stay[5:95].mean())
-  assert early.usual_stay([4.0] * 7) == 2 and math.isnan(early.usual_stay([np.nan]))
+  assert early.half_mean_stay(np.r_[stay, np.nan, np.nan]) == pytest.approx(0.5 * stay[5:95].mean())
+  assert early.half_mean_stay([4.0] * 7) == 2 and math.isnan(early.half_mean_stay([np.nan]))
 
 
 def test_undefined_has_a_reason_and_bad_input_is_refused():
@@ -128,7 +128,7 @@ def test_the_stay_left_begins_with_the_prediction(tmp_path, window, predicted):
   when = np.array(predicted)[np.arange(len(data.cohort)) % 2]
   np.testing.assert_array_equal(data_lib.prediction_hours(data, window), when)
   np.testing.assert_allclose(found.left, (data.cohort.stay_end - when)[data.splits.test])
-  assert found.tau == early.usual_stay(data.cohort.stay_end[data.splits.train])  # of nobody else
+  assert found.tau == early.half_mean_stay(data.cohort.stay_end[data.splits.train])  # of nobody else
   assert found.threshold == 0.4
 
 
@@ -155,7 +155,7 @@ def test_metrics_json_has_it_for_every_arm_or_not_at_all(tmp_path):
     assert ('early' in found) == all('early_score' in arm for arm in found['arms'].values()) == (ends == 'known')
     if ends == 'known':
       left = (data.cohort.stay_end - 48)[rows]
-      assert found['early'] == {'tau_hours': early.usual_stay(data.cohort.stay_end[data.splits.train]),
+      assert found['early'] == {'tau_hours': early.half_mean_stay(data.cohort.stay_end[data.splits.train]),
                                 'threshold': 0.4, 'n': 16}
       for name, prob in probs.items():
         assert found['arms'][name]['early_score']['point'] == pytest.approx(

@@ -96,20 +96,24 @@ def test_grad_x_input_equals_finite_differences(expert):
   np.testing.assert_allclose(got[1], normalised(raw, batch), atol=5e-3)
 
 
+def all_measured(expert):
+  params, batch = expert
+  return params, batch.replace(observed=np.repeat(batch.valid[..., None], F, -1).astype(np.float32))
+
+
 @pytest.mark.parametrize('source', ['attention', 'grad_x_input'])
 def test_one_hot_channels_are_summed(expert, source):
-  params, batch = expert
+  params, batch = all_measured(expert)
   owner = np.array([0, 1, 1, 2, 0])
-  everything = np.ones((6, F), bool)
-  channels = salience.member_salience(params, CFG, batch, source, everything)
-  features = salience.member_salience(params, CFG, batch, source, np.ones((6, 3), bool), owner)
+  channels = salience.member_salience(params, CFG, batch, source)
+  features = salience.member_salience(params, CFG, batch, source, owner)
   want = np.stack([channels[..., owner == f].sum(-1) for f in range(3)], -1)
   np.testing.assert_allclose(features, want, atol=1e-6)
 
 
 def test_one_hot_channels_are_occluded_together(expert):
-  params, batch = expert
-  got = salience.member_salience(params, CFG, batch, 'occlusion', np.ones((6, 3), bool), np.array([0, 1, 1, 2, 0]))
+  params, batch = all_measured(expert)
+  got = salience.member_salience(params, CFG, batch, 'occlusion', np.array([0, 1, 1, 2, 0]))
   base = np.asarray(logits(params, batch, 0)[0])
   raw = []
   for mine in ([0, 4], [1, 2], [3]):

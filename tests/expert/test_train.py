@@ -11,14 +11,20 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from configs import expert
 from eagrl_jax.expert import ensemble
 from eagrl_jax.expert import train as expert_train
 from eagrl_jax.expert.concare import ConCareConfig
+from eagrl_jax.stages import settings
 from eagrl_jax.types import EagrlError, ExpertBatch
 
 CFG = expert_train.ExpertTrainConfig(
     ConCareConfig(hidden=8, heads=2, ffn=8, dropout=0.1), members=2, batch=32, epochs=25, patience=8,
     learning_rate=1e-2, chunk=32)
+
+
+def published() -> expert_train.ExpertTrainConfig:
+  return settings.expert(expert.get_config('published'))
 
 
 def toy(n: int, seed: int) -> ExpertBatch:
@@ -98,7 +104,7 @@ def test_vmapped_prediction_is_the_members_own(trained):
 def test_patience_stops_and_freezes():
   noise = toy(70, 1).replace(label=np.random.default_rng(9).integers(0, 2, 70).astype(np.float32))
   cfg = dataclasses.replace(  # the published recipe on a narrow model: one member, all rows in one batch
-      expert_train.published(), model=dataclasses.replace(CFG.model, time_attention='pyehr'), patience=2)
+      published(), model=dataclasses.replace(CFG.model, time_attention='pyehr'), patience=2)
   _, history = expert_train.train_ensemble(jax.random.key(0), cfg, toy(200, 0), noise)
   ran = len(history['loss'])
   assert ran < cfg.epochs and ran == history['best_epoch'].max() + 2
@@ -135,7 +141,7 @@ def test_epochs_and_chunks_compile_once(trained):
 
 
 def test_published_recipe():
-  cfg = expert_train.published()
+  cfg = published()
   assert (cfg.members, cfg.batch, cfg.epochs, cfg.patience, cfg.select_on) == (1, 256, 50, 5, 'auroc')
   assert (cfg.model.hidden, cfg.model.heads, cfg.model.ffn, cfg.model.dropout) == (128, 4, 64, 0.1)
   assert (cfg.model.time_attention, cfg.model.decov, cfg.learning_rate) == ('pyehr', 10, 1e-3)

@@ -121,6 +121,10 @@ def test_patients_are_a_repeatable_part_of_the_test_split():
   np.testing.assert_array_equal(robustness.chosen_rows(test, 0, 0), test)
 
 
+def test_a_fresh_run_is_evaluated_first(micro_config):
+  assert [s.name for s in graph.selected(micro_config(target='robustness'))][-2:] == ['evaluate', 'robustness']
+
+
 @pytest.mark.parametrize(('field', 'value'), [('kinds', ('shuffle',)), ('patients', -1), ('samples', 0)])
 def test_bad_settings_name_the_field(micro_config, field, value):
   config = micro_config()

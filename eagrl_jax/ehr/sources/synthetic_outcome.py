@@ -125,8 +125,7 @@ class Calibration:
   intercept: float  # β0 that gives the wanted prevalence
   worst_mean: float  # of `worst`, over patients and hours
   worst_gap: float  # its mean in those who die minus its mean in survivors
-  severity_mean: np.ndarray  # [H] of an active system
-  severity_cov: np.ndarray  # [H, H]
+  severity_cov: np.ndarray  # [H, H] of an active system
 
 
 @functools.lru_cache(maxsize=16)
@@ -145,4 +144,4 @@ def calibrate(hours: int, scale: float, prevalence: float) -> Calibration:
   hourly = np.concatenate([worst(b).mean(1) for b in blocks])
   gap = np.average(hourly, weights=risk) - np.average(hourly, weights=1 - risk)
   ill = np.concatenate([b.severity.transpose(0, 2, 1)[b.active] for b in blocks[:5]])
-  return Calibration(low, float(hourly.mean()), float(gap), ill.mean(0), np.cov(ill, rowvar=False))
+  return Calibration(low, float(hourly.mean()), float(gap), np.cov(ill, rowvar=False))

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eagrl_jax.ehr.splits import FOLDS
+
 ITEMS = (  # (item, part, what it asks for)
     ('1', 'Title', 'Model developed or evaluated, for whom, for which outcome'),
     ('2', 'Abstract', 'Structured by the checklist for abstracts'),
@@ -64,12 +66,18 @@ ITEMS = (  # (item, part, what it asks for)
     ('27c', 'Discussion', 'Next steps, generalisability'))
 
 
+_UNMEASURED = {  # by prompt.style
+    'compact': 'Policy: what was not measured is not in the prompt, nothing imputed.',
+    'full': 'Policy: NaN at a visit without it, features without any value listed as such, nothing imputed.'}
+
+
 def table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Every item with what the run knows, '' where that is nothing.
 
   Args:
     run: 'config', 'manifest', 'environment', 'result' (of evaluate), 'robustness' as read from the run's folder, each
-      {} where absent, and 'transfer', the names of the cohorts that the models were taken to.
+      {} where absent; 'split', how many are in each part by the names of MEDS, None where absent; and 'transfer', the
+      names of the cohorts that the models were taken to.
   """
   known = _known(run) if run['config'] else {}
   parts = list(dict.fromkeys(part for _, part, _ in ITEMS))
@@ -81,42 +89,36 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
   c, manifest, result = run['config'], run['manifest'], run['result']
   at: Callable[..., Any] = lambda section, field, default='': (c.get(section) or {}).get(field, default)
   task, cohort = result.get('task') or at('data', 'task'), manifest.get('name') or at('data', 'source')
+  unit, divided = _unit(at('data', 'source')), 'as a file says' if at('data', 'splits') else 'at random'
   out = {
       '7': _join(f'measurements in bins of {at("data", "bin_hours"):g} h' if at('data', 'bin_hours') else '',
                  f'{at("data", "aggregate")} within a bin' if at('data', 'aggregate') else '',
                  'values outside the hard range of a feature set missing'),
-      '11': ('Policy: shown as not measured, nothing imputed. Expert: last value carried forward, before the first one '
-             'the train median' + (', and a channel of what was measured.' if at('expert', 'use_mask_channel')
-                                   else '.')),
-      '12a': _join(f'test {_size(at("data", "test"))}' if at('data', 'test') else '',
-                   f'{100 * at("data", "valid_fraction"):g} % of the rest for validation'
-                   if at('data', 'valid_fraction') else '',
-                   'split given by a file' if at('data', 'splits') else
-                   f'split by patient, protocol {at("data", "protocol")}' if at('data', 'protocol') else
-                   'split by patient, stratified by outcome',
-                   f'seed {c["seed"]}' if 'seed' in c else ''),
+      '11': (_UNMEASURED.get(at('prompt', 'style'), 'Policy: nothing imputed.') + ' Expert: last value carried '
+             'forward, before the first one the train median'
+             + (', and a channel of what was measured.' if at('expert', 'use_mask_channel') else '.')),
+      '12a': _division(at, c.get('seed'), run['split'], unit) if c.get('data') else '',
       '12b': ('Policy: raw values with units or flags, in text. Expert: z-scores by train statistics; a channel a '
               'level of features whose spec says so.'),
       '12c': _join(f'language model ({_policy(at)}), distilled from a tree search, then policy optimisation',
                    f'expert: {at("expert", "members")} ConCare members' if at('expert', 'members') else '',
-                   'settings under Config; early stopping on validation patients'),
+                   f'settings under Config; early stopping on validation {unit}s'),
       '12e': ('AUROC, AUPRC, Brier, log loss, calibration, net benefit'
-              + (', early score' if result.get('early') else '') + '; bootstrap by patient'
+              + (', early score' if result.get('early') else '') + f'; bootstrap by {unit}'
               + (f', {at("evaluate", "bootstrap"):,} resamples' if at('evaluate', 'bootstrap') else '')
               + '; paired differences between arms; logistic regression and boosting beside them.'),
       '12f': 'Not done.',
-      '12g': _join(f'mean of {at("evaluate", "samples")} sampled answers' if at('evaluate', 'samples') else '',
+      '12g': _join(_answers(at('evaluate', 'samples', 0), at('evaluate', 'temperature', 1.0)),
                    'an answer that cannot be read counts as the train prevalence'),
-      '14': 'Nothing in training; performance by sex and age band is reported.',
+      '14': 'Nothing in training' + ('; performance by sex and age band is reported' if result.get('subgroups') else '')
+            + '.',
       '15': 'A probability. No threshold is recommended; net benefit is shown over a range of them.',
-      '16': ('The same source, divided at random.' if not run['transfer'] else
-             f'The same source, divided at random; and the cohorts {", ".join(run["transfer"])} (Transfer).')}
+      '16': (f'The same source, divided {divided}' +
+             (f'; and the cohorts {", ".join(run["transfer"])} (Transfer).' if run['transfer'] else '.'))}
   if task:
     out['1'] = f'Development and evaluation; {task}; {cohort}.'
     out['4'] = 'Development and evaluation.'
-    window = at('data', 'window_hours', None)
-    horizon = '' if window is None else f', from the first {window:g} h' if window else ', from the whole record'
-    out['8a'] = f'{task}{horizon}.'
+    out['8a'] = f'{task}{_horizon(at("data", "source"), at("data", "window_hours", None))}.'
   if cohort:
     simulated = ' Simulated, not patients.' if manifest.get('synthetic') else ''
     source = f' (source {at("data", "source")})' if at('data', 'source') else ''
@@ -128,14 +130,17 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
   if manifest.get('features'):
     out['9b'] = f'{manifest["features"]} features of the record, age and sex; units and ranges in prepare/.'
   if manifest.get('patients'):
-    out['10'] = (f'All {manifest["patients"]:,} patients that were eligible; no calculation of the size was made.')
+    patients, steps = manifest['patients'], manifest.get('attrition') or ()
+    undrawn = sum(count for step, count, _ in steps if step == 'not drawn by the protocol')
+    out['10'] = (f'{patients:,} of {patients + undrawn:,} eligible {unit}s, drawn by the protocol' if undrawn else
+                 f'All {patients:,} {unit}s that were eligible') + '; no calculation of the size was made.'
   if result.get('n_test'):
     share = f' ({100 * result["prevalence"]:.1f} % with the outcome)' if 'prevalence' in result else ''
-    whole = f'{manifest["patients"]:,} patients, {manifest.get("positives", 0):,} events in all; ' \
+    whole = f'{manifest["patients"]:,} {unit}s, {manifest.get("positives", 0):,} events in all; ' \
         if manifest.get('patients') else ''
-    out['21'] = f'{whole}{result["n_test"]:,} test patients{share}.'
+    out['21'] = f'{whole}{result["n_test"]:,} test {unit}s{share}.'
     if 'prevalence' in result:
-      out['13'] = f'{100 * result["prevalence"]:.1f} % of the test patients have the outcome; no recalibration.'
+      out['13'] = f'{100 * result["prevalence"]:.1f} % of the test {unit}s have the outcome; no recalibration.'
     out['23a'] = 'Under Results, Differences and Subgroups.'
     out['23b'] = 'By sex and age under Subgroups.' if result.get('subgroups') else ''
     out['22'] = 'Weights, tokenizer and every setting in the run\'s folder; `export` writes them for other software.'
@@ -152,8 +157,42 @@ def _join(*parts: str) -> str:
   return text[:1].upper() + text[1:] + '.'
 
 
-def _size(test: float) -> str:
-  return f'{test:g} patients' if test >= 1 else f'{100 * test:g} % of the patients'
+def _unit(source: str) -> str:
+  """What a row of the cohort is: YAIB's tables name stays and no patients."""
+  return 'stay' if source == 'yaib' else 'patient'
+
+
+def _horizon(source: str, window_hours: float | None) -> str:
+  """Which hours of the record are used; None is not known, 0 all of them."""
+  if window_hours is None:
+    return ''
+  if source == 'meds':  # counted back from the prediction time
+    return f', from the last {window_hours:g} h before the prediction' if window_hours else \
+        ', from the whole record before the prediction'
+  return f', from the first {window_hours:g} h' if window_hours else ', from the whole record'
+
+
+def _division(at: Callable[..., Any], seed: int | None, split: Mapping[str, int] | None, unit: str) -> str:
+  """How many are in each part, and how they got there."""
+  sizes = f'{split["train"]:,} train, {split["tuning"]:,} validation and {split["held_out"]:,} test {unit}s' \
+      if split else ''
+  if at('data', 'splits'):
+    return _join(sizes, 'split as a file says')
+  protocol, stratified = at('data', 'protocol'), 'stratified by outcome'
+  if protocol.startswith('tjh'):
+    stratified = f'test {unit}s at random, the others stratified by outcome'
+  elif ':' in protocol:
+    stratified = f'{FOLDS} folds stratified by outcome, fold {protocol.partition(":")[2]} of 0 to {FOLDS - 1} tests'
+  made_by = seed if at('data', 'seed', None) is None else at('data', 'seed')
+  return _join(sizes, f'split by {unit}', f'protocol {protocol}' if protocol else '', stratified,
+               '' if made_by is None else f'seed {made_by}')
+
+
+def _answers(samples: int, temperature: float) -> str:
+  if not samples:
+    return ''
+  return f'mean of {samples} sampled answers' if temperature and samples > 1 else \
+      'one sampled answer' if temperature else 'one greedy answer'
 
 
 def _policy(at: Any) -> str:

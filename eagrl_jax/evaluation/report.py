@@ -6,18 +6,17 @@ that is there and broken is an error. The page needs no network and no script.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from eagrl_jax.ehr.prompt import MARKS
-from eagrl_jax.evaluation import checklist, drawing, figures, learning, marks, metrics, sections
+from eagrl_jax.evaluation import checklist, drawing, figures, learning, marks, metrics, patients, sections, subgroups
 from eagrl_jax.evaluation.files import flat, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
 from eagrl_jax.types import EagrlError
@@ -29,7 +28,6 @@ ARMS = {  # arms in reading order; another arm follows with no gloss
     'oracle': 'the true risk, an upper bound'}
 DRAWN = ('base', 'sft', 'rl', 'expert', 'boosting', 'oracle')  # in curves; more would hide each other
 STAGES = ('expert', 'base', 'sft', 'rl')
-TAG = r'</?(?:Subquestion \d+|Answer \d+|Final subquestion|Important Features|Final answer)>'
 
 
 def write_report(workdir: Path, share: bool = False) -> Path:
@@ -37,7 +35,7 @@ def write_report(workdir: Path, share: bool = False) -> Path:
 
   Args:
     workdir: a run folder, finished or not.
-    share: leave out the patient cases and the search tree's text, and shorten paths to their last part.
+    share: leave out the patient cases and the search tree, and shorten paths to their last part.
 
   Returns:
     The file written.
@@ -60,9 +58,11 @@ def write_report(workdir: Path, share: bool = False) -> Path:
 
 def summary_table(result: Mapping) -> str:
   """The arms of metrics.json as an aligned plain-text table for a terminal."""
-  rows = [('arm', 'AUROC (95% CI)', 'AUPRC (95% CI)', 'parsed', 'Jaccard@K', 'chance', 'attention KL', 'permuted')]
+  rows = [('arm', 'AUROC (95% CI)', 'AUPRC (95% CI)', 'parsed', 'refused', 'Jaccard@K', 'chance', 'attention KL',
+           'permuted')]
   for arm in arm_rows(result):
-    rows.append((arm['name'], *(interval_text(arm[m]) for m in ('auroc', 'auprc')), percent(arm['parse_rate']),
+    rows.append((arm['name'], *(interval_text(arm[m]) for m in ('auroc', 'auprc')),
+                 *(percent(arm[m]) for m in ('parse_rate', 'refusal_rate')),
                  *(number(_mean(arm[m])) for m in ('jaccard_expert', 'jaccard_random', 'kl', 'kl_permuted'))))
   return aligned(rows)
 
@@ -78,10 +78,10 @@ def arm_rows(result: Mapping) -> list[dict]:
     arm = arms[name]
     named, kl = arm.get('jaccard_at_k'), arm.get('attention_kl')
     named = named if isinstance(named, Mapping) and 'mean' not in named else {'expert': named}
-    rate = interval(arm.get('parse_rate'))
     rows.append({
         'name': name, 'gloss': ARMS.get(name, ''), 'token': drawing.token(name),
-        **{m: interval(arm.get(m)) for m in metrics.METRICS}, 'parse_rate': rate and rate['mean'],
+        **{m: interval(arm.get(m)) for m in metrics.METRICS},
+        **{m: _mean(interval(arm.get(m))) for m in ('parse_rate', 'refusal_rate')},
         **{f'jaccard_{kind}': interval(named.get(kind)) for kind in ('expert', 'random', 'truth', 'random_truth')},
         'kl': interval(kl), 'kl_permuted': interval(kl.get('permuted')) if isinstance(kl, Mapping) else None})
   return rows
@@ -106,25 +106,26 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   transfer = {path.parent.name: read_json(path) for path in sorted(workdir.glob('transfer/*/metrics.json'))}
   config, environment = read_json(workdir / 'config.json') or {}, read_json(workdir / 'environment.json') or {}
   known = {'config': config, 'manifest': manifest, 'environment': environment, 'result': result,
-           'robustness': robustness, 'transfer': list(transfer)}
-  tree = read_json(workdir / 'search/tree.json')
-  cases = None if share else read_json(workdir / 'evaluate/cases.json')
+           'robustness': robustness, 'transfer': list(transfer), 'split': _split(workdir / 'prepare/splits.parquet')}
+  tree, cases = (None if share else read_json(workdir / name) for name in ('search/tree.json', 'evaluate/cases.json'))
+  salience = (config.get('expert') or {}).get('salience', '')
   return {
-      'share': share, 'result': result, 'arms': arms, 'paired': _paired(result),
+      'share': share, 'result': result, 'arms': arms, 'paired': sections.paired(result),
       'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
                          'log_loss': metrics.log_loss(*yp), 'ece': metrics.expected_calibration_error(*yp),
                          'min_ps': metrics.min_precision_recall(*yp),
                          'early': interval((result.get('arms') or {}).get(arm, {}).get('early_score'))}
                         for arm, yp in predictions.items()],
-      'audit': result.get('audit') or [], 'subgroups': _subgroups(result.get('subgroups') or {}),
+      'audit': result.get('audit') or [], 'subgroups': _subgroups(result),
       'plots': [Markup(svg) for svg in (
           figures.roc(drawn(predictions), notes['auroc']), figures.precision_recall(drawn(predictions), notes['auprc']),
           figures.calibration(drawn(predictions)), figures.decision(drawn(predictions)))] if predictions else [],
       'curves': curves, 'rewards': Markup(figures.rewards(rewards['all'], rewards['selected'])) if rewards else None,
-      'tree': _roots(tree, share) if tree else None, 'cases': [_case(c) for c in cases] if cases else None,
+      'tree': patients.roots(tree) if tree else None, 'cases': [patients.case(c) for c in cases] if cases else None,
       'robustness': sections.robustness(robustness), 'faithfulness': sections.faithfulness(robustness),
-      'members': sections.members(robustness), 'transfer': sections.transfer(transfer, ARMS),
-      'costs': sections.costs(result), 'checklist': checklist.table(known) if config or result else [],
+      'members': sections.members(robustness, read_json(workdir / 'expert/summary.json'), salience),
+      'transfer': sections.transfer(transfer, ARMS), 'costs': sections.costs(result),
+      'checklist': checklist.table(known) if config or result else [],
       'attrition': _attrition(manifest), 'config': flat(config, share),
       'environment': flat(environment, share), 'headline': headline,
       'cohort': flat({k: v for k, v in manifest.items() if k != 'attrition'}, share)}
@@ -147,95 +148,34 @@ def _predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
           for a in order if (test & (arm == a)).any()}
 
 
-def _paired(result: Mapping) -> list[dict]:
-  rows = []
-  for row in result.get('paired') or []:
-    p = row.get('p')
-    rows.append({'a': row['a'], 'b': row['b'], 'metric': row['metric'].upper(),
-                 'diff': interval({'mean': row['diff'], 'ci95': row.get('ci95')}),
-                 'p': '–' if not finite(p) else f'{p:.3f}' if p >= 0.001 else '<0.001'})
-  return rows
+def _split(path: Path) -> dict[str, int] | None:
+  """Patients in each part by the names of MEDS; None without a split."""
+  if not path.exists():
+    return None
+  try:
+    parts = pq.read_table(path, columns=['split'])['split'].to_pylist()
+  except (OSError, ValueError, pa.ArrowException) as error:
+    raise EagrlError('prepare/splits.parquet cannot be read; run the prepare stage again') from error
+  return {name: parts.count(name) for name in ('train', 'tuning', 'held_out')}
 
 
-def _subgroups(found: Mapping) -> list[dict]:
-  """A row a group: counts and, for each arm, its interval and a bar."""
+def _subgroups(result: Mapping) -> list[dict]:
+  """A row a group: counts and, for each arm, its interval and a bar; None where it must not be shown."""
   rows: dict[str, dict] = {}
-  for arm, groups in found.items():
+  for arm, groups in (result.get('subgroups') or {}).items():
     for group in groups:
       row = rows.setdefault(group['name'], {'name': group['name'], 'n': group['n'], 'positives': group['positives'],
                                             'arms': []})
       value = None if group['auroc'] is None else interval({'point': group['auroc'], 'ci95': group['ci95']})
       row['arms'].append({'name': arm, 'token': drawing.token(arm), 'value': value,
                           'bar': _bar(value, arm, 0.4, 0.5)})
+  # Versions before this rule left in metrics.json what gives a hidden group away.
+  counts = {name: None if row['n'] is None else (row['n'], row['positives']) for name, row in rows.items()}
+  everyone = (result.get('n_test', 0), round(result.get('n_test', 0) * result.get('prevalence', 0)))
+  for name in subgroups.withheld(counts, everyone):
+    rows[name] |= {'n': None, 'positives': None,
+                   'arms': [arm | {'value': None, 'bar': Markup('')} for arm in rows[name]['arms']]}
   return list(rows.values())
-
-
-def _roots(tree: Mapping, share: bool) -> list[dict]:
-  """Nested copies of the tree's nodes; a shared report keeps the shape and withholds the text."""
-  blank = {'parent': None, 'depth': 0, 'visits': 0, 'value': None, 'reward': None, 'terminal': False,
-           'on_best_path': False}
-  nodes = {}
-  for node in tree['nodes']:
-    text = '' if share else node.get('text') or ''
-    nodes[node['id']] = {**blank, **node, 'children': [], 'segments': list(_segments(text, [])), 'title': _title(text)}
-  roots: list[dict] = []
-  for node in nodes.values():
-    parent = nodes.get(node['parent'])
-    # A parent has a smaller id than its child: anything else would be a loop.
-    (parent['children'] if parent and parent['id'] < node['id'] else roots).append(node)
-  return roots
-
-
-def _title(text: str, limit: int = 110) -> str:
-  """One line that says what a step is about: a final answer with its features, else the text without tags."""
-  final = re.search(r'<Important Features>(.*?)</.*<Final answer>(.*?)</', text, re.DOTALL)
-  line = f'{final[2].strip()} because of {final[1].strip()}' if final else re.sub(TAG, '', text)
-  line = re.sub(r'\s+', ' ', line).strip()
-  return line if len(line) <= limit else line[:limit - 1].rsplit(' ', 1)[0] + ' …'
-
-
-def _segments(text: str, names: Iterable[str]) -> Iterator[tuple[str, str]]:
-  """Cuts an answer into ('tag' | 'name' | 'text', piece): the template escapes and marks each."""
-  longest_first = sorted(filter(None, names), key=len, reverse=True)
-  pattern = f'(?P<tag>{TAG})'
-  if longest_first:
-    pattern += rf'|(?<!\w)(?P<name>{"|".join(map(re.escape, longest_first))})(?!\w)'
-  at = 0
-  for match in re.finditer(pattern, text, re.IGNORECASE):
-    if match.start() > at:
-      yield 'text', text[at:match.start()]
-    yield match.lastgroup or 'text', match.group()
-    at = match.end()
-  if at < len(text):
-    yield 'text', text[at:]
-
-
-def _case(case: Mapping) -> dict:
-  features, rows = case['features'], []
-  for f in features:
-    seen = [v for v in f['values'] if finite(v)]
-    low, high, last = f.get('ref_low'), f.get('ref_high'), seen[-1] if seen else None
-    flag = '' if last is None else 'high' if high is not None and last > high else \
-        'low' if low is not None and last < low else ''
-    values = [v if finite(v) else None for v in f['values']]
-    mark = MARKS[next(s for s, v in zip(f['signs'][::-1], values[::-1]) if v is not None)] if f.get('signs') else ''
-    rows.append({'name': f['name'], 'unit': f.get('unit') or '', 'range': _range(low, high), 'flag': flag,
-                 'last': '–' if last is None else f'{mark}{last:g}',
-                 'spark': Markup(marks.sparkline(values, case['hours'], low, high)),
-                 'weight': max(f.get('salience') or 0, f.get('attention') or 0)})
-  rows.sort(key=lambda r: -r['weight'])
-  names = [f['name'] for f in features]
-  bars = figures.paired_bars(names, [f.get('salience') or 0 for f in features],
-                             [f.get('attention') or 0 for f in features], case['label'])
-  answers = [(arm, list(_segments(text or '', names))) for arm, text in case.get('answers', {}).items()]
-  return {**case, 'top': rows[:10], 'rest': rows[10:], 'bars': Markup(bars), 'shown_answers': answers[::-1],
-          'layers': sections.layers(case)}
-
-
-def _range(low: float | None, high: float | None) -> str:
-  if low is None or high is None:
-    return '' if low is None and high is None else f'≥ {low:g}' if high is None else f'≤ {high:g}'
-  return f'{low:g}–{high:g}'
 
 
 def _attrition(manifest: Mapping) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Parts of the report that a run has only where it went further: robustness, faithfulness, transfer, costs.
+"""Parts of the report that a run has only where it went so far: differences, robustness, faithfulness, transfer, costs.
 
 Each takes what a stage wrote and gives what the template shows, or something empty.
 """
@@ -73,28 +73,51 @@ def faithfulness(result: Mapping | None) -> list[dict]:
   return rows
 
 
-def members(result: Mapping | None) -> dict | None:
-  """Agreement between the expert's members, beside chance."""
-  found = (result or {}).get('member_agreement')
-  if not found:
+def members(result: Mapping | None, expert: Mapping | None, salience: str) -> dict | None:
+  """Agreement between the expert's members, trained from other seeds, beside chance; None of a single member.
+
+  Args:
+    result: of the robustness stage, which has it of test patients and with intervals.
+    expert: the expert stage's summary, which has it of validation patients.
+    salience: source of the expert's salience.
+  """
+  found, patients = (result or {}).get('member_agreement'), 'test'
+  if not found and expert:
+    overlap, patients = expert['stability'].get(salience) or {}, 'validation'
+    found = {'k': expert['top_k'], 'jaccard': overlap.get('jaccard'), 'random': overlap.get('chance')}
+  if not found or not finite((interval(found['jaccard']) or {}).get('mean')):
     return None
-  return {**found, 'jaccard': interval(found['jaccard']), 'random': interval(found['random']),
-          'salience': (result or {}).get('salience', '')}
+  return {'k': found['k'], 'jaccard': interval(found['jaccard']), 'random': interval(found['random']),
+          'patients': patients, 'salience': salience}
+
+
+def paired(result: Mapping) -> list[dict]:
+  """A row a comparison of two arms and metric."""
+  rows = []
+  for row in result.get('paired') or []:
+    p = row.get('p')
+    rows.append({'a': row['a'], 'b': row['b'], 'metric': row['metric'].upper(),
+                 'diff': interval({'mean': row['diff'], 'ci95': row.get('ci95')}),
+                 'p': '–' if not finite(p) else f'{p:.3f}' if p >= 0.001 else '<0.001'})
+  return rows
 
 
 def transfer(found: Mapping[str, Mapping], glosses: Mapping[str, str]) -> list[dict]:
-  """A table a cohort that the run's models were taken to."""
+  """Tables of every cohort that the run's models were taken to: scores, calibration, paired differences."""
   tables = []
   for name, result in found.items():
     rows = [{'name': arm, 'gloss': glosses.get(arm, ''), 'token': drawing.token(arm),
-             **{m: interval(values.get(m)) for m in ('auroc', 'auprc', 'brier')},
-             'home': interval(values.get('auroc_at_home'))}
+             **{m: interval(values.get(m)) for m in ('auroc', 'auprc', 'brier', 'log_loss')},
+             'home': interval(values.get('auroc_at_home')), 'ece': values.get('calibration_error'),
+             **{m: (values.get('calibration') or {}).get(m) for m in ('slope', 'intercept')}}
             for arm, values in (result.get('arms') or {}).items()]
     if rows:
       found_of = result.get('features') or {}
       known = len(found_of.get('mapped') or ()), len(found_of.get('mapped') or ()) + len(found_of.get('lacking') or ())
-      tables.append({'name': result.get('cohort') or name, 'n': result.get('n_test'), 'rows': rows, 'known': known,
-                     'trained_on': result.get('trained_on') or ''})
+      cohort = result.get('cohort') or name
+      tables.append({'name': cohort if cohort == name else f'{cohort} ({name})', 'n': result.get('n_test'),
+                     'trained_on': result.get('trained_on') or '', 'known': known, 'rows': rows,
+                     'recalibrated': any(finite(row['slope']) for row in rows), 'paired': paired(result)})
   return tables
 
 
@@ -108,14 +131,3 @@ def costs(result: Mapping) -> list[dict]:
                    'parse_rate': arm.get('parse_rate'), 'seconds': cost.get('seconds'),
                    'new_tokens': cost.get('new_tokens'), 'compiled': bool(cost.get('with_compilation'))})
   return sorted(rows, key=lambda row: (not finite(row['seconds']), row['seconds'] if finite(row['seconds']) else 0))
-
-
-def layers(case: Mapping, top: int = 10) -> dict | None:
-  """The policy's attention by layer: features with most of it in any layer, in percent of each layer's sum."""
-  rows = [(f['name'], f['layers']) for f in case['features'] if f.get('layers')]
-  if not any(any(shares) for _, shares in rows):
-    return None
-  rows.sort(key=lambda row: -max(row[1]))
-  most = max(rows[0][1])
-  cells = lambda shares: [{'percent': 100 * x, 'weight': x / most} for x in shares]
-  return {'count': len(rows[0][1]), 'rows': [{'name': name, 'cells': cells(shares)} for name, shares in rows[:top]]}

@@ -1,7 +1,8 @@
-"""Settings of every test: CPU, strict rank promotion, one compile cache shared by all workers."""
+"""Settings of every test: CPU, strict rank promotion, one compile cache shared by all workers; and a browser."""
 
 import os
 import pathlib
+import sys
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ.setdefault('HF_HUB_OFFLINE', '1')
@@ -11,6 +12,7 @@ import jax
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT / 'tests'))
 OPTIMISED = ('lm', 'expert')  # numbers against other implementations, from programs as users compile them
 # Files of a minute and more come first, so that no worker is left with one at the end; those that start several
 # processes not side by side.
@@ -44,6 +46,16 @@ def pytest_runtest_setup(item):
     jax.clear_caches()  # what was compiled the other way would be used again
   jax.config.update('jax_disable_most_optimizations', quick)
   os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(quick))
+
+
+@pytest.fixture(scope='session')
+def chromium(tmp_path_factory):
+  """A running Chromium; tests that need it skip where it is absent."""
+  import browser
+  if browser.PROGRAM is None:
+    pytest.skip('no Chromium on this machine')
+  with browser.Browser(tmp_path_factory.mktemp('profile')) as running:
+    yield running
 
 
 @pytest.fixture(scope='session')

@@ -1,7 +1,7 @@
 """Several runs side by side: headline arms, what their settings differ in, learning curves, paired differences.
 
-The folders are the only input. Differences are paired where two runs judged the same patients (their hashed ids say
-so); nothing about a single patient is shown.
+The folders are the only input. Differences are paired where two runs judged the same patients: each folder's salt and
+split say who is behind its pseudonyms. Nothing about a single patient is shown.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from markupsafe import Markup
 
-from eagrl_jax.evaluation import bootstrap, drawing, learning, report
+from eagrl_jax.evaluation import bootstrap, drawing, learning, pseudonyms, report
 from eagrl_jax.evaluation.files import flat, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, interval, interval_text, number, range_text, signed
 from eagrl_jax.types import EagrlError
@@ -35,6 +35,7 @@ class Run:
   versions: Mapping[str, str]
   logs: Mapping[str, Sequence[Mapping]]  # stage -> rows
   ids: np.ndarray  # [n] of the test patients, sorted
+  named: bool  # whether they are the source's ids, not pseudonyms
   label: np.ndarray  # [n]
   prob: Mapping[str, np.ndarray]  # arm -> [n]
 
@@ -58,19 +59,22 @@ def read(folders: Sequence[Path]) -> list[Run]:
                     dict(flat(read_json(folder / 'config.json'), share=True)),
                     dict(flat(read_json(folder / 'environment.json') or {}, share=True)),
                     {stage: read_lines(folder / stage / 'metrics.jsonl') for stage in report.STAGES},
-                    *_predictions(folder / 'evaluate/predictions.parquet')))
+                    *_predictions(folder)))
   return runs
 
 
-def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-  """Ids, labels and every arm's probability in one order of patients; empty without a file."""
+def _predictions(folder: Path) -> tuple[np.ndarray, bool, np.ndarray, dict[str, np.ndarray]]:
+  """Ids, whether they are the source's, labels and every arm's probability in one order of patients; empty without."""
+  path = folder / 'evaluate/predictions.parquet'
   if not path.exists():
-    return np.empty(0, str), np.empty(0), {}
+    return np.empty(0, str), False, np.empty(0), {}
   columns = ['subject_id', 'arm', 'boolean_value', 'predicted_boolean_probability']
   try:
     ids, arm, label, prob = (np.asarray(column.to_pylist()) for column in pq.read_table(path, columns=columns))
   except (KeyError, OSError, ValueError) as error:
     raise EagrlError('evaluate/predictions.parquet cannot be read; run the evaluate stage again') from error
+  behind = pseudonyms.undone(folder, ids)
+  ids = ids if behind is None else behind
   found: dict[str, np.ndarray] = {}
   shared = np.unique(ids)
   labels = np.zeros(len(shared))
@@ -81,7 +85,7 @@ def _predictions(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarr
       raise EagrlError('evaluate/predictions.parquet does not hold every patient once in each arm; '
                        'run the evaluate stage again')
     found[name], labels = prob[mine][order].astype(float), label[mine][order].astype(float)
-  return shared, labels, found
+  return shared, behind is not None, labels, found
 
 
 def unpaired(a: Run, b: Run) -> str:
@@ -92,9 +96,9 @@ def unpaired(a: Run, b: Run) -> str:
     return 'their tasks differ'
   if not np.array_equal(a.ids, b.ids):
     same = len(np.intersect1d(a.ids, b.ids))
-    seeds = '' if a.settings.get('seed') == b.settings.get('seed') else \
-        '; ids are hashed with the seed, and the seeds differ: set evaluate.plain_ids in both to pair them'
-    return f'their test patients differ ({same:,} of {len(a.ids):,} and {len(b.ids):,} are the same){seeds}'
+    hidden = '' if a.named and b.named else \
+        f'; pseudonyms of two folders tell nothing: compare needs prepare/ and {pseudonyms.FILE} in both'
+    return f'their test patients differ ({same:,} of {len(a.ids):,} and {len(b.ids):,} are the same){hidden}'
   return '' if np.array_equal(a.label, b.label) else 'their outcomes differ'
 
 

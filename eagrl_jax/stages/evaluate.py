@@ -12,7 +12,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 
 import numpy as np
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from absl import logging
 
 from eagrl_jax import masked
-from eagrl_jax.evaluation import agreement, bootstrap, metrics, report
+from eagrl_jax.evaluation import agreement, bootstrap, metrics, pseudonyms, report
 from eagrl_jax.stages import beside, cases, early, inference, meds_predictions
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
@@ -115,21 +114,16 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
           'subgroups': beside.by_subgroup(context, data, probs, rows)}
 
 
-def hashed_id(subject_id: str, seed: int) -> str:
-  """Tells patients apart without naming them; with the cohort at hand the owner can compute it again."""
-  return hashlib.sha256(f'predictions/{seed}/{subject_id}'.encode()).hexdigest()[:16]
-
-
 def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray,
                       probs: dict[str, np.ndarray]) -> None:
-  """One row a patient and arm; ids are hashed unless `evaluate.plain_ids`."""
+  """One row a patient and arm; ids are pseudonyms unless `evaluate.plain_ids`."""
   names = [a for a in probs for _ in rows]
   time = data_lib.prediction_hours(data, context.config.data.window_hours)[rows]
   prob = np.concatenate([probs[a] for a in probs]).astype(np.float64)
   repeat = len(probs)
   ids = [str(i) for i in data.cohort.subject_id[rows]]
   if not context.config.evaluate.plain_ids:
-    ids = [hashed_id(i, context.config.seed) for i in ids]
+    ids = pseudonyms.of(ids, pseudonyms.salt(context.workdir))
   table = pa.table({
       'subject_id': ids * repeat,
       'prediction_time': np.tile(time, repeat),  # hours since the patient's first record

@@ -1,7 +1,7 @@
 """An evaluation's files for meds-evaluation: `evaluate/meds/<arm>.parquet`, row by row those of predictions.parquet.
 
-A subject_id is the patient's row in the prepared cohort, a prediction_time the hours since the first record, counted
-from 1970-01-01. With `evaluate.plain_ids` ids that are whole numbers stand as the source gives them, and so do the
+A subject_id is the patient's pseudonym as a number, a prediction_time the hours since the first record, counted from
+1970-01-01. With `evaluate.plain_ids` ids that are whole numbers stand as the source gives them, and so do the
 times of a MEDS label set; of other sources the cohort keeps no calendar.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from eagrl_jax.ehr.sources import bounded
-from eagrl_jax.evaluation import meds_predictions
+from eagrl_jax.evaluation import meds_predictions, pseudonyms
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages.context import Context
 from eagrl_jax.types import EagrlError
@@ -37,7 +37,7 @@ def whom_and_when(context: Context, data: data_lib.Data) -> tuple[np.ndarray, np
     time = first_labelled(Path(c.data.outcomes), ids)
   else:
     time = meds_predictions.after_epoch(data_lib.prediction_hours(data, c.data.window_hours))
-  return np.arange(len(ids)) if subject is None else subject, time
+  return pseudonyms.numbers(ids, pseudonyms.salt(context.workdir)) if subject is None else subject, time
 
 
 def first_labelled(outcomes: Path, subject_id: np.ndarray) -> np.ndarray:

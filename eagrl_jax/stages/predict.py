@@ -25,7 +25,8 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import event_rows, outcomes_csv
-from eagrl_jax.stages import checks, evaluate, finished, foreign, inference, pipeline, prepare
+from eagrl_jax.evaluation import pseudonyms
+from eagrl_jax.stages import checks, finished, foreign, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -57,7 +58,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         **({'features_sha256': finished.fingerprint(c.features)} if c.features else {}),
         'run': finished.stage_hash(workdir, c.policy),
         'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new')},
-        'plain_ids': plain, 'seed': context.config.seed}
+        'plain_ids': plain, 'seed': context.config.seed,
+        **({} if plain else {'id_salt_sha256': hashlib.sha256(pseudonyms.salt(workdir)).hexdigest()})}
     name = c.name or pathlib.Path(c.path).name.partition('.')[0] or 'new'
 
     def write(folder: pathlib.Path) -> dict:
@@ -105,7 +107,9 @@ def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_
   encoder.check(rows)
   arm = inference.answer(context, policy_name, encoder, policy, rows, unparsed, example=draws(cohort.subject_id))
   logging.info('%s: %.1f %% of the answers parsed', policy_name, 100 * arm.parsed.mean())
-  ids = [str(i) if plain_ids else evaluate.hashed_id(str(i), context.config.seed) for i in cohort.subject_id]
+  ids = [str(i) for i in cohort.subject_id]
+  if not plain_ids:
+    ids = pseudonyms.of(ids, pseudonyms.salt(context.workdir))
   pq.write_table(pa.table({
       'subject_id': ids,
       # hours since the patient's first record

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eagrl_jax import compare as command
-from eagrl_jax.evaluation import bootstrap, compare
+from eagrl_jax.evaluation import bootstrap, compare, pseudonyms
 from eagrl_jax.types import EagrlError
 
 N = 80
@@ -67,14 +67,30 @@ def test_paired_differences_are_those_of_the_same_patients_whatever_their_order(
 
 
 @pytest.mark.parametrize(('change', 'reason'), [
-    ({'ids': [*IDS[:-1], 'f' * 16]}, r'79 of 80 and 80 are the same\)$'),
-    ({'ids': [i[::-1] + 'x' for i in IDS], 'seed': 5}, 'the seeds differ'),
+    ({'ids': [*IDS[:-1], 'f' * 16]}, r'79 of 80 and 80 are the same\)'),
+    ({'ids': [i[::-1] + 'x' for i in IDS]}, r'compare needs prepare/ and id_salt.txt in both$'),
     ({'label': 1 - LABEL}, 'outcomes differ')])
 def test_other_patients_are_not_paired(tmp_path, folders, change, reason):
   found = compare.read([folders[0], make(tmp_path / 'other', 0.3, **change)])
   rows = compare.paired(found)
   assert len(rows) == 1 and re.search(reason, rows[0]['reason'])
   assert rows[0]['reason'] in compare.table(found)
+
+
+def test_patients_behind_two_folders_pseudonyms_are_paired_by_their_owner(tmp_path):
+  roots = [tmp_path / 'one', tmp_path / 'two']
+  for root, skill in zip(roots, (0.1, 0.4)):
+    root.mkdir()
+    make(root, skill, ids=pseudonyms.of(IDS, pseudonyms.salt(root)))
+  assert 'are not paired' in compare.table(compare.read(roots))
+  for root, order in zip(roots, (1, -1)):
+    (root / 'prepare').mkdir()
+    pq.write_table(pa.table({'subject_id': IDS[::order], 'split': ['held_out'] * N}), root / 'prepare/splits.parquet')
+  one, two = compare.read(roots)
+  assert one.ids.tolist() == two.ids.tolist() == sorted(IDS) and np.array_equal(one.label, LABEL)
+  text = compare.table([one, two])
+  assert 'are not paired' not in text and not any(i in text for i in IDS)
+  assert not any(i in compare.write([one, two], tmp_path / 'compare.html').read_text() for i in IDS)
 
 
 def test_only_settings_that_differ_are_listed_and_paths_are_not(runs):

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.splits import Splits
-from eagrl_jax.evaluation import meds_predictions, metrics
+from eagrl_jax.evaluation import meds_predictions, metrics, pseudonyms
 from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import evaluate
@@ -133,7 +133,8 @@ def test_a_file_an_arm_in_the_order_of_the_predictions(tmp_path):
   for arm in probs:
     table = pq.read_table(tmp_path / 'evaluate' / 'meds' / f'{arm}.parquet')
     mine = ours.filter(pc.equal(ours['arm'], arm))
-    assert table.schema.equals(meds_predictions.SCHEMA) and table['subject_id'].to_pylist() == [4, 1, 3]
+    assert table.schema.equals(meds_predictions.SCHEMA)
+    assert table['subject_id'].to_pylist() == [int(i[:15], 16) for i in mine['subject_id'].to_pylist()]
     assert table['prediction_time'].to_pylist() == [EPOCH + datetime.timedelta(hours=int(i) + 0.5) for i in rows]
     for name in ('boolean_value', 'predicted_boolean_value'):
       assert table[name].equals(mine[name])
@@ -144,12 +145,15 @@ def test_a_file_an_arm_in_the_order_of_the_predictions(tmp_path):
 
 
 @pytest.mark.parametrize(('ids', 'plain', 'subject'), [
-    (('31', '17', '5'), False, [0, 1, 2]), (('31', '17', '5'), True, [31, 17, 5]), (('a', '17', '5'), True, [0, 1, 2])])
+    (('31', '17', '5'), False, None), (('31', '17', '5'), True, [31, 17, 5]), (('a', '17', '5'), True, None)])
 def test_ids_and_times_are_the_sources_only_when_asked_for(tmp_path, ids, plain, subject):
   labels = tmp_path / 'labels.parquet'
   pq.write_table(pa.table({'subject_id': ids, 'prediction_time': [test_meds.moment(h) for h in (9, 8, 7)],
                            'boolean_value': [True, False, True]}), labels)
   whom, when = stage.whom_and_when(*run_of(tmp_path, ids, plain, 'meds', labels))
+  if subject is None:
+    subject = pseudonyms.numbers(ids, pseudonyms.salt(tmp_path)).tolist()
+    assert len({*subject, 31, 17, 5, 0, 1, 2}) == 9
   assert whom.tolist() == subject and whom.dtype == np.int64 and when.dtype == 'datetime64[us]'
   epoch = [EPOCH + datetime.timedelta(hours=h) for h in (0.5, 1.5, 2.5)]
   assert when.tolist() == ([test_meds.moment(h) for h in (9, 8, 7)] if plain else epoch)

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from eagrl_jax.evaluation import pseudonyms
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import graph, policy
 
@@ -128,7 +129,10 @@ def test_the_results_are_the_same(runs):
   read = lambda name: [json.loads((w / name).read_text()) for w, _, _ in runs.values()]
   near(*read('evaluate/metrics.json'))
   near(*read('search/summary.json'))
-  near(*[pq.read_table(w / 'evaluate/predictions.parquet').to_pydict() for w, _, _ in runs.values()])
+  predictions = [pq.read_table(w / 'evaluate/predictions.parquet').to_pydict() for w, _, _ in runs.values()]
+  ids = [pseudonyms.undone(w, table.pop('subject_id')) for table, (w, _, _) in zip(predictions, runs.values())]
+  assert len(ids[0]) and ids[0].tolist() == ids[1].tolist()
+  near(*predictions)
   for stage in ('expert', 'base', 'search', 'sft', 'rl'):
     near(*[[json.loads(line) for line in (w / stage / 'metrics.jsonl').read_text().splitlines()]
            for w, _, _ in runs.values()])

@@ -10,10 +10,10 @@ import pytest
 import transformers
 
 from eagrl_jax.ehr import store
-from eagrl_jax.evaluation import meds_predictions
+from eagrl_jax.evaluation import meds_predictions, pseudonyms
 from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import disk, evaluate, graph, pipeline, policy
+from eagrl_jax.stages import disk, graph, pipeline, policy
 from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
@@ -33,17 +33,16 @@ def test_a_run_leaves_the_promised_folder(finished):
   assert len(predictions['arm']) == 8 * 24 and set(predictions['split']) == {'held_out'}
   cohort = store.load(finished / 'prepare')
   assert len(set(predictions['subject_id'])) == 24 and not set(predictions['subject_id']) & set(cohort.subject_id)
-  assert set(predictions['subject_id']) <= {evaluate.hashed_id(i, 0) for i in cohort.subject_id}
+  assert set(predictions['subject_id']) <= set(pseudonyms.of(cohort.subject_id, pseudonyms.salt(finished)))
   for arm in metrics['arms']:  # in the order of predictions.parquet
     file = pq.read_table(finished / 'evaluate/meds' / f'{arm}.parquet')
     assert file.schema.equals(meds_predictions.SCHEMA)
     known = [predictions['arm'].index(arm) + i for i in range(24)]
-    assert [evaluate.hashed_id(cohort.subject_id[i], 0) for i in file['subject_id'].to_pylist()] == [
-        predictions['subject_id'][i] for i in known]
+    assert file['subject_id'].to_pylist() == [int(predictions['subject_id'][i][:15], 16) for i in known]
     np.testing.assert_allclose(file['predicted_boolean_probability'],
                                [predictions['predicted_boolean_probability'][i] for i in known], rtol=1e-7)
   page = (finished / 'report.html').read_text()
-  assert '<html' in page and 'order of the ids' in page and 'Decision curve' in page and 'too few' in page
+  assert '<html' in page and 'order of the ids' in page and 'Decision curve' in page and 'not shown' in page
   for stage in DONE:
     assert json.loads((finished / stage / 'done.json').read_text())['hash']
   for stage, steps in (('base', 4), ('rl', 2)):
@@ -61,6 +60,8 @@ def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(fini
   shutil.copytree(finished, workdir)
   times = lambda: {s: (workdir / s / 'done.json').stat().st_mtime_ns for s in DONE}
   before = times()
+  ids = lambda: pq.read_table(workdir / 'evaluate/predictions.parquet')['subject_id'].to_pylist()
+  pseudonymous = ids()
   config = micro_config()
   pipeline.run(config, workdir)
   assert before == times()
@@ -68,6 +69,7 @@ def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(fini
   pipeline.run(config, workdir)
   assert [s for s, t in times().items() if before[s] != t] == ['evaluate']
   assert len(list((workdir / 'superseded').iterdir())) == 1  # the old evaluation is kept
+  assert ids() == pseudonymous
 
 
 def test_hashes_follow_config_and_inputs(micro_config):

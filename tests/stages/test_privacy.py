@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl import logging as absl_logging
 
-from eagrl_jax.evaluation import report
+from eagrl_jax.evaluation import pseudonyms, report
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import export, pipeline
 from eagrl_jax.stages.context import Context
@@ -92,3 +92,11 @@ def test_what_is_passed_on_names_no_patient(run):
   assert {'predictions.parquet', 'rl.parquet'} <= {p.name for p in tables}
   for path in tables:
     assert ID.encode() not in path.read_bytes(), path.name
+
+
+def test_the_salt_stays_where_it_is(run):
+  workdir, said = run
+  secret = (workdir / pseudonyms.FILE).read_text()
+  assert len(secret) == 64 and secret not in said
+  for path in workdir.rglob('*'):
+    assert not path.is_file() or path.name == pseudonyms.FILE or secret.encode() not in path.read_bytes(), path.name

@@ -1,0 +1,78 @@
+"""Ids under which patients leave `prepare/`: keyed hashes whose key stays in the run's folder.
+
+Ids are few: a hash of an id alone, or with a salt that others know, is undone by hashing them all. So the salt is the
+secret key of an HMAC (ENISA, Pseudonymisation techniques and best practices, 2019, §5.1), drawn once a run's folder and
+never passed on. Within the folder a patient has one pseudonym; those of two folders have nothing in common.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from eagrl_jax.types import EagrlError
+
+FILE = 'id_salt.txt'
+_BYTES = 32
+
+
+def salt(workdir: Path) -> bytes:
+  """The folder's secret salt, made where there is none yet; the caller holds the folder.
+
+  Raises:
+    EagrlError: its file is damaged.
+  """
+  path = workdir / FILE
+  if not path.exists():
+    part = path.with_suffix('.part')
+    part.unlink(missing_ok=True)
+    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as file:
+      file.write(secrets.token_hex(_BYTES))
+    part.replace(path)
+  return _read(path)
+
+
+def of(subject_id: Sequence[str] | np.ndarray, key: bytes) -> list[str]:
+  """A pseudonym of 16 hexadecimal digits for each id."""
+  return [hmac.digest(key, str(i).encode(), 'sha256').hex()[:16] for i in subject_id]
+
+
+def numbers(subject_id: Sequence[str] | np.ndarray, key: bytes) -> np.ndarray:
+  """The first 15 digits of each pseudonym as a number, where ids must be numbers. `[N] -> [N] int64`"""
+  return np.array([int(found[:15], 16) for found in of(subject_id, key)], np.int64)
+
+
+def undone(workdir: Path, subject_id: np.ndarray) -> np.ndarray | None:
+  """The source's ids of a run's patients, for the owner of the folder; None where its files do not tell them all.
+
+  Args:
+    subject_id: `[n]` str, pseudonyms or the source's ids.
+  """
+  split = workdir / 'prepare/splits.parquet'
+  if not split.exists():
+    return None
+  try:
+    ids = pq.read_table(split, columns=['subject_id'])['subject_id'].to_pylist()
+  except (OSError, ValueError, pa.ArrowException) as error:
+    raise EagrlError('prepare/splits.parquet cannot be read; run the prepare stage again') from error
+  known = dict(zip(ids, ids))
+  if (workdir / FILE).exists():
+    known |= zip(of(ids, _read(workdir / FILE)), ids)
+  return np.array([known[i] for i in subject_id]) if all(i in known for i in subject_id) else None
+
+
+def _read(path: Path) -> bytes:
+  try:
+    key = bytes.fromhex(path.read_text())
+  except ValueError:
+    key = b''
+  if len(key) != _BYTES:
+    raise EagrlError(f'{path.name} is damaged; bring it back from a copy, or remove it and run evaluate again')
+  return key

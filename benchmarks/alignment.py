@@ -5,6 +5,8 @@
 
 Without recomputation, 8 x 1,024 tokens at SmolLM2's shape need more than 24 GB in the backward pass, tap or no tap.
 The memory case needs the `peers` extra. Goals: forward 1.05 x, forward and backward 1.10 x, a tenth of the maps' bytes.
+`roofline` is the time of the pass without the tap at the machine's matmul rate, a backward pass as two forward ones and
+recomputation not counted; of bytes, the rows that are handed out.
 """
 
 from __future__ import annotations
@@ -48,6 +50,11 @@ def loss(params, cfg, batch, tap, salience):
   return total
 
 
+def flops(cfg: LMConfig, rows: int, length: int, read: int) -> float:
+  """Of a forward pass without the tap and without the head."""
+  return measure.matmul_flops(cfg) * rows * length + measure.attention_flops(cfg, rows, length - read, rows, read)
+
+
 def map_bytes(cfg: LMConfig, batch) -> int:
   """Bytes of the maps that transformers hands out for these tokens."""
   import torch
@@ -69,21 +76,23 @@ def main() -> None:
   a = parser.parse_args()
   cfg = dataclasses.replace(measure.SHAPES[a.shape], remat=a.remat)
   params = jax.jit(lambda k: model.init(cfg, k))(jax.random.key(0))
+  peak, _, source = measure.peaks(cfg.compute_dtype)
   for length in a.lengths:
     batch, tap, salience = case(cfg, a.rows, length, a.read)
     shape = f'{a.shape} {a.rows} x {length}'
     temporary = {}
-    for name, fn in (('forward', loss), ('forward and backward', jax.grad(loss))):
+    for name, passes, fn in (('forward', 1, loss), ('forward and backward', 3, jax.grad(loss))):
       with_tap = jax.jit(lambda p, t, fn=fn: fn(p, cfg, batch, t, salience)).lower(params, tap).compile()
       without = jax.jit(lambda p, fn=fn: fn(p, cfg, batch, None, salience)).lower(params).compile()
       mine = measure.seconds(lambda: jax.block_until_ready(with_tap(params, tap)), a.reps)
       plain = measure.seconds(lambda: jax.block_until_ready(without(params)), a.reps)
-      measure.report(f'attention rows, {name}, {shape}', 's', mine, plain, 'the same pass without', None)
+      measure.report(f'attention rows, {name}, {shape}', 's', mine, plain, 'the same pass without',
+                     passes * flops(cfg, a.rows, length, a.read) / peak, peak_tflops=peak / 1e12, peak=source)
       temporary[name] = [c.memory_analysis().temp_size_in_bytes for c in (with_tap, without)]
     if not a.no_peer:
       extra = max(temporary['forward'][0] - temporary['forward'][1], 1)
       measure.report(f'attention rows, extra bytes, {shape}', 'bytes', float(extra), float(map_bytes(cfg, batch)),
-                     'transformers output_attentions=True', None)
+                     'transformers output_attentions=True', 4.0 * cfg.n_layers * a.rows * FEATURES)
 
 
 if __name__ == '__main__':

@@ -84,6 +84,12 @@ def matmul_flops(cfg: LMConfig) -> int:
   return 2 * cfg.n_layers * (attention + 3 * cfg.d_model * cfg.d_ff)
 
 
+def attention_flops(cfg: LMConfig, prompts: int, length: int, answers: int, new: int) -> float:
+  """Of scores and mixing, forward: `prompts` of `length` tokens, each read once, `answers` of `new` that see one."""
+  pairs = prompts * length**2 / 2 + answers * new * (length + new / 2)
+  return 4 * cfg.n_layers * cfg.n_heads * cfg.head_dim * pairs
+
+
 def report(name: str, unit: str, ours: float, peer: float | None, peer_name: str | None, roofline: float | None,
            **more: Any) -> None:
   """Prints the case as one JSON line; `ratio` above 1 means that ours is better.

@@ -9,6 +9,7 @@ its siblings in one call or one by one. Random weights, so no step ends early. N
 Goal: 20 x.
 
 Two more cases set the same search beside itself: steps of twice the length, and paths of a third of the depth.
+`roofline` is for the same tokens, every row alive at every step, its free tokens alone meeting the head.
 """
 
 from __future__ import annotations
@@ -77,6 +78,20 @@ def ours(cfg: LMConfig, work: Work, reps: int) -> tuple[float, int, float]:
   result = jax.device_get(search())
   nodes = int(result.tree.count.sum()) - work.trees
   return measure.seconds(lambda: jax.block_until_ready(search()), reps), nodes, float(result.length.sum()) / nodes
+
+
+def roofline(cfg: LMConfig, work: Work, nodes: int, length: float, flops: float, bandwidth: float) -> float:
+  """New nodes a second if prompts ran at the matmul rate and each token step at the slower of its FLOPs and its bytes.
+
+  Args:
+    length: tokens of a node.
+  """
+  rows, layers = work.trees * work.siblings, measure.matmul_flops(cfg)
+  head = min(work.step / length, 1) * cfg.vocab_size * cfg.d_model
+  cached = 2 * cfg.n_layers * cfg.n_kv_heads * cfg.head_dim * work.trees * work.prompt
+  read = jnp.dtype(cfg.compute_dtype).itemsize * (layers / 2 + head + cached)
+  step = max(read / bandwidth, rows * (layers + 2 * head) / flops)
+  return nodes / (work.trees * work.prompt * layers / flops + nodes * length / rows * step)
 
 
 class Node:
@@ -156,19 +171,23 @@ def main() -> None:
   work = Work(a.trees, a.rollouts, a.siblings, a.prompt, a.step, a.depth)
   name = (f'search {a.trees} trees x {a.rollouts} rollouts x {a.siblings} siblings x {a.step} tokens, depth {a.depth}, '
           f'{cfg.vocab_size} words')
+  flops, bandwidth, source = measure.peaks(cfg.compute_dtype)
   seconds, nodes, length = ours(cfg, work, a.reps)
   rate, more = nodes / seconds, {'new_nodes': nodes, 'tokens_a_node': length}
+  most = roofline(cfg, work, nodes, length, flops, bandwidth)
+  peak = {'peak_tflops': flops / 1e12, 'peak_gb_s': bandwidth / 1e9, 'peak': source}
   if a.no_peer:
-    measure.report(name, 'new nodes/s', rate, None, None, None, **more)
+    measure.report(name, 'new nodes/s', rate, None, None, most, **more, **peak)
   else:
     for together, how in ((True, 'siblings in one call'), (False, 'sibling by sibling')):
       elapsed, made = peer(cfg, work, together)
-      measure.report(name, 'new nodes/s', rate, made / elapsed, f'Python objects, generate, {how}', None, **more)
+      peers = f'Python objects, generate, {how}'
+      measure.report(name, 'new nodes/s', rate, made / elapsed, peers, most, **more, **peak)
   if not a.no_growth:
     for change, what in (({'step': 2 * a.step}, 'steps of twice the length'), ({'depth': 2}, 'paths of up to 2 steps')):
       other_seconds, other_nodes, other_length = ours(cfg, dataclasses.replace(work, **change), a.reps)
-      measure.report(f'{name}: a node', 's', seconds / nodes, other_seconds / other_nodes, f'ours with {what}', None,
-                     new_nodes=[nodes, other_nodes], tokens_a_node=[length, other_length])
+      measure.report(f'{name}: a node', 's', seconds / nodes, other_seconds / other_nodes, f'ours with {what}',
+                     1 / most, new_nodes=[nodes, other_nodes], tokens_a_node=[length, other_length], **peak)
 
 
 if __name__ == '__main__':

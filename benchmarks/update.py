@@ -83,8 +83,7 @@ def flops(cfg: LMConfig, work: Work) -> tuple[float, float]:
   """Of a rollout and of its update, when each prompt is read once for its group. Frozen weights have no gradient."""
   answers = work.rows * work.new
   weights = measure.matmul_flops(cfg) * work.tokens + 2 * cfg.vocab_size * cfg.d_model * answers
-  pairs = work.prompts * work.length**2 / 2 + answers * (work.length + work.new / 2)
-  attention = 4 * cfg.n_layers * cfg.n_heads * cfg.head_dim * pairs
+  attention = measure.attention_flops(cfg, work.prompts, work.length, work.rows, work.new)
   return weights + attention, (3 if cfg.lora is None else 2) * weights + 3 * attention
 
 

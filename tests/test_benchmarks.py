@@ -19,9 +19,13 @@ def test_attention_rows_print_one_line_a_case(monkeypatch, capsys):
   monkeypatch.setitem(measure.SHAPES, 'micro', micro)
   monkeypatch.setattr(sys, 'argv', ['alignment', '--shape=micro', '--rows=2', '--lengths=80', '--read=4', '--reps=1',
                                     '--no_peer'])
+  monkeypatch.setattr(measure, 'peaks', lambda dtype: (2e9, 1e9, 'given'))
   alignment.main()
   lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
   assert len(lines) == 2 and all(KEYS <= set(line) and line['ratio'] > 0 for line in lines)
+  layer = 2 * (16 * 16 + 2 * 16 * 8 + 16 * 16 + 3 * 16 * 16)  # q, k and v, o, mlp
+  forward = 2 * (80 * layer + 4 * 2 * 8 * (76 * 76 / 2 + 4 * (76 + 2)))
+  assert [line['roofline'] for line in lines] == pytest.approx([forward / 2e9, 3 * forward / 2e9], rel=1e-3)
 
 
 def test_a_ratio_above_one_is_ours(monkeypatch, capsys):
@@ -49,11 +53,16 @@ def test_expert_prints_one_line_for_each_number_of_members(monkeypatch, capsys, 
 
 def test_search_counts_its_new_nodes(monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))
-  from benchmarks import search
+  from benchmarks import measure, search
+  monkeypatch.setattr(measure, 'peaks', lambda dtype: (1e18, 1e9, 'given'))  # the bytes of a token step decide
   lines = run_micro(monkeypatch, capsys, search.main, '--shape=micro', '--trees=2', '--rollouts=1', '--siblings=2',
                     '--prompt=8', '--step=4', '--depth=1', '--reps=1', '--no_peer', '--no_growth')
   # One rollout to depth 1 expands the root and one of its children, which ends in one final step.
   assert len(lines) == 1 and KEYS <= set(lines[0]) and lines[0]['new_nodes'] in range(2 * 2, 2 * 3 + 1)
+  layer = 32 * (2 * 32 + 2 * 16) + 3 * 32 * 64  # o and q, k and v, mlp
+  free = 521 * 32 * 4 / lines[0]['tokens_a_node']  # of the head, met by 4 of a node's tokens
+  read = 4 * (2 * layer + free + 2 * 2 * 16 * 2 * 8)
+  assert lines[0]['roofline'] == pytest.approx(4 * 1e9 / (lines[0]['tokens_a_node'] * read), rel=1e-3)
 
 
 def test_scaling_sets_the_same_batch_on_one_device_beside_many(monkeypatch, capsys):

@@ -63,6 +63,11 @@ class Lesson:
   prompt: int
   answer: int
 
+  @property
+  def tokens(self) -> int:
+    """Of a forward and backward pass."""
+    return self.micro * (self.prompt + self.answers * self.answer)
+
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
@@ -78,8 +83,7 @@ def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Iterator[S
   """The stages that hold the policy, each as soon as it is worked out."""
   weights = local_bytes(model.abstract(lm, mesh))
   if sizes.lessons:
-    yield max((supervised_stage(c, lm, mesh, field, lesson) for field, lesson in sizes.lessons.items()),
-              key=lambda s: s.total)
+    yield supervised_stage(c, lm, mesh, *max(sizes.lessons.items(), key=lambda item: item[1].tokens))
   yield Stage('search', {'weights': weights, 'KV': search_kv(c, lm, mesh, sizes)})
   trajectories = Lesson(c.sft.batch, c.sft.micro_batch, c.search.top_k, sizes.prompt, sizes.trajectory)
   yield supervised_stage(c, lm, mesh, 'sft.micro_batch', trajectories)

@@ -82,6 +82,15 @@ def test_advice_for_base_names_the_lesson_that_weighs_most(micro_config):
   assert '--config.base.short_micro_batch=4' in memory.advice(micro_config(), make_mesh(1, 1, 1), stage)
 
 
+def test_base_is_planned_at_its_longest_pass(monkeypatch, micro_config):
+  planned = []
+  monkeypatch.setattr(memory, 'supervised_stage', lambda c, lm, mesh, field, lesson: planned.append(field))
+  short, whole = memory.Lesson(64, 8, 1, 64, 64), memory.Lesson(16, 2, 5, 400, 160)  # 1,024 and 2,400 tokens
+  for first, second in ((short, whole), (whole, short)):
+    next(memory.predict(micro_config(), LM, make_mesh(), memory.Sizes(400, 20, 48, {'a': first, 'b': second})))
+  assert planned == ['b', 'a']
+
+
 def test_what_base_is_taught_is_no_longer_than_estimated(finished, micro_config):
   context = Context(micro_config(), finished, make_mesh())
   data = data_lib.load(context)

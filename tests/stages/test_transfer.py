@@ -55,6 +55,7 @@ def test_from_one_synthetic_site_to_the_other(run, capsys):
       low, high = arm[metric]['ci95']
       assert low <= high and arm[metric]['n_resamples'] > 0
     assert set(arm['auroc_at_home']) == {'point', 'ci95'}
+    assert set(arm['calibration']) == {'slope', 'intercept'}
   assert {(row['a'], row['b'], row['metric']) for row in result['paired']} >= {('rl', 'expert', 'auroc'),
                                                                              ('rl', 'expert', 'auprc')}
   assert (result['trained_on'], result['n_test'], result['mapped_features']) == ('synthetic-mimic', 40, 20)

@@ -28,12 +28,20 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from eagrl_jax.evaluation import pseudonyms
+
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIG = ROOT / 'tests' / 'multi_process' / 'small.py'
 WEIGHTS = ('policy/params', 'members')  # folders of weights; Orbax notes the time in them
 CLOCKS = ('done.json', 'started.json')
 # Answers of the smallest policy cannot be parsed and all earn the same: without these its rl changes no weight.
 MOVING = ('--config.rl.align_rows=all', '--config.rl.dynamic_sampling=False', '--config.rl.warmup=0')
+
+
+def share_salt(one: pathlib.Path, two: pathlib.Path) -> None:
+  """Gives a new folder a finished run's secret, so that the pseudonyms of both are the same."""
+  two.mkdir(exist_ok=True)
+  shutil.copy(one / pseudonyms.FILE, two)
 
 
 def differences(one: pathlib.Path, two: pathlib.Path, stages: Container[str] | None = None) -> list[str]:
@@ -153,6 +161,7 @@ def main() -> None:
     span = sum(json.loads(p.read_text())['seconds'] for p in reference.glob('*/done.json'))
     while kills < words.kills and not bad:
       shutil.rmtree(workdir, ignore_errors=True)
+      share_salt(reference, workdir)
       run = one_run(start, workdir, words.kills - kills, generator, span)
       kills, runs = kills + run.kills, runs + 1
       by_stage.update(run.stages)

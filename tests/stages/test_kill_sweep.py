@@ -33,6 +33,7 @@ def start(workdir):
 
 
 def test_three_kills_leave_no_trace(kills, finished, tmp_path):
+  kills.share_salt(finished, tmp_path / 'w')
   run = kills.one_run(start, tmp_path / 'w', 3, np.random.default_rng(0), 12.0)
   assert not run.failed and run.kills == len(run.stages) >= 1
   assert kills.differences(finished, tmp_path / 'w') == []

@@ -22,7 +22,7 @@ from configs import defaults
 from eagrl_jax.lm import lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import memory, settings
+from eagrl_jax.stages import memory, programs, settings
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.optimizer import make_optimizer
 
@@ -58,21 +58,21 @@ def filled(shapes):
   return jax.tree.map(one, shapes)
 
 
-def compare(c, lm: LMConfig, sizes: memory.Sizes) -> dict[str, tuple[int, int]]:
+def compare(c, lm: LMConfig, sizes: programs.Sizes) -> dict[str, tuple[int, int]]:
   """Moment of the rl stage -> predicted and measured bytes, weights and optimiser included."""
   mesh = make_mesh()
   optimizer = make_optimizer(settings.optimizer(c, 'rl', 100))
   shapes = model.abstract(lm, mesh)
   state = state_lib.abstract(lm, optimizer, mesh)
   weights, moments = memory.local_bytes(shapes), memory.local_bytes(state.opt_state)
-  update = memory.rl_step(c, lm, mesh, sizes)
-  generate = memory.rollout(c, lm, mesh, sizes, 'rl')
+  update = programs.rl_step(c, lm, mesh, sizes)
+  generate = programs.rollout(c, lm, mesh, sizes, 'rl')
   predicted = {'rollout': weights + moments + sum(memory.rollout_parts(c, lm, mesh, sizes, 'rl').values()),
                'update': weights + moments + update.memory_analysis().temp_size_in_bytes + memory.unplanned(lm, mesh)}
   where = model.param_shardings(lm, mesh)
   key = jax.random.key(0)
   init = jax.jit(lambda k: model.init(lm, k), out_shardings=where).lower(key).compile()
-  batch, prompt = filled(memory.rl_batch(c, mesh, sizes)), filled(memory.prompt(mesh, c.rl.prompts, sizes.prompt))
+  batch, prompt = filled(programs.rl_batch(c, mesh, sizes)), filled(programs.prompt(mesh, c.rl.prompts, sizes.prompt))
   start = (restart(), held())[1]
   params = jax.block_until_ready(init(key))
   state = state_lib.from_params(params, lm, optimizer, mesh)
@@ -106,7 +106,7 @@ def main() -> None:
   c.rl.update(prompts=a.prompts, group=a.group, max_new=a.new, micro_batch=a.micro, minibatches=1, kl=0.0)
   c.lm.update(remat=a.remat, compute_dtype=a.compute_dtype, lora_rank=a.lora_rank)
   lm = dataclasses.replace(settings.shaped(measure.SHAPES[a.shape], c), vocab_size=measure.SHAPES[a.shape].vocab_size)
-  for name, (predicted, measured) in compare(c, lm, memory.Sizes(a.length, 64, a.new)).items():
+  for name, (predicted, measured) in compare(c, lm, programs.Sizes(a.length, 64, a.new)).items():
     measure.report(f'memory of the {name}, {a.shape}, remat {a.remat}, lora {a.lora_rank}', 'bytes', float(predicted),
                    float(measured), 'measured', None)
 

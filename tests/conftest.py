@@ -20,7 +20,7 @@ LONG = (
     'multi_process/test_pipeline_processes.py', 'stages/test_memory.py', 'stages/test_privacy.py', 'expert/test_gru.py',
     'multi_process/test_interrupted.py', 'stages/test_adapters.py', 'rl/test_update.py', 'stages/test_preemption.py',
     'multi_device/test_update_sharded.py', 'stages/test_kill_sweep.py', 'multi_device/test_collectives.py',
-    'search/test_steps.py', 'test_main.py', 'stages/test_disk.py', 'lm/test_sampler.py')
+    'stages/test_advice.py', 'search/test_steps.py', 'test_main.py', 'stages/test_disk.py', 'lm/test_sampler.py')
 SHARED = ROOT.parent / 'shared'
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -39,8 +39,7 @@ def run(context: Context) -> None:
   arms: dict[str, Arm] = {}
   others: dict[str, Arm] = {}
   by_layer = None
-  for name in policy_lib.POLICIES:
-    policy = policy_lib.load(context.folder(name), context.mesh)
+  for name, policy in policy_lib.in_turn(context):
     encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
     arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)
     logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows) * c.samples)

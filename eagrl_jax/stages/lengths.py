@@ -6,7 +6,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from eagrl_jax.stages import memory
+from eagrl_jax.stages import programs
 from eagrl_jax.types import EagrlError
 
 
@@ -17,7 +17,7 @@ def answer(c: ConfigDict) -> int:
 
 def trajectory(c: ConfigDict, step: int = 0) -> int:
   """Upper estimate of an answer of steps of so many tokens (0 = the search's): these, the names, and the final step."""
-  step = step or memory.step_tokens(c)
+  step = step or programs.step_tokens(c)
   return 16 * math.ceil((step * c.search.max_depth + 4 * c.reward.top_k + 32) / 16)
 
 

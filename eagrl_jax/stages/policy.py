@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 
 import jax
 from jax.sharding import Mesh
@@ -15,6 +16,7 @@ from eagrl_jax.lm.config import LMConfig, LoraConfig, RopeScaling
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.rl import engine, rollouts
 from eagrl_jax.stages import settings
+from eagrl_jax.stages.context import Context
 from eagrl_jax.train import checkpoint, processes
 from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
 
@@ -58,6 +60,15 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
     raise EagrlError(f'{source} was written by another version of eagrl_jax; run it in a new --workdir') from e
   params = checkpoint.load_params(source / 'params', like=model.abstract(config, mesh))
   return Policy(params, config, tokenizer(folder))
+
+
+def in_turn(context: Context) -> Iterator[tuple[str, Policy]]:
+  """Every policy of a run by its stage; its weights are freed before the next one's are read."""
+  for name in POLICIES:
+    policy = load(context.folder(name), context.mesh)
+    yield name, policy
+    for x in jax.tree.leaves(policy.params):
+      x.delete()
 
 
 def tokenizer(folder: pathlib.Path) -> Tokenizer:

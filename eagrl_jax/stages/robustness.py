@@ -58,8 +58,7 @@ def run(context: Context) -> None:
                                   data.cohort.features, statistics, seed,
                                   None if data.visits.censor is None else data.visits.censor[rows])
   said, sets = {}, {}
-  for name in policy_lib.POLICIES:
-    policy = policy_lib.load(context.folder(name), context.mesh)
+  for name, policy in policy_lib.in_turn(context):
     said[name], sets[name] = policy_answers(context, name, policy, data, rows, conditions)
   processes.first(lambda: write(context, data, statistics, rows, conditions, said, sets))
 

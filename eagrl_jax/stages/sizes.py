@@ -11,17 +11,17 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import warmup
 from eagrl_jax.ehr.sources import (
-    mimic4_features,
-    physionet2012_features,
-    synthetic_features,
-    tjh_features,
-    yaib_features,
+  mimic4_features,
+  physionet2012_features,
+  synthetic_features,
+  tjh_features,
+  yaib_features,
 )
 from eagrl_jax.lm import gguf_io, hf_io, lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
+from eagrl_jax.stages import advice, lengths, lessons, memory, policy, programs, settings
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import lengths, lessons, memory, policy, settings
 from eagrl_jax.stages.context import Context
 
 FEATURES = {'synthetic': len(synthetic_features.DEFAULT_FEATURES), 'tjh': len(tjh_features.FEATURES),
@@ -53,7 +53,7 @@ def prompt_tokens(c: ConfigDict, shown: int, visits: int, bucket: int) -> int:
   return math.ceil(estimate / bucket) * bucket
 
 
-def taught(c: ConfigDict, prompt: int) -> dict[str, memory.Lesson]:
+def taught(c: ConfigDict, prompt: int) -> dict[str, programs.Lesson]:
   """What the base stage is taught (`stages.lessons`), by the field of its micro-batch; upper estimates of lengths.
 
   Args:
@@ -64,11 +64,12 @@ def taught(c: ConfigDict, prompt: int) -> dict[str, memory.Lesson]:
   found = {}
   if b.short_steps:
     short = prompt_tokens(c, min(b.short_features, count), 1, lessons.SHORT_BUCKET)
-    found['base.short_micro_batch'] = memory.Lesson(b.short_batch, b.short_micro_batch, 1, short,
-                                                    findings(warmup.ASKED))
+    found['base.short_micro_batch'] = programs.Lesson(b.short_batch, b.short_micro_batch, 1, short,
+                                                      findings(warmup.ASKED))
   if b.steps:
-    longest = max(lengths.trajectory(c, READ + memory.STEP_TAGS), findings(min(warmup.DRILL, count)))
-    found['base.micro_batch'] = memory.Lesson(b.batch, b.micro_batch, b.answers + len(lessons.DRILLS), prompt, longest)
+    longest = max(lengths.trajectory(c, READ + programs.STEP_TAGS), findings(min(warmup.DRILL, count)))
+    found['base.micro_batch'] = programs.Lesson(b.batch, b.micro_batch, b.answers + len(lessons.DRILLS), prompt,
+                                                longest)
   return found
 
 
@@ -87,7 +88,7 @@ def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> I
   count = FEATURES[c.data.source]
   prompt, how = (longest_prompt(run), 'as in this folder') if run else (
       prompt_tokens(c, count, min(c.prompt.max_values, c.data.max_visits), c.prompt.bucket), 'estimated')
-  sizes = memory.Sizes(prompt, count, lengths.trajectory(c), taught(c, prompt))
+  sizes = programs.Sizes(prompt, count, lengths.trajectory(c), taught(c, prompt))
   total = sum(x.size for x in jax.tree.leaves(model.abstract(lm)))
   trained = sum(x.size for x in jax.tree.leaves(lora.split(model.abstract(lm), lm)[0]))
   s, t, g = sizes.prompt, c.rl.max_new, c.rl.group
@@ -101,11 +102,11 @@ def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> I
   yield f'memory a device, MiB, of {room / 2**20:.0f}; each step is compiled for it:'
   if jax.default_backend() == 'cpu' and lm.compute_dtype == 'bfloat16':
     yield '  (a CPU widens bfloat16 products to float32: activations are up to three times those of a GPU or TPU)'
-  for stage in memory.predict(c, lm, mesh, sizes):
-    parts = ', '.join(f'{name} {size / 2**20:.1f}' for name, size in stage.parts.items())
-    yield f'  {stage.name:10s} {stage.total / 2**20:10.1f}  = {parts}'
-    if stage.total > memory.HEADROOM * room:
-      yield f'  {stage.name} will not fit; {memory.advice(c, mesh, stage)}'
+  for moment in memory.predict(c, lm, mesh, sizes):
+    parts = ', '.join(f'{name} {size / 2**20:.1f}' for name, size in moment.parts.items() if size)
+    yield f'  {moment.stage:10s} {moment.total / 2**20:10.1f}  = {parts}'
+    if moment.total > memory.HEADROOM * room:
+      yield f'  {moment.stage} will not fit; {advice.advice(c, lm, mesh, moment)}'
 
 
 def longest_prompt(run: Context) -> int:

@@ -126,8 +126,7 @@ def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: for
   unparsed = data_lib.prevalence(home)
   arms: dict[str, inference.Arm] = {}
   blind = dataclasses.replace(data, cohort=foreign.blinded(data.cohort))
-  for name in policy_lib.POLICIES:
-    policy = policy_lib.load(context.folder(name), context.mesh)
+  for name, policy in policy_lib.in_turn(context):
     encoder = data_lib.encoder(context, blind, policy.tokenizer, policy.config)
     encoder.check(rows)
     arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)

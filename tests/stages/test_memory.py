@@ -1,4 +1,4 @@
-"""What a dry run predicts against what is then held; its advice; devices that are only pretended."""
+"""What a dry run predicts against what is then held; devices that are only pretended."""
 
 import dataclasses
 import json
@@ -13,9 +13,11 @@ import pytest
 
 from eagrl_jax.lm import cache, model
 from eagrl_jax.lm.config import LMConfig, LoraConfig
+from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.mesh import make_mesh
+from eagrl_jax.search.grammar_compiler import compile_grammar
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import lessons, memory, pipeline, policy, settings, sizes
+from eagrl_jax.stages import lessons, memory, pipeline, policy, programs, settings, sizes
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.optimizer import make_optimizer
@@ -44,7 +46,7 @@ def compare() -> None:
   from configs import defaults
   c = defaults.get_config()
   c.rl.update(prompts=16, group=4, max_new=48, micro_batch=4, minibatches=1, kl=0.0)
-  print(json.dumps(bench.compare(c, LM, memory.Sizes(512, 20, 48))))
+  print(json.dumps(bench.compare(c, LM, programs.Sizes(512, 20, 48))))
 
 
 @pytest.mark.parametrize('lora', [None, LoraConfig(4, 8.0, ('q_proj', 'down_proj'))])
@@ -53,42 +55,51 @@ def test_weights_and_optimiser_are_exact(lora, micro_config):
   optimizer = make_optimizer(settings.optimizer(micro_config(), 'rl', 10))
   state = state_lib.create(lm, optimizer, jax.random.key(0), mesh)
   held = lambda tree: sum(x.nbytes for x in jax.tree.leaves(tree))
-  assert memory.held_by_training(micro_config(), lm, mesh, 'rl') == {
+  assert memory.held_by(micro_config(), lm, mesh, 'rl') == {
       'weights': held(model.init(lm, jax.random.key(0))), 'optimiser': held(state.opt_state),
       'reference': held(state.params)}
   assert memory.kv_bytes(lm, mesh) == held(cache.empty(lm, 1, 1, 1))
 
 
-@pytest.mark.parametrize(('parts', 'change', 'words'), [
-    ({'activations': 9, 'weights': 1}, {}, 'rl.micro_batch=2'),
-    ({'activations': 9, 'weights': 1}, {'rl.micro_batch': 1}, 'lm.remat=dots'),
-    ({'activations': 9, 'weights': 1}, {'rl.micro_batch': 1, 'lm.remat': 'dots'}, 'lm.remat=full'),
-    ({'KV': 9, 'weights': 1}, {}, 'rl.prompts=4'),
-    ({'reference': 9, 'weights': 1}, {}, 'rl.kl=0'),
-    ({'optimiser': 9, 'weights': 8}, {'lm.checkpoint': 'some/model'}, 'lm.lora_rank=16'),
-    ({'weights': 9, 'optimiser': 8}, {'lm.checkpoint': 'some/model', 'lm.lora_rank': 4}, 'lm.compute_dtype=bfloat16'),
-    ({'weights': 9}, {'lm.compute_dtype': 'bfloat16', 'lm.lora_rank': 4}, 'larger devices'),
-])
-def test_advice_names_the_field_of_the_largest_part(parts, change, words, micro_config):
-  c = micro_config()
-  for field, value in change.items():
-    section, name = field.split('.')
-    c[section][name] = value
-  assert words in memory.advice(c, make_mesh(1, 1, 1), memory.Stage('rl', parts, 'rl.micro_batch'))
+def test_the_search_is_planned_as_it_runs(micro_config, monkeypatch):
+  """With a tokenizer's own grammar, whose steps may be shorter than estimated; in bfloat16 with a copy of weights."""
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks import search as bench
+  c, lm, mesh = micro_config(), dataclasses.replace(LM, compute_dtype='bfloat16'), make_mesh()
+  c.search.update(max_depth=2, question_tokens=16, answer_tokens=16)
+  words = train_tokenizer([bench.FORMAT.format(i, bench.FINAL) for i in (1, 2)], bench.NAMES, 400)
+  grammar = compile_grammar(words, bench.NAMES, lm.vocab_size, settings.grammar(c, 'mortality'))
+  monkeypatch.setattr(programs, 'STEP_TAGS', grammar.inner_tokens - 32)
+  parts = memory.search_parts(c, lm, mesh, programs.Sizes(128, len(bench.NAMES), 0))
+  monkeypatch.setattr(programs, 'grammar', lambda *_: grammar)
+  plan = programs.search(c, lm, mesh, programs.Sizes(128, len(bench.NAMES), 0)).memory_analysis()
+  real = plan.temp_size_in_bytes + plan.output_size_in_bytes
+  matrices = [x for x in jax.tree.leaves(model.abstract(lm)) if x.ndim > 2 or x.shape[0] == lm.vocab_size]
+  assert parts['copy'] == sum(2 * x.size for x in matrices) and parts['copy'] + parts['KV'] < real
+  assert abs(sum(parts.values()) - real) < 0.1 * real
 
 
-def test_advice_for_base_names_the_lesson_that_weighs_most(micro_config):
-  stage = memory.Stage('base', {'activations': 9, 'weights': 1}, 'base.short_micro_batch')
-  assert '--config.base.short_micro_batch=4' in memory.advice(micro_config(), make_mesh(1, 1, 1), stage)
+def test_a_policy_is_freed_before_the_next_is_read(micro_config, tmp_path, monkeypatch):
+  """So that an evaluation holds one policy, as is predicted."""
+  read = []
+
+  def load(folder, mesh):
+    assert all(p.params['w'].is_deleted() for p in read)
+    read.append(policy.Policy({'w': jax.numpy.ones(3)}, LM, None))
+    return read[-1]
+
+  monkeypatch.setattr(policy, 'load', load)
+  for i, (name, given) in enumerate(policy.in_turn(Context(micro_config(), tmp_path, make_mesh()))):
+    assert (name, given) == (policy.POLICIES[i], read[i]) and not given.params['w'].is_deleted()
+  assert all(p.params['w'].is_deleted() for p in read) and len(read) == 3
 
 
-def test_base_is_planned_at_its_longest_pass(monkeypatch, micro_config):
-  planned = []
-  monkeypatch.setattr(memory, 'supervised_stage', lambda c, lm, mesh, field, lesson: planned.append(field))
-  short, whole = memory.Lesson(64, 8, 1, 64, 64), memory.Lesson(16, 2, 5, 400, 160)  # 1,024 and 2,400 tokens
-  for first, second in ((short, whole), (whole, short)):
-    next(memory.predict(micro_config(), LM, make_mesh(), memory.Sizes(400, 20, 48, {'a': first, 'b': second})))
-  assert planned == ['b', 'a']
+def test_base_is_planned_at_its_longest_pass(micro_config):
+  short, whole = programs.Lesson(64, 8, 1, 64, 64), programs.Lesson(16, 2, 5, 400, 160)  # 1,024 and 2,400 tokens
+  for first, second, longest in ((short, whole, 'b'), (whole, short, 'a')):
+    sizes = programs.Sizes(400, 20, 48, {'a': first, 'b': second})
+    assert memory.things(micro_config(), sizes, 'base') == (longest,)
+  assert memory.things(micro_config(), programs.Sizes(400, 20, 48), 'base') == ()
 
 
 def test_what_base_is_taught_is_no_longer_than_estimated(finished, micro_config):

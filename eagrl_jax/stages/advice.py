@@ -10,23 +10,25 @@ from ml_collections import ConfigDict
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.stages.memory import Moment
 
-WHOLE = {'weights': ('mesh.fsdp', 'lm.lora_rank', 'lm.compute_dtype')}
-TRAINED = WHOLE | {'optimiser': ('mesh.fsdp', 'lm.lora_rank')}
-REFERENCE = {'reference': ('rl.kl', 'mesh.fsdp', 'lm.lora_rank')}
+Fields = dict[str, tuple[str, ...]]  # part of memory -> config fields
+
+WHOLE: Fields = {'weights': ('mesh.fsdp', 'lm.lora_rank', 'lm.compute_dtype')}
+TRAINED: Fields = WHOLE | {'optimiser': ('mesh.fsdp', 'lm.lora_rank')}
+REFERENCE: Fields = {'reference': ('rl.kl', 'mesh.fsdp', 'lm.lora_rank')}
 
 
-def _update(micro: str) -> dict[str, tuple[str, ...]]:
+def _update(micro: str) -> Fields:
   return TRAINED | {'activations': (micro, 'lm.remat', 'mesh.fsdp')}
 
 
-def _read(*fields: str) -> dict[str, tuple[str, ...]]:
+def _read(*fields: str) -> Fields:
   """Of a loop that reads copied weights for so many prompts, answers to each, and tokens; logits have the first two."""
   return {'copy': ('mesh.fsdp', 'lm.lora_rank'), 'KV': fields, 'activations': fields[:2]}
 
 
 SEARCHED = WHOLE | _read('search.trees', 'search.candidates')
 # (stage, moment) -> part -> fields that shrink it, the first of them that still can.
-FIXES: dict[tuple[str, str], dict[str, tuple[str, ...]]] = {
+FIXES: dict[tuple[str, str], Fields] = {
     ('base', 'base.short_micro_batch'): _update('base.short_micro_batch'),
     ('base', 'base.micro_batch'): _update('base.micro_batch'),
     ('search', 'search'): SEARCHED,

@@ -21,10 +21,12 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from eagrl_jax.lm import flash
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages import disk, graph
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import preemption, processes
+from eagrl_jax.types import EagrlError
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -48,9 +50,11 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _checked(config: ConfigDict) -> dict[str, str]:
   """The stages' hashes of a config that can work on these devices."""
-  from eagrl_jax.stages import checks
+  from eagrl_jax.stages import checks, sizes
   checks.check(config)
-  make_mesh(**config.mesh.to_dict())
+  mesh, shape = make_mesh(**config.mesh.to_dict()), sizes.policy_shape(config)
+  if shape is not None and (reason := flash.misfit(shape.attention, mesh, shape.n_kv_heads)):
+    raise EagrlError(reason)
   return graph.stage_hashes(config)
 
 
@@ -103,9 +107,8 @@ def describe(config: ConfigDict, workdir: pathlib.Path, device_bytes: int = 0) -
   Args:
     device_bytes: memory of a device to plan for; 0 = of the one that is there.
   """
-  from eagrl_jax.stages import checks, sizes
-  checks.check(config)
-  hashes = graph.stage_hashes(config)
+  from eagrl_jax.stages import sizes
+  hashes = _checked(config)
   print(json.dumps(config.to_dict(), indent=2, default=str))
   print(f'\nworkdir {workdir}')
   for stage in graph.selected(config):
@@ -115,9 +118,10 @@ def describe(config: ConfigDict, workdir: pathlib.Path, device_bytes: int = 0) -
     print(f'  {stage.name:10s} {hashes[stage.name]}  {state}')
   print()
   ready = all(disk.read_hash(workdir / name / 'done.json') == hashes[name] for name in ('prepare', 'base'))
-  run = Context(config, workdir, make_mesh(**config.mesh.to_dict())) if ready else None
-  for line in sizes.lines(config, device_bytes, run):
-    print(line, flush=True)
+  mesh = make_mesh(**config.mesh.to_dict())
+  with jax.set_mesh(mesh):  # as `run` does: without it several devices are given another program
+    for line in sizes.lines(config, device_bytes, Context(config, workdir, mesh) if ready else None):
+      print(line, flush=True)
 
 
 def environment() -> dict:

@@ -10,8 +10,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.stages.memory import Moment
 
-Fields = dict[str, tuple[str, ...]]  # part of memory -> config fields
-
+Fields = dict[str, tuple[str, ...]]  # part -> those that shrink it, the first of them that still can
 WHOLE: Fields = {'weights': ('mesh.fsdp', 'lm.lora_rank', 'lm.compute_dtype')}
 TRAINED: Fields = WHOLE | {'optimiser': ('mesh.fsdp', 'lm.lora_rank')}
 REFERENCE: Fields = {'reference': ('rl.kl', 'mesh.fsdp', 'lm.lora_rank')}
@@ -26,9 +25,8 @@ def _read(*fields: str) -> Fields:
   return {'copy': ('mesh.fsdp', 'lm.lora_rank'), 'KV': fields, 'activations': fields[:2]}
 
 
-SEARCHED = WHOLE | _read('search.trees', 'search.candidates')
-# (stage, moment) -> part -> fields that shrink it, the first of them that still can.
-FIXES: dict[tuple[str, str], Fields] = {
+SEARCHED: Fields = WHOLE | _read('search.trees', 'search.candidates')
+FIXES: dict[tuple[str, str], Fields] = {  # by stage and moment
     ('base', 'base.short_micro_batch'): _update('base.short_micro_batch'),
     ('base', 'base.micro_batch'): _update('base.micro_batch'),
     ('search', 'search'): SEARCHED,

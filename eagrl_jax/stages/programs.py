@@ -128,9 +128,7 @@ def step_tokens(c: ConfigDict) -> int:
 
 def grammar(c: ConfigDict, lm: LMConfig, features: int) -> Grammar:
   """Shapes of the search's automaton; how many states and choices it has is a guess, and small beside its logits."""
-  def like(dtype: type, *shape: int) -> Any:  # a shape stands where an array will
-    return jax.ShapeDtypeStruct(shape, dtype)
-
+  like: Any = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype)
   ids, v, q, w = np.int32, lm.vocab_size, STATES, max(CHOICES, features)
   state, edge = like(ids, q), like(ids, q, w)
   words, asked = like(np.bool_, v), like(ids, STEP_TAGS)

@@ -68,7 +68,7 @@ def test_the_search_is_planned_as_it_runs(micro_config, monkeypatch):
   c, lm, mesh = micro_config(), dataclasses.replace(LM, compute_dtype='bfloat16'), make_mesh()
   c.search.update(max_depth=2, question_tokens=16, answer_tokens=16)
   words = train_tokenizer([bench.FORMAT.format(i, bench.FINAL) for i in (1, 2)], bench.NAMES, 400)
-  grammar = compile_grammar(words, bench.NAMES, lm.vocab_size, settings.grammar(c, 'mortality'))
+  grammar = compile_grammar(words, bench.NAMES, lm.vocab_size, settings.grammar(c))
   monkeypatch.setattr(programs, 'STEP_TAGS', grammar.inner_tokens - 32)
   parts = memory.search_parts(c, lm, mesh, programs.Sizes(128, len(bench.NAMES), 0))
   monkeypatch.setattr(programs, 'grammar', lambda *_: grammar)

@@ -76,9 +76,12 @@ def test_an_absent_config_file_names_a_near_one(tmp_path):
 
 
 def test_dry_run_touches_nothing(tmp_path):
-  result = call('--config=configs/rl.py', f'--workdir={tmp_path / "w"}', '--dry_run', '--config.rl.steps=7')
+  result = call('--config=configs/base.py', f'--workdir={tmp_path / "w"}', '--dry_run', '--config.rl.steps=7',
+                '--config.base.short_steps=0', '--config.lm.n_layers=1')
   assert result.returncode == 0, result.stderr
   assert '"steps": 7' in result.stdout and 'prepare' in result.stdout and 'MiB' in result.stdout
+  planned = [line.split()[0] for line in result.stdout.split('MiB')[-1].splitlines() if '= weights' in line]
+  assert planned == ['base']  # the stages that the target takes
   assert not (tmp_path / 'w').exists()
 
 
@@ -90,7 +93,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     z.extractall(tmp_path / 'site')
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()
-  result = call('--config=configs/rl.py:tjh', '--config.data.source=synthetic', '--dry_run', cwd=elsewhere,
+  result = call('--config=configs/expert.py:tjh', '--config.data.source=synthetic', '--dry_run', cwd=elsewhere,
                 path=tmp_path / 'site')
   assert result.returncode == 0, result.stderr
   assert list(elsewhere.iterdir()) == []

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.lm import model
 from eagrl_jax.lm.config import LMConfig
-from eagrl_jax.stages import programs, settings
+from eagrl_jax.stages import graph, programs, settings
 from eagrl_jax.stages.programs import Lesson, Sizes
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.optimizer import make_optimizer
@@ -42,8 +42,9 @@ class Moment:
 
 
 def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Iterator[Moment]:
-  """The fullest moment of every stage, each as soon as it is worked out."""
-  for stage in STAGES:
+  """The fullest moment of every stage that `config.target` takes, each as soon as it is worked out."""
+  taken = {stage.name for stage in graph.selected(c)}
+  for stage in (name for name in STAGES if name in taken):
     if found := [moment(c, lm, mesh, sizes, stage, what) for what in things(c, sizes, stage)]:
       yield max(found, key=lambda m: m.total)
 

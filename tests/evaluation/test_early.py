@@ -112,7 +112,7 @@ def run_of(tmp_path, window, stay_end='known', n=40):
   rows = np.arange(n)
   config = ConfigDict({
       'seed': 0, 'reward': {'top_k': 1}, 'expert': {'salience': 'occlusion'},
-      'data': {'bin_hours': 24.0, 'max_visits': 4, 'aggregate': 'mean', 'window_hours': window},
+      'data': {'source': 'csv', 'bin_hours': 24.0, 'max_visits': 4, 'aggregate': 'mean', 'window_hours': window},
       'evaluate': {'bootstrap': 20, 'threshold': 0.4}})
   visits = data_lib.grid(cohort, config.data)
   parts = Splits(rows[:20], rows[20:24], rows[24:])

@@ -13,10 +13,10 @@ import numpy as np
 
 from eagrl_jax.ehr.features import FeatureTable
 
+AFTER_END, KNOWN_LATE = 'after the outcome or prediction', 'available only after the outcome or prediction'
 # Steps of attrition tables that leave out what comes too late to be used; the leakage audit shows them.
-LATE_STEPS = ('after discharge', 'after the outcome or prediction', 'available only after the outcome or prediction',
-              'after the prediction time', 'after the window', 'charted in the window, stored after it',
-              'after 48 hours')
+LATE_STEPS = ('after discharge', AFTER_END, KNOWN_LATE, 'after the prediction time', 'after the window',
+              'charted in the window, stored after it', 'after 48 hours')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -270,11 +270,13 @@ def check_predict(config: ConfigDict) -> None:
 
 
 def check_shards(c: ConfigDict, mesh: Mesh, shape: LMConfig | None) -> None:
-  """Refuses a mesh whose axes would leave weights whole on every device; warns of rows that are too few for all.
+  """Refuses a mesh over which weights, or a kernel that was asked for, cannot be cut; warns of rows too few for all.
 
   Key-value heads may be replicated, and so is a batch that the devices do not divide: the result is the same.
   """
   if shape is not None:
+    if reason := flash.misfit(shape.attention, mesh, shape.n_kv_heads):
+      raise EagrlError(reason)
     parts = (('lm.n_heads', shape.n_heads, 'tensor'), ('lm.d_ff', shape.d_ff, 'tensor'),
              ('lm.d_model', shape.d_model, 'fsdp'))
     for name, size, axis in parts:

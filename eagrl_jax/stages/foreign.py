@@ -18,12 +18,11 @@ import numpy as np
 
 from eagrl_jax.ehr import units, validation
 from eagrl_jax.ehr.features import FeatureTable
-from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.ehr.records import KNOWN_LATE, Cohort, hashed_order
 from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
 
 CSV = ('csv', 'wide_csv')
-TOO_LATE = 'available only after the outcome or prediction'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +135,7 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
            ('assay limit written as < or >', count['censored'], 'values'),
            *((step, n, 'values') for step, n in (
                *((step, n) for step, n in count.items() if step.startswith(event_rows.NO_LEVEL)),
-               (TOO_LATE, int(late.sum())), (event_rows.SUPERSEDED, int(replaced.sum()))) if n))
+               (KNOWN_LATE, int(late.sum())), (event_rows.SUPERSEDED, int(replaced.sum()))) if n))
   cohort = Cohort(
       name='new', task=task, setting=setting, features=table, subject_id=ids, age=age, sex=sex,
       label=np.zeros(len(ids), np.int8), patient=events.patient[keep],

@@ -21,12 +21,10 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax.lm import flash
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages import disk, graph
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import preemption, processes
-from eagrl_jax.types import EagrlError
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -50,11 +48,8 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
 
 def _checked(config: ConfigDict) -> dict[str, str]:
   """The stages' hashes of a config that can work on these devices."""
-  from eagrl_jax.stages import checks, sizes
+  from eagrl_jax.stages import checks
   checks.check(config)
-  mesh, shape = make_mesh(**config.mesh.to_dict()), sizes.policy_shape(config)
-  if shape is not None and (reason := flash.misfit(shape.attention, mesh, shape.n_kv_heads)):
-    raise EagrlError(reason)
   return graph.stage_hashes(config)
 
 

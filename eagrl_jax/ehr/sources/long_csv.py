@@ -14,7 +14,7 @@ import numpy as np
 
 from eagrl_jax.ehr import validation
 from eagrl_jax.ehr.features import FeatureTable
-from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
+from eagrl_jax.ehr.records import AFTER_END, KNOWN_LATE, Cohort, Rejects, hashed_order
 from eagrl_jax.ehr.sources import event_rows, outcomes_csv
 from eagrl_jax.ehr.sources.csv_text import Reading
 from eagrl_jax.ehr.sources.event_rows import SUPERSEDED, Columns, Events
@@ -79,8 +79,8 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
            *((step, n, 'values') for step, n in (
                ('level of an ordinal feature written as a word', count['worded']),
                *((step, n) for step, n in count.items() if step.startswith(event_rows.NO_LEVEL)),
-               ('after the outcome or prediction', int((late & mine).sum())),
-               ('available only after the outcome or prediction', int((unknown_yet & mine).sum())),
+               (AFTER_END, int((late & mine).sum())),
+               (KNOWN_LATE, int((unknown_yet & mine).sum())),
                (SUPERSEDED, int(replaced.sum()))) if n),
            ('without outcome', len(events.patients) - len(known), 'patients'),
            ('outcome left empty', count['unlabelled'], 'patients'),
@@ -95,8 +95,8 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   leveled = np.array([bool(spec.levels) for spec in table])[feature_of[events.feature]]
   cohort = dataclasses.replace(cohort, rejects=_rejects(
       events, table, feature_of, start, value,
-      {'text': wordy & ~leveled, event_rows.NO_LEVEL: wordy & leveled, 'after the outcome or prediction': late & number,
-       'available only after the outcome or prediction': unknown_yet & number, SUPERSEDED: replaced}))
+      {'text': wordy & ~leveled, event_rows.NO_LEVEL: wordy & leveled, AFTER_END: late & number,
+       KNOWN_LATE: unknown_yet & number, SUPERSEDED: replaced}))
   cohort = validation.validate(cohort.take(hashed_order(cohort.subject_id, name)))
   validation.check(cohort)
   return cohort

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import functools
 import json
 import re
 from collections.abc import Collection, Iterable
@@ -15,6 +16,7 @@ import tokenizers
 from eagrl_jax.lm import bpe, chat_template, json_file
 from eagrl_jax.types import EagrlError
 
+_BEFORE = ('\n', '.', 'x', '1')  # texts whose tokens are looked for in front of another's
 _WORDS = 'WORDS'  # of an assistant, to see what a template writes behind them
 _BYTE_OF = bpe.byte_characters()
 _CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF-8 character that has begun
@@ -51,14 +53,28 @@ class Tokenizer:
     self._added = {i: token.content for i, token in fast.get_added_tokens_decoder().items()}
     self._byte_level = 'ByteLevel' in repr(fast.decoder)
 
-  def encode(self, text: str) -> list[int]:
-    """Ids of `text`; special tokens written out in it become their ids."""
-    return self._fast.encode(text, add_special_tokens=False).ids
+  def encode(self, text: str, *, continues: bool = False) -> list[int]:
+    """Ids of `text`; special tokens written out in it become their ids. `continues`: see `encode_with_offsets`."""
+    return self.encode_with_offsets(text, continues=continues)[0]
 
-  def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-    """Ids, and for each the half-open range of characters of `text` that it covers."""
-    encoding = self._fast.encode(text, add_special_tokens=False)
-    return encoding.ids, encoding.offsets
+  def encode_with_offsets(self, text: str, *, continues: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
+    """Ids, and for each the half-open range of characters of `text` that it covers.
+
+    Args:
+      continues: other text stands before it, so the space that SentencePiece models put before a text is left out.
+
+    Raises:
+      EagrlError: the tokenizer merges every text that could stand before it with its beginning.
+    """
+    if not continues or not self._puts_space or not text:
+      encoding = self._fast.encode(text, add_special_tokens=False)
+      return encoding.ids, encoding.offsets
+    for before in _BEFORE:
+      whole, alone = (self._fast.encode(t, add_special_tokens=False) for t in (before + text, before))
+      if whole.ids[:(n := len(alone.ids))] == alone.ids:
+        return whole.ids[n:], [(a - len(before), b - len(before)) for a, b in whole.offsets[n:]]
+    raise EagrlError(f'lm.checkpoint: its tokenizer writes {text!r:.40} otherwise behind every other text; use a'
+                     ' byte-level tokenizer')
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, special tokens included; inverse of `encode` for byte-level vocabularies."""
@@ -72,7 +88,7 @@ class Tokenizer:
     reader = codecs.getincrementaldecoder('utf-8')('replace')
     text, spans = '', []
     for token in map(int, ids):
-      data = b'' if token in self.stop_ids else self._bytes(token)
+      data = b'' if token in self.stop_ids else self.raw_bytes(token)
       broken = bool(reader.getstate()[0]) and data[:1] not in _CONTINUES  # the character before ends here, unfinished
       begin = len(text) + broken
       text += reader.decode(data)
@@ -81,9 +97,10 @@ class Tokenizer:
 
   def piece(self, token: int) -> str:
     """Text of one token, its leading space kept; an incomplete UTF-8 sequence gives U+FFFD, no token ''."""
-    return self._bytes(int(token)).decode('utf-8', 'replace')
+    return self.raw_bytes(int(token)).decode('utf-8', 'replace')
 
-  def _bytes(self, token: int) -> bytes:
+  def raw_bytes(self, token: int) -> bytes:
+    """UTF-8 of one token, its leading space kept; of a character that several tokens spell its part; no token, none."""
     if token in self._added:
       return self._added[token].encode()
     raw = self._fast.id_to_token(token)
@@ -95,6 +112,10 @@ class Tokenizer:
     if re.fullmatch('<0x[0-9A-Fa-f]{2}>', raw):
       return bytes([int(raw[3:5], 16)])
     return raw.replace('\u2581', ' ').encode()
+
+  @functools.cached_property
+  def _puts_space(self) -> bool:
+    return self.decode_with_offsets(self.encode('x'))[0].startswith(' ')
 
   def apply_chat(self, prompt: str) -> str:
     """`prompt` as one user turn, up to where the assistant begins; unchanged without a template."""

@@ -57,8 +57,8 @@ class Builder:
     Raises:
       EagrlError: the tokenizer changes the text.
     """
-    ids = self.tokenizer.encode(text)
-    if self.tokenizer.decode(ids) != text:
+    ids = self.tokenizer.encode(text, continues=True)
+    if b''.join(map(self.tokenizer.raw_bytes, ids)) != text.encode():
       raise EagrlError(f'lm.checkpoint: its tokenizer does not give back {text!r}; use a byte-level tokenizer')
     return ids
 

@@ -41,8 +41,9 @@ def compile_mentions(tokenizer: Tokenizer, names: tuple[str, ...], pieces: list[
   for feature, name in enumerate(names):
     for text in (name, name.lower(), name[:1].upper() + name[1:]):
       for space in (' ', ''):
-        plain = tokenizer.encode(space + text)
-        merged = [ids for mark in ',.;:?' if (ids := tokenizer.encode(space + text + mark))[:len(plain)] != plain]
+        encode = lambda s: tokenizer.encode(s, continues=True)
+        plain = encode(space + text)
+        merged = [ids for mark in ',.;:?' if (ids := encode(space + text + mark))[:len(plain)] != plain]
         for ids in (plain, *merged):
           spellings.setdefault(tuple(ids), (feature, space == ' '))
   width = max(map(len, spellings))

@@ -25,12 +25,12 @@ def up_to_number(tokenizer: Tokenizer, written: list[int]) -> tuple[list[int], b
   text, spans = tokenizer.decode_with_offsets(ids)
   at = text.rfind(TAG)
   if at < 0:
-    return [*ids, *tokenizer.encode(f'\n{TAG}')], True
+    return [*ids, *tokenizer.encode(f'\n{TAG}', continues=True)], True
   ends, stop = spans[:, 1], at + len(TAG)
   kept = int(np.sum(ends <= stop))
   covered = int(ends[kept - 1]) if kept else 0
   # A token that holds the end of the tag and what follows it: the tag's part of it is encoded anew.
-  return [*ids[:kept], *tokenizer.encode(text[covered:stop])], False
+  return [*ids[:kept], *tokenizer.encode(text[covered:stop], continues=True)], False
 
 
 def number_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -40,7 +40,7 @@ def number_tokens(tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, np.ndar
     parents [P, T]: the distinct beginnings, -1 padded, T one more than the longest; parent [99]: whose beginning a
     number has; last [99]: its last token.
   """
-  numbers = [tuple(tokenizer.encode(f' {value:.2f}')) for value in VALUES]
+  numbers = [tuple(tokenizer.encode(f' {value:.2f}', continues=True)) for value in VALUES]
   heads = sorted({ids[:-1] for ids in numbers})
   parents = np.full((len(heads), max(map(len, heads)) + 1), -1, np.int32)
   for row, head in zip(parents, heads):

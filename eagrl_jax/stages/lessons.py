@@ -129,7 +129,7 @@ def collate(texts: list[list[Exercise]], tokenizer: Tokenizer, width: int,
 
 def encode(exercise: Exercise, tokenizer: Tokenizer, read_weight: float) -> tuple[list[int], list[float]]:
   """Token ids, the end token included, and their weights."""
-  ids, offsets = tokenizer.encode_with_offsets(exercise.text)
+  ids, offsets = tokenizer.encode_with_offsets(exercise.text, continues=True)
   weights = [0.0 if stop <= exercise.given else
              read_weight if any(stop > a and start < b for a, b in exercise.read) else 1.0 for start, stop in offsets]
   return ([*ids, tokenizer.eos_id], [*weights, 1.0]) if exercise.ends else (ids, weights)

@@ -1,11 +1,12 @@
 """Tokenizers and automata that the search tests share."""
 
 import functools
+import json
 import types
 
 import pytest
 import tokenizers
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.search.grammar_compiler import GrammarConfig, compile_grammar
@@ -27,10 +28,15 @@ QWEN = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+
 
 @functools.cache
 def tokenizer(kind: str) -> Tokenizer:
-  """'tiny': as the tiny policy's. 'gpt2', 'qwen': byte-level BPE that splits tags and merges punctuation."""
+  """'tiny': as the tiny policy's. 'gpt2', 'qwen': byte-level BPE that splits tags and merges punctuation.
+
+  'llama2': SentencePiece as Llama 2's and Mistral's, which puts a space before every text.
+  """
   texts = [ANSWER, '<Useful> Is this sub-question useful? Yes No'] * 3
   if kind == 'tiny':
     return train_tokenizer(texts, NAMES, 500)
+  if kind == 'llama2':
+    return _sentencepiece(texts)
   fast = tokenizers.Tokenizer(models.BPE())
   fast.pre_tokenizer = pre_tokenizers.Sequence([
       pre_tokenizers.Split(Regex(GPT2 if kind == 'gpt2' else QWEN), 'isolated'),
@@ -40,6 +46,26 @@ def tokenizer(kind: str) -> Tokenizer:
       vocab_size=420, special_tokens=['<eos>'], show_progress=False,
       initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
   return Tokenizer(fast, '<eos>')
+
+
+def _sentencepiece(texts: list[str]) -> Tokenizer:
+  byte = [f'<0x{b:02X}>' for b in range(256)]
+  fast = tokenizers.Tokenizer(models.BPE(byte_fallback=True))
+  fast.normalizer = normalizers.Sequence([normalizers.Prepend('▁'), normalizers.Replace(' ', '▁')])
+  fast.pre_tokenizer = pre_tokenizers.Split('▁', 'merged_with_next')  # in training alone: words begin with a space
+  letters = sorted(set(''.join(texts).replace(' ', '▁')) - {'\n'})
+  fast.train_from_iterator(texts, trainers.BpeTrainer(
+      vocab_size=600, special_tokens=['<eos>', *byte], show_progress=False, initial_alphabet=letters,
+      limit_alphabet=len(letters)))
+  content = json.loads(fast.to_str())
+  content['added_tokens'] = [t for t in content['added_tokens'] if t['content'] == '<eos>']
+  content['pre_tokenizer'] = None
+  content['model']['vocab'] = {t: i for t, i in content['model']['vocab'].items() if '\n' not in t}
+  content['model']['merges'] = [m for m in content['model']['merges'] if '\n' not in ''.join(m)]
+  content['decoder'] = {'type': 'Sequence', 'decoders': [
+      {'type': 'Replace', 'pattern': {'String': '▁'}, 'content': ' '}, {'type': 'ByteFallback'}, {'type': 'Fuse'},
+      {'type': 'Strip', 'content': ' ', 'start': 1, 'stop': 0}]}
+  return Tokenizer(tokenizers.Tokenizer.from_str(json.dumps(content)), '<eos>')
 
 
 @functools.cache

@@ -13,7 +13,7 @@ from eagrl_jax.search import mentions
 from eagrl_jax.search.grammar_compiler import GrammarConfig, compile_grammar
 from eagrl_jax.types import EagrlError
 
-KINDS = ('tiny', 'gpt2', 'qwen')
+KINDS = ('tiny', 'gpt2', 'qwen', 'llama2')
 INNER = r'<Subquestion {i}> \S.*? ?</Subquestion {i}>\n<Answer {i}> \S.*? ?</Answer {i}>\n'
 LAST = (r'<Final subquestion> (.+) </Final subquestion>\n<Important Features> (.+) </Important Features>\n'
         r'<Final answer> (0\.\d\d) </Final answer>')
@@ -29,7 +29,7 @@ def states(grammar, depths):
 @pytest.mark.parametrize('kind', KINDS)
 def test_accepts_the_tokenizers_own_tokens(toy, kind):
   grammar, tok = toy.compiled(kind), toy.tokenizer(kind)
-  tokens = [*tok.encode(toy.ANSWER), tok.eos_id]
+  tokens = [*tok.encode(toy.ANSWER, continues=True), tok.eos_id]
   depth, state = 0, states(grammar, [0])
   for token in tokens:
     if int(state.at[0]) == g.DONE:
@@ -42,6 +42,16 @@ def test_accepts_the_tokenizers_own_tokens(toy, kind):
   assert depth == 2 and int(state.at[0]) == g.DONE
   np.testing.assert_array_equal(state.names[0], [0, 6, 7, -1])
   np.testing.assert_allclose(state.prob, [.75])
+
+
+def test_sentencepiece_puts_a_space_before_a_text_and_none_before_what_continues_it(toy):
+  tok = toy.tokenizer('llama2')
+  assert tok.decode_with_offsets(tok.encode('lactate'))[0] == ' lactate'
+  for before, text in (('x\n', 'lactate, pH'), ('Is the', ' lactate out'), ('the', ' '), ('a', '\n<Answer 1>'),
+                       ('x', '')):
+    ids, offsets = tok.encode_with_offsets(text, continues=True)
+    assert [*tok.encode(before), *ids] == tok.encode(before + text)
+    assert [text[a:b].replace('▁', ' ') for a, b in offsets] == [tok.piece(i) for i in ids]
 
 
 def walk(grammar, depths, seed, stop_rate):
@@ -83,7 +93,7 @@ def test_random_walks_keep_the_format(toy, kind):
       text = tok.decode(tokens)
       question, names, number = re.fullmatch(LAST, text).groups()
       assert question == toy.FINAL
-      assert tokens == tok.encode(text)
+      assert tokens == tok.encode(text, continues=True)
       listed = [toy.NAMES.index(n) for n in names.split(', ')]
       assert 1 <= len(listed) <= 4 and len(set(listed)) == len(listed)
       np.testing.assert_array_equal(state.names[r], listed + [-1] * (4 - len(listed)))
@@ -96,7 +106,8 @@ def test_random_walks_keep_the_format(toy, kind):
 def test_a_text_ends_at_its_budget(toy, kind):
   grammar, tok = toy.compiled(kind, question_tokens=6, answer_tokens=8), toy.tokenizer(kind)
   rows, _ = walk(grammar, [0] * 8, 1, 0.)
-  fixed = sum(len(tok.encode(t)) for t in ('<Subquestion 1>', ' </Subquestion 1>\n', '<Answer 1>', ' </Answer 1>\n'))
+  tags = '<Subquestion 1>', ' </Subquestion 1>\n', '<Answer 1>', ' </Answer 1>\n'
+  fixed = sum(len(tok.encode(t, continues=True)) for t in tags)
   assert {len(tokens) for tokens in rows} <= {fixed + 14, fixed + 13, fixed + 12}
   assert max(map(len, rows)) == fixed + 14
 

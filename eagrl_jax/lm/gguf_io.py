@@ -7,11 +7,12 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import tokenizers
 from gguf import quants
 from jax.sharding import Mesh
 from tokenizers import Regex, normalizers, pre_tokenizers
 
-from eagrl_jax.lm import bpe, layout, model, rope
+from eagrl_jax.lm import bpe, layout, model, rope, sentencepiece
 from eagrl_jax.lm.config import LMConfig, RopeScaling
 from eagrl_jax.lm.gguf_file import ARCHITECTURES, Metadata, open_gguf
 from eagrl_jax.lm.tokenizer import Tokenizer
@@ -171,11 +172,13 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _tokenizer(meta: Metadata) -> Tokenizer:
-  if meta['tokenizer.ggml.model'] != 'gpt2':
-    raise EagrlError(f'tokenizer.ggml.model={meta["tokenizer.ggml.model"]!r} is not supported; use a model with a'
-                     ' byte-level BPE tokenizer (gpt2), or the Hugging Face folder of this one')
+  kinds = {'gpt2': _byte_level, 'llama': _sentencepiece}
+  kind = meta['tokenizer.ggml.model']
+  if not isinstance(kind, str) or kind not in kinds:
+    raise EagrlError(f'tokenizer.ggml.model={kind!r:.40} is not supported; use a model with a byte-level (gpt2) or'
+                     ' SentencePiece (llama) BPE tokenizer, or the Hugging Face folder of this one')
   try:
-    return _byte_level(meta)
+    return _with_its_names(kinds[kind](meta), meta)
   except EagrlError:
     raise
   except BaseException as e:  # the library raises bare Exception
@@ -184,16 +187,35 @@ def _tokenizer(meta: Metadata) -> Tokenizer:
                      ' again') from e
 
 
-def _byte_level(meta: Metadata) -> Tokenizer:
-  tokens, types = meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']
+def _whole_tokens(meta: Metadata) -> list[str]:
+  kinds = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)
+  return [t for t, kind in zip(meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']) if kind in kinds]
+
+
+def _byte_level(meta: Metadata) -> tokenizers.Tokenizer:
+  vocab = {t: i for i, t in enumerate(meta['tokenizer.ggml.tokens'])}
   merges = [tuple(m.split(' ', 1)) for m in meta['tokenizer.ggml.merges']]
-  whole = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)
-  special = [t for t, kind in zip(tokens, types) if kind in whole]
   kind = meta.get('tokenizer.ggml.pre', 'default')
-  fast = bpe.build({t: i for i, t in enumerate(tokens)}, merges, split=_pre_tokenizer(kind), special=special,
+  fast = bpe.build(vocab, merges, split=_pre_tokenizer(kind), special=_whole_tokens(meta),
                    ignore_merges=kind in ('llama-bpe', 'tekken'))
   if kind == 'qwen2':
     fast.normalizer = normalizers.NFC()
+  return fast
+
+
+def _sentencepiece(meta: Metadata) -> tokenizers.Tokenizer:
+  """With the space that llama.cpp puts before a text unless the file says otherwise."""
+  tokens, scores = meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.scores']
+  if len(scores) != len(tokens):
+    raise EagrlError(f'{meta.file}: tokenizer.ggml.scores has {len(scores)} numbers for {len(tokens)} tokens; download'
+                     ' the file again')
+  unknown = meta.get('tokenizer.ggml.unknown_token_id')
+  return sentencepiece.build(tokens, scores, whole=_whole_tokens(meta), unknown=None if unknown is None else
+                             tokens[unknown], puts_space=meta.get('tokenizer.ggml.add_space_prefix', True))
+
+
+def _with_its_names(fast: tokenizers.Tokenizer, meta: Metadata) -> Tokenizer:
+  tokens = meta['tokenizer.ggml.tokens']
   eos = tokens[meta['tokenizer.ggml.eos_token_id']]
   pad, bos, turn, message = (meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('padding', 'bos', 'eot', 'eom'))
   template = meta.get('tokenizer.chat_template')

@@ -5,7 +5,6 @@ from __future__ import annotations
 import codecs
 import functools
 import json
-import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import jinja2
 import numpy as np
 import tokenizers
 
-from eagrl_jax.lm import bpe, chat_template, json_file
+from eagrl_jax.lm import bpe, chat_template, json_file, sentencepiece
 from eagrl_jax.types import EagrlError
 
 _BEFORE = ('\n', '.', 'x', '1')  # texts whose tokens are looked for in front of another's
@@ -109,9 +108,9 @@ class Tokenizer:
     if self._byte_level:  # with a character of another alphabet it stands for itself, as the library has it
       known = all(c in _BYTE_OF for c in raw)
       return bytes(_BYTE_OF[c] for c in raw) if known else raw.encode()
-    if re.fullmatch('<0x[0-9A-Fa-f]{2}>', raw):
+    if sentencepiece.BYTE.fullmatch(raw):
       return bytes([int(raw[3:5], 16)])
-    return raw.replace('\u2581', ' ').encode()
+    return raw.replace(sentencepiece.SPACE, ' ').encode()
 
   @functools.cached_property
   def _puts_space(self) -> bool:

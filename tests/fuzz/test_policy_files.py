@@ -32,8 +32,12 @@ FIELDS: dict[str, tuple] = {
     'tokenizer.ggml.tokens': (WORDS, Value.ARRAY), 'tokenizer.ggml.token_type': ([1] * 23 + [3], Value.ARRAY),
     'tokenizer.ggml.merges': (['a b'], Value.ARRAY), 'tokenizer.ggml.eos_token_id': (23, Value.UINT32),
     'tokenizer.chat_template': ('{{ messages[0].content }}', Value.STRING)}
+SENTENCEPIECE: dict[str, tuple] = {
+    'tokenizer.ggml.model': ('llama', Value.STRING),
+    'tokenizer.ggml.scores': ([-i / 2 for i in range(24)], Value.ARRAY)}
 OPTIONAL = ('llama.rope.scaling.type', 'llama.rope.dimension_count', 'tokenizer.ggml.padding_token_id',
-            'tokenizer.ggml.bos_token_id', 'tokenizer.ggml.eot_token_id', 'llama.context_length',
+            'tokenizer.ggml.bos_token_id', 'tokenizer.ggml.eot_token_id', 'tokenizer.ggml.unknown_token_id',
+            'tokenizer.ggml.add_space_prefix', 'llama.context_length',
             'general.architecture')
 ODD = st.one_of(
     st.tuples(st.sampled_from([0, 1, 2, 4, 8, 23, 24, 10**6, 2**32 - 1]), st.just(Value.UINT32)),
@@ -87,11 +91,12 @@ def used(tokenizer: Tokenizer) -> None:
   """What stages do with a tokenizer before anything is trained."""
   tokenizer.decode(tokenizer.encode('a <end> µ'))
   tokenizer.encode_with_offsets(tokenizer.apply_chat('a prompt'))
+  only_our_error(lambda: tokenizer.encode('a b', continues=True))
   assert all(isinstance(tokenizer.piece(i), str) for i in range(min(tokenizer.vocab_size, 400)))
 
 
 def test_the_undamaged_file_is_read():
-  assert loaded(good())
+  assert loaded(good()) and loaded(written(FIELDS | SENTENCEPIECE, TENSORS, {}))
 
 
 @given(st.data())
@@ -101,9 +106,9 @@ def test_a_gguf_file_with_damaged_bytes(data):
 
 @given(st.data())
 def test_a_gguf_file_of_any_fields(data):
-  fields, tensors, kinds = dict(FIELDS), list(TENSORS), {}
+  fields, tensors, kinds = FIELDS | data.draw(st.sampled_from([{}, SENTENCEPIECE])), list(TENSORS), {}
   for _ in range(data.draw(st.integers(0, 2))):
-    fields[data.draw(st.sampled_from([*FIELDS, *OPTIONAL]))] = data.draw(ODD)
+    fields[data.draw(st.sampled_from([*FIELDS, *SENTENCEPIECE, *OPTIONAL]))] = data.draw(ODD)
   for _ in range(data.draw(st.integers(0, 2))):
     i = data.draw(st.integers(0, len(tensors) - 1))
     name = tensors[i][0]

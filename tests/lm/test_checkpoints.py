@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import json
+import pathlib
 import weakref
 
 import gguf
@@ -242,7 +244,18 @@ def test_what_is_downloaded_is_what_is_read(monkeypatch, tokenizer, tmp_path):
 VOCAB = [*bpe.byte_characters(), 'ab', 'Ġa', '<|im_end|>']
 
 
-def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=None):
+def byte_level(w, pre):
+  w.add_tokenizer_model('gpt2')
+  w.add_tokenizer_pre(pre)
+  w.add_token_list(VOCAB)
+  w.add_token_types([1] * (len(VOCAB) - 1) + [3])
+  w.add_token_merges(['a b', 'Ġ a'])
+  w.add_eos_token_id(len(VOCAB) - 1)
+  w.add_eot_token_id(VOCAB.index('ab'))
+  w.add_chat_template('{{ messages[0].content }}<|im_end|>')
+
+
+def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=None, words=None):
   """Writes a file as llama.cpp's converter does, its q/k permutation included."""
   w = gguf.GGUFWriter(path, arch)
   w.add_block_count(cfg.n_layers)
@@ -255,14 +268,7 @@ def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=Non
   w.add_layer_norm_rms_eps(cfg.norm_eps)
   if cfg.max_positions:
     w.add_context_length(cfg.max_positions)
-  w.add_tokenizer_model('gpt2')
-  w.add_tokenizer_pre(pre)
-  w.add_token_list(VOCAB)
-  w.add_token_types([1] * (len(VOCAB) - 1) + [3])
-  w.add_token_merges(['a b', 'Ġ a'])
-  w.add_eos_token_id(len(VOCAB) - 1)
-  w.add_eot_token_id(VOCAB.index('ab'))
-  w.add_chat_template('{{ messages[0].content }}<|im_end|>')
+  (words or byte_level)(w, pre)
 
   def permute(matrix, heads):  # the pair (i, i + H/2) of half-split rows becomes neighbours
     out = np.empty_like(matrix)
@@ -333,6 +339,41 @@ def test_a_gguf_of_tekken_splits_words_where_their_case_changes(tmp_path):
   assert [tokenizer.piece(i) for i in tokenizer.encode('ab aB')] == ['ab', ' a', 'B']
 
 
+SENTENCEPIECE = json.loads((pathlib.Path(__file__).parents[1] / 'golden' / 'sentencepiece.json').read_text('utf-8'))
+
+
+def sentencepiece_words(w, _, **changes):
+  golden = SENTENCEPIECE | changes
+  w.add_tokenizer_model('llama')
+  w.add_token_list(golden['pieces'])
+  w.add_token_scores(golden['scores'])
+  w.add_token_types(golden['types'])
+  w.add_unk_token_id(golden['unknown'])
+  w.add_bos_token_id(golden['bos'])
+  w.add_eos_token_id(golden['eos'])
+  if 'puts_space' in golden:
+    w.add_add_space_prefix(golden['puts_space'])
+
+
+def test_a_gguf_of_sentencepiece_tokenizes_as_sentencepiece(tmp_path):
+  golden = SENTENCEPIECE
+  write_gguf(tmp_path / 'm.gguf', ref.CFG, random_params(ref.CFG), words=sentencepiece_words)
+  _, _, tokenizer = gguf_io.load_gguf(tmp_path / 'm.gguf')
+  assert [tokenizer.encode(text) for text in golden['texts']] == golden['ids']
+  for text, ids in zip(golden['texts'], golden['ids']):
+    assert tokenizer.decode(ids) == text.replace('▁', ' ')
+    assert tokenizer.decode_with_offsets(tokenizer.encode(text, continues=True))[0] == text.replace('▁', ' ')
+  assert tokenizer.encode('lactate</s>')[-1] == tokenizer.eos_id == golden['eos'] and tokenizer.bos_id == golden['bos']
+  tokenizer.save(tmp_path / 'saved')
+  assert Tokenizer.load(tmp_path / 'saved').encode(golden['texts'][-1]) == golden['ids'][-1]
+  write_gguf(tmp_path / 'm.gguf', ref.CFG, random_params(ref.CFG),
+             words=functools.partial(sentencepiece_words, puts_space=False))
+  _, _, plain = gguf_io.load_gguf(tmp_path / 'm.gguf')
+  for text in golden['texts']:
+    assert plain.encode(text) == tokenizer.encode(text, continues=True) == plain.encode(text, continues=True)
+    assert plain.decode(plain.encode(text)) == text.replace('▁', ' ')
+
+
 def test_quantised_gguf_weights_are_dequantised(tmp_path):
   cfg = dataclasses.replace(ref.CFG, d_model=32, d_ff=64)
   params = random_params(cfg)
@@ -364,6 +405,11 @@ def test_broken_gguf_files_are_named(tmp_path):
   write_gguf(path, ref.CFG, params, pre='unknown')
   with pytest.raises(EagrlError, match=r"tokenizer\.ggml\.pre='unknown'"):
     gguf_io.load_gguf(path)
+  for words, said in ((functools.partial(sentencepiece_words, scores=[0.5]), 'scores has 1 numbers for 500'),
+                      (lambda w, _: w.add_tokenizer_model('bert'), r"tokenizer\.ggml\.model='bert'")):
+    write_gguf(path, ref.CFG, params, words=words)
+    with pytest.raises(EagrlError, match=said):
+      gguf_io.load_gguf(path)
   write_gguf(path, ref.CFG, params, drop=('blk.1.ffn_up.weight',))
   with pytest.raises(EagrlError, match=r'blk\.1\.ffn_up\.weight'):
     gguf_io.load_gguf(path)

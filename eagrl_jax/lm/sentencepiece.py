@@ -1,0 +1,36 @@
+"""SentencePiece BPE (Llama 2, Mistral) of its pieces and scores, as a tokenizer of the `tokenizers` library."""
+
+from __future__ import annotations
+
+import re
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers
+
+SPACE = '\u2581'
+BYTE = re.compile('<0x[0-9A-Fa-f]{2}>')
+
+
+def build(pieces: list[str], scores: list[float], *, whole: list[str], unknown: str | None,
+          puts_space: bool = True) -> tokenizers.Tokenizer:
+  """Merges the neighbours that make the piece of the highest score, leftmost first (Kudo and Richardson 2018).
+
+  Args:
+    pieces: the vocabulary in order, with U+2581 for a space and `<0x..>` for the bytes of what it has no piece for.
+    scores: of each.
+    whole: control and user-defined tokens, never cut nor made by a merge.
+    unknown: the token of what has neither piece nor bytes.
+    puts_space: a text, and what follows a token of `whole`, gets a space before it.
+  """
+  vocab = {piece: i for i, piece in enumerate(pieces)}
+  parts = {piece for piece in vocab.keys() - set(whole) if not BYTE.fullmatch(piece)}
+  merges = [(-scores[i], vocab[piece[:cut]], vocab[piece[cut:]]) for piece, i in vocab.items() if piece in parts
+            for cut in range(1, len(piece)) if piece[:cut] in parts and piece[cut:] in parts]
+  named = [(pieces[left], pieces[right]) for _, left, right in sorted(merges)]
+  fast = tokenizers.Tokenizer(models.BPE(vocab, named, unk_token=unknown, fuse_unk=True, byte_fallback=True))
+  spaces = normalizers.Replace(' ', SPACE)
+  fast.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if puts_space else spaces
+  fast.decoder = decoders.Sequence([decoders.Replace(SPACE, ' '), decoders.ByteFallback(), decoders.Fuse(),
+                                    *([decoders.Strip(' ', 1, 0)] if puts_space else [])])
+  fast.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in whole])
+  return fast

@@ -11,14 +11,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from eagrl_jax.evaluation import bootstrap, drawing, learning, pseudonyms, report
-from eagrl_jax.evaluation.files import flat, read_json, read_lines
-from eagrl_jax.evaluation.formats import aligned, interval, interval_text, number, range_text, signed
+from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
+from eagrl_jax.evaluation.formats import aligned, interval, interval_text, range_text
 from eagrl_jax.types import EagrlError
 
 METRICS = ('auroc', 'auprc')
@@ -65,14 +63,11 @@ def read(folders: Sequence[Path]) -> list[Run]:
 
 def _predictions(folder: Path) -> tuple[np.ndarray, bool, np.ndarray, dict[str, np.ndarray]]:
   """Ids, whether they are the source's, labels and every arm's probability in one order of patients; empty without."""
-  path = folder / 'evaluate/predictions.parquet'
-  if not path.exists():
+  table = read_columns(folder / 'evaluate/predictions.parquet', 'subject_id', 'arm', 'boolean_value',
+                       'predicted_boolean_probability')
+  if table is None:
     return np.empty(0, str), False, np.empty(0), {}
-  columns = ['subject_id', 'arm', 'boolean_value', 'predicted_boolean_probability']
-  try:
-    ids, arm, label, prob = (np.asarray(column.to_pylist()) for column in pq.read_table(path, columns=columns))
-  except (KeyError, OSError, ValueError) as error:
-    raise EagrlError('evaluate/predictions.parquet cannot be read; run the evaluate stage again') from error
+  ids, arm, label, prob = table.values()
   behind = pseudonyms.undone(folder, ids)
   ids = ids if behind is None else behind
   found: dict[str, np.ndarray] = {}
@@ -160,13 +155,10 @@ def write(runs: Sequence[Run], out: Path) -> Path:
   Raises:
     EagrlError: it cannot be written.
   """
-  environment = jinja2.Environment(
-      loader=jinja2.PackageLoader('eagrl_jax.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
-      trim_blocks=True, lstrip_blocks=True)
-  environment.filters.update(num=number, signed=signed, count=lambda n: f'{n:,}')
   curves = [(stage, [Markup(svg) for _, svg in learning.overlaid({run.name: run.logs[stage] for run in runs}, stage)])
             for stage in report.STAGES]
-  page = environment.get_template('compare.html.j2').render(
+  page = report.render(
+      'compare.html.j2',
       runs=[{'name': run.name, 'token': drawing.run_token(i), 'result': run.result} for i, run in enumerate(runs)],
       arms=arms(runs), paired=paired(runs), curves=[(stage, svgs) for stage, svgs in curves if svgs],
       config=differences([run.settings for run in runs]), versions=differences([run.versions for run in runs]))

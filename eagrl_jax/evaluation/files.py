@@ -8,6 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from eagrl_jax.types import EagrlError
 
 
@@ -23,6 +27,21 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
     raise EagrlError(f'{path.parent.name}/{path.name} is not valid JSON; run its stage again') from error
+
+
+def read_columns(path: Path, *names: str) -> dict[str, np.ndarray] | None:
+  """Columns of a Parquet table that a stage wrote, None where there is none. `-> {name: [n]}`
+
+  Raises:
+    EagrlError: it is broken, or lacks one of them.
+  """
+  if not path.exists():
+    return None
+  try:
+    return {name: np.asarray(column.to_pylist()) for name, column in zip(names, pq.read_table(path, columns=[*names]))}
+  except (KeyError, OSError, ValueError, pa.ArrowException) as error:
+    stage = path.parent.name
+    raise EagrlError(f'{stage}/{path.name} cannot be read; run the {stage} stage again') from error
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -14,9 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
+from eagrl_jax.evaluation.files import read_columns
 from eagrl_jax.types import EagrlError
 
 FILE = 'id_salt.txt'
@@ -55,13 +54,10 @@ def undone(workdir: Path, subject_id: np.ndarray) -> np.ndarray | None:
   Args:
     subject_id: `[n]` str, pseudonyms or the source's ids.
   """
-  split = workdir / 'prepare/splits.parquet'
-  if not split.exists():
+  split = read_columns(workdir / 'prepare/splits.parquet', 'subject_id')
+  if split is None:
     return None
-  try:
-    ids = pq.read_table(split, columns=['subject_id'])['subject_id'].to_pylist()
-  except (OSError, ValueError, pa.ArrowException) as error:
-    raise EagrlError('prepare/splits.parquet cannot be read; run the prepare stage again') from error
+  ids = split['subject_id'].tolist()
   known = dict(zip(ids, ids))
   if (workdir / FILE).exists():
     known |= zip(of(ids, _read(workdir / FILE)), ids)

@@ -12,12 +12,10 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from markupsafe import Markup
 
 from eagrl_jax.evaluation import checklist, drawing, figures, learning, marks, metrics, patients, sections, subgroups
-from eagrl_jax.evaluation.files import flat, read_json, read_lines
+from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
 from eagrl_jax.types import EagrlError
 
@@ -46,14 +44,19 @@ def write_report(workdir: Path, share: bool = False) -> Path:
   workdir = Path(workdir)
   if not workdir.is_dir():
     raise EagrlError(f'workdir: {workdir.name} is not a folder; give the folder of a run')
+  page = render('report.html.j2', **_context(workdir, share))
+  path = workdir / ('report_share.html' if share else 'report.html')
+  path.write_text(page, encoding='utf-8')
+  return path
+
+
+def render(template: str, **values: Any) -> str:
+  """A page of `templates/`; what is no Markup is escaped."""
   environment = jinja2.Environment(
       loader=jinja2.PackageLoader('eagrl_jax.evaluation'), autoescape=True, undefined=jinja2.StrictUndefined,
       trim_blocks=True, lstrip_blocks=True)
   environment.filters.update(num=number, signed=signed, count=lambda n: f'{n:,}')
-  page = environment.get_template('report.html.j2').render(**_context(workdir, share))
-  path = workdir / ('report_share.html' if share else 'report.html')
-  path.write_text(page, encoding='utf-8')
-  return path
+  return environment.get_template(template).render(**values)
 
 
 def summary_table(result: Mapping) -> str:
@@ -133,30 +136,20 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
 
 def _predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
   """Test-set labels and probabilities of every arm, in reading order."""
-  if not path.exists():
+  table = read_columns(path, 'arm', 'boolean_value', 'predicted_boolean_probability')
+  if table is None:
     return {}
-  try:
-    table = pq.read_table(path)
-    names = ('arm', 'boolean_value', 'predicted_boolean_probability')
-    arm, label, prob = (np.asarray(table[c].to_pylist()) for c in names)
-    split = np.asarray(table['split'].to_pylist()) if 'split' in table.column_names else np.full(len(arm), 'test')
-  except (KeyError, OSError, ValueError) as error:
-    raise EagrlError('evaluate/predictions.parquet cannot be read; run the evaluate stage again') from error
-  test = np.isin(split, ('test', 'held_out'))
+  arm, label, prob = table.values()
   order = [*(a for a in ARMS if a in arm), *sorted(set(arm.tolist()) - set(ARMS))]
-  return {a: (label[test & (arm == a)].astype(float), prob[test & (arm == a)].astype(float))
-          for a in order if (test & (arm == a)).any()}
+  return {a: (label[arm == a].astype(float), prob[arm == a].astype(float)) for a in order}
 
 
 def _split(path: Path) -> dict[str, int] | None:
   """Patients in each part by the names of MEDS; None without a split."""
-  if not path.exists():
+  table = read_columns(path, 'split')
+  if table is None:
     return None
-  try:
-    parts = pq.read_table(path, columns=['split'])['split'].to_pylist()
-  except (OSError, ValueError, pa.ArrowException) as error:
-    raise EagrlError('prepare/splits.parquet cannot be read; run the prepare stage again') from error
-  return {name: parts.count(name) for name in ('train', 'tuning', 'held_out')}
+  return {name: int(np.sum(table['split'] == name)) for name in ('train', 'tuning', 'held_out')}
 
 
 def _subgroups(result: Mapping) -> list[dict]:

@@ -28,6 +28,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.evaluation import agreement
 from eagrl_jax.evaluation import study as study_lib
+from eagrl_jax.evaluation.files import read_columns
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import checks, disk, fields, finished, graph, inference, pipeline
 from eagrl_jax.stages import data as data_lib
@@ -160,9 +161,11 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
     if not (folder / 'evaluate' / 'done.json').exists():
       continue
     summary = json.loads((folder / 'evaluate' / 'metrics.json').read_text())
-    said = pq.read_table(folder / 'evaluate' / 'predictions.parquet')
-    of = np.array(said['arm'].to_pylist())
-    prob, outcome = (np.array(said[k].to_pylist()) for k in ('predicted_boolean_probability', 'boolean_value'))
+    said = read_columns(folder / 'evaluate' / 'predictions.parquet', 'arm', 'predicted_boolean_probability',
+                        'boolean_value')
+    if said is None:
+      raise EagrlError(f'{folder}: evaluate/predictions.parquet is gone; delete evaluate/done.json to make it again')
+    of, prob, outcome = said.values()
     for arm in dict.fromkeys(of.tolist()):
       _add(probs, extra, NAMES.get(arm, arm), seed, prob[of == arm], summary['arms'][arm])
     mine = outcome[of == of[0]]

@@ -11,9 +11,17 @@ os.environ.setdefault('TOKENIZERS_PARALLELISM', 'false')
 import jax
 import pytest
 
+# Compiling is most of the tests' time, and what is compiled runs for milliseconds: nothing is optimised, neither here
+# nor in started processes. test_as_users_compile.py sets EAGRL_OPTIMISED.
+QUICK = not os.environ.get('EAGRL_OPTIMISED')
+if QUICK:
+  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
+  jax.config.update('jax_disable_most_optimizations', True)
+  if jax.__version_info__ < (0, 11):  # later versions know no such flag and end the process
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_cpu_use_fusion_emitters=false'
+
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tests'))
-OPTIMISED = ('lm', 'expert')  # numbers against other implementations, from programs as users compile them
 # Files of a minute and more come first, so that no worker is left with one at the end; those that start several
 # processes not side by side.
 LONG = (
@@ -36,16 +44,6 @@ def _place(item) -> pathlib.Path:
 def pytest_collection_modifyitems(items):
   rank = {name: i for i, name in enumerate(LONG)}
   items.sort(key=lambda item: rank.get(_place(item).as_posix(), len(LONG)))
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup(item):
-  """Elsewhere compiling is most of the time and what is compiled runs for milliseconds; also in started processes."""
-  quick = next(iter(_place(item).parts), '') not in OPTIMISED
-  if os.environ.get('JAX_DISABLE_MOST_OPTIMIZATIONS') != str(int(quick)):
-    jax.clear_caches()  # what was compiled the other way would be used again
-  jax.config.update('jax_disable_most_optimizations', quick)
-  os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = str(int(quick))
 
 
 @pytest.fixture(scope='session')

@@ -19,8 +19,6 @@ from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort, shared_sign
 from eagrl_jax.types import EagrlError
 
-Attrition = tuple[tuple[str, int, str], ...]
-
 _NUMBER = r'^\s*([<>≤≥]=?)?\s*[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?\s*$'
 NO_LEVEL = 'no level of the feature'
 IDENTICAL, CONFLICT = 'identical duplicate', 'conflicting values at one time, averaged'

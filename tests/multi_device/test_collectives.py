@@ -28,7 +28,7 @@ COLLECTIVE = re.compile(r'= (\(?[a-z0-9]+\[.*?) (all-gather|all-reduce|reduce-sc
 def programs():
   """Of each mesh and program: pairs of a collective and the shape that it leaves, in the order of the program."""
   env = os.environ | {
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '', 'PYTHONPATH': os.pathsep.join(sys.path)}
   done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]

@@ -23,7 +23,7 @@ CASES = ('scanned', 'by layer', 'bfloat16', 'many rows')
 @pytest.mark.parametrize('case', CASES)
 def test_rows_go_to_the_weights(case):
   env = os.environ | {
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '', 'PYTHONPATH': os.pathsep.join(sys.path)}
   done = subprocess.run([sys.executable, '-m', 'tests.multi_device.test_decode_sharded', case], env=env,
                         capture_output=True, text=True)

@@ -15,7 +15,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def test_four_devices_are_planned_as_they_run(tmp_path):
   env = os.environ | {
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=4', 'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': '4', 'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '',
       'PYTHONPATH': os.pathsep.join([str(ROOT), *sys.path])}
   done = subprocess.run([sys.executable, __file__, str(tmp_path)], env=env, capture_output=True, text=True)

@@ -14,7 +14,7 @@ B, G, S, T, F = 16, 2, 12, 6, 5
 def test_eight_devices_equal_one():
   cache = jax.config.jax_compilation_cache_dir or ''
   env = os.environ | {
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8', 'JAX_PLATFORMS': 'cpu',
+      'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu',
       'JAX_COMPILATION_CACHE_DIR': cache, 'PYTHONPATH': os.pathsep.join(sys.path)}
   done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]

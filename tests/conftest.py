@@ -25,10 +25,10 @@ sys.path.insert(0, str(ROOT / 'tests'))
 # Files of a minute and more come first, so that no worker is left with one at the end; those that start several
 # processes not side by side.
 LONG = (
-    'multi_process/test_pipeline_processes.py', 'stages/test_memory.py', 'stages/test_privacy.py', 'expert/test_gru.py',
-    'multi_process/test_interrupted.py', 'stages/test_adapters.py', 'rl/test_update.py', 'stages/test_preemption.py',
-    'multi_device/test_update_sharded.py', 'stages/test_kill_sweep.py', 'multi_device/test_collectives.py',
-    'stages/test_advice.py', 'search/test_steps.py', 'test_main.py', 'stages/test_disk.py', 'lm/test_sampler.py')
+    'multi_process/test_pipeline_processes.py', 'stages/test_memory.py', 'test_as_users_compile.py',
+    'multi_process/test_interrupted.py', 'test_benchmarks.py', 'stages/test_preemption.py', 'rl/test_update.py',
+    'lm/test_checkpoints.py', 'stages/test_privacy.py', 'expert/test_concare.py', 'stages/test_advice.py',
+    'stages/test_kill_sweep.py', 'expert/test_gru.py', 'stages/test_disk.py', 'lm/test_sampler.py')
 SHARED = ROOT.parent / 'shared'
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')

@@ -86,7 +86,8 @@ class Words:
   pieces: list
   stop_ids: tuple[int, ...] = (0, 4)
 
-  def encode(self, text):
+  def encode(self, text, *, continues=False):
+    assert continues, "what is written stands behind a prompt"
     return [self.pieces.index(text)] if text in self.pieces else [self.pieces.index(c) for c in text]
 
   def decode_with_offsets(self, ids):

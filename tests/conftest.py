@@ -13,7 +13,7 @@ import pytest
 
 # Compiling is most of the tests' time, and what is compiled runs for milliseconds: nothing is optimised, neither here
 # nor in started processes. test_as_users_compile.py sets EAGRL_OPTIMISED.
-QUICK = not os.environ.get('EAGRL_OPTIMISED')
+QUICK = os.environ.get('EAGRL_OPTIMISED') != '1'
 if QUICK:
   os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
   jax.config.update('jax_disable_most_optimizations', True)

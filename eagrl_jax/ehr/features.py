@@ -31,8 +31,8 @@ class FeatureSpec:
     group: organ system or panel; orders the prompt.
     accepted_units: (unit, scale, offset): value_in_unit = scale * value + offset.
     sentinels: values that mean missing in this source.
-    rescale: (from, to, scale, offset): an undeclared value in this closed range is in another unit beyond doubt and is
-      converted, as a fraction of oxygen where percent are meant. The first range that holds decides.
+    rescale: (from, to, scale, offset): a value in this closed range is in another unit beyond doubt, whatever it says,
+      and is converted, as a fraction of oxygen where percent are meant. The first range that holds decides.
     repeats: which of several values at one time is used: 'mean', or 'last', the one that became available last, else
       the last in the file, as of a laboratory that corrects itself. Only csv and wide_csv have an order.
     encoding: how the expert reads it: 'number', one z-scored channel, or 'one_hot', a channel a level. The prompt shows

@@ -38,10 +38,12 @@ def read_columns(path: Path, *names: str) -> dict[str, np.ndarray] | None:
   if not path.exists():
     return None
   try:
-    return {name: np.asarray(column.to_pylist()) for name, column in zip(names, pq.read_table(path, columns=[*names]))}
+    table = pq.read_table(path, columns=[*names])
+    return {name: np.asarray(table[name].to_pylist()) for name in names}
   except (KeyError, OSError, ValueError, pa.ArrowException) as error:
     stage = path.parent.name
-    raise EagrlError(f'{stage}/{path.name} cannot be read; run the {stage} stage again') from error
+    where = '/'.join(path.parts[-3:])  # from the run's folder on: a study has several
+    raise EagrlError(f'{where} cannot be read; run the {stage} stage again') from error
 
 
 def read_lines(path: Path) -> list[dict]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 
 import gguf
@@ -172,13 +173,16 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 
 def _tokenizer(meta: Metadata) -> Tokenizer:
-  kinds = {'gpt2': _byte_level, 'llama': _sentencepiece}
-  kind = meta['tokenizer.ggml.model']
-  if not isinstance(kind, str) or kind not in kinds:
-    raise EagrlError(f'tokenizer.ggml.model={kind!r:.40} is not supported; use a model with a byte-level (gpt2) or'
+  builders = {'gpt2': _byte_level, 'llama': _sentencepiece}
+  name = meta['tokenizer.ggml.model']
+  if not isinstance(name, str) or name not in builders:
+    raise EagrlError(f'tokenizer.ggml.model={name!r:.40} is not supported; use a model with a byte-level (gpt2) or'
                      ' SentencePiece (llama) BPE tokenizer, or the Hugging Face folder of this one')
   try:
-    return _with_its_names(kinds[kind](meta), meta)
+    if len(meta['tokenizer.ggml.token_type']) != len(meta['tokenizer.ggml.tokens']):
+      raise EagrlError(f'{meta.file}: tokenizer.ggml.token_type and tokenizer.ggml.tokens differ in length; download'
+                       ' the file again')
+    return _with_special_tokens(builders[name](meta), meta)
   except EagrlError:
     raise
   except BaseException as e:  # the library raises bare Exception
@@ -188,17 +192,18 @@ def _tokenizer(meta: Metadata) -> Tokenizer:
 
 
 def _whole_tokens(meta: Metadata) -> list[str]:
-  kinds = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)
-  return [t for t, kind in zip(meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']) if kind in kinds]
+  """Those that no text is merged into and none is cut out of."""
+  whole = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)
+  return [t for t, kind in zip(meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']) if kind in whole]
 
 
 def _byte_level(meta: Metadata) -> tokenizers.Tokenizer:
   vocab = {t: i for i, t in enumerate(meta['tokenizer.ggml.tokens'])}
   merges = [tuple(m.split(' ', 1)) for m in meta['tokenizer.ggml.merges']]
-  kind = meta.get('tokenizer.ggml.pre', 'default')
-  fast = bpe.build(vocab, merges, split=_pre_tokenizer(kind), special=_whole_tokens(meta),
-                   ignore_merges=kind in ('llama-bpe', 'tekken'))
-  if kind == 'qwen2':
+  split = meta.get('tokenizer.ggml.pre', 'default')
+  fast = bpe.build(vocab, merges, split=_pre_tokenizer(split), special=_whole_tokens(meta),
+                   ignore_merges=split in ('llama-bpe', 'tekken'))
+  if split == 'qwen2':
     fast.normalizer = normalizers.NFC()
   return fast
 
@@ -209,20 +214,34 @@ def _sentencepiece(meta: Metadata) -> tokenizers.Tokenizer:
   if len(scores) != len(tokens):
     raise EagrlError(f'{meta.file}: tokenizer.ggml.scores has {len(scores)} numbers for {len(tokens)} tokens; download'
                      ' the file again')
-  unknown = meta.get('tokenizer.ggml.unknown_token_id')
-  return sentencepiece.build(tokens, scores, whole=_whole_tokens(meta), unknown=None if unknown is None else
-                             tokens[unknown], puts_space=meta.get('tokenizer.ggml.add_space_prefix', True))
+  if not all(math.isfinite(score) for score in scores):
+    raise EagrlError(f'{meta.file}: tokenizer.ggml.scores has numbers that are not finite; download the file again')
+  puts_space = meta.get('tokenizer.ggml.add_space_prefix', True)
+  if not isinstance(puts_space, bool):
+    raise EagrlError(f'{meta.file}: tokenizer.ggml.add_space_prefix={puts_space!r:.40} is neither true nor false;'
+                     ' download the file again')
+  return sentencepiece.build(tokens, scores, whole=_whole_tokens(meta), unknown=_special_token(meta, 'unknown'),
+                             puts_space=puts_space)
 
 
-def _with_its_names(fast: tokenizers.Tokenizer, meta: Metadata) -> Tokenizer:
-  tokens = meta['tokenizer.ggml.tokens']
-  eos = tokens[meta['tokenizer.ggml.eos_token_id']]
-  pad, bos, turn, message = (meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('padding', 'bos', 'eot', 'eom'))
+def _special_token(meta: Metadata, name: str) -> str | None:
+  """The token that the file calls so, None where it names none."""
+  tokens, key = meta['tokenizer.ggml.tokens'], f'tokenizer.ggml.{name}_token_id'
+  i = meta.get(key)
+  if i is not None and not (type(i) is int and 0 <= i < len(tokens)):
+    raise EagrlError(f'{meta.file}: {key}={i!r:.40} is none of the {len(tokens)} tokens; download the file again')
+  return None if i is None else tokens[i]
+
+
+def _with_special_tokens(fast: tokenizers.Tokenizer, meta: Metadata) -> Tokenizer:
+  eos, pad, bos, _, _ = (_special_token(meta, k) for k in ('eos', 'padding', 'bos', 'eot', 'eom'))
+  if eos is None:
+    raise EagrlError(f'{meta.file}: tokenizer.ggml.eos_token_id is missing; download the file again')
   template = meta.get('tokenizer.chat_template')
   if not isinstance(template, str | None):
     raise EagrlError(f'{meta.file}: tokenizer.chat_template is no text; download the file again')
-  return Tokenizer(fast, eos, None if pad is None else tokens[pad], None if bos is None else tokens[bos], template,
-                   [i for i in (turn, message) if i is not None])
+  ends = [meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('eot', 'eom')]  # of a turn, and of a message in it
+  return Tokenizer(fast, eos, pad, bos, template, [i for i in ends if i is not None])
 
 
 def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:

@@ -15,18 +15,24 @@ def build(pieces: list[str], scores: list[float], *, whole: list[str], unknown: 
           puts_space: bool = True) -> tokenizers.Tokenizer:
   """Merges the neighbours that make the piece of the highest score, leftmost first (Kudo and Richardson 2018).
 
+  Of pieces with one score the first in the vocabulary comes first: merges are numbered as they were learnt, and some
+  converters leave the scores out.
+
   Args:
     pieces: the vocabulary in order, with U+2581 for a space and `<0x..>` for the bytes of what it has no piece for.
-    scores: of each.
+    scores: finite, one a piece; those of bytes and of `whole` are not read.
     whole: control and user-defined tokens, never cut nor made by a merge.
-    unknown: the token of what has neither piece nor bytes.
+    unknown: the token of what has neither piece nor bytes; None drops it.
     puts_space: a text, and what follows a token of `whole`, gets a space before it.
+
+  Returns:
+    The tokenizer, which decodes without that space.
   """
   vocab = {piece: i for i, piece in enumerate(pieces)}
   parts = {piece for piece in vocab.keys() - set(whole) if not BYTE.fullmatch(piece)}
-  merges = [(-scores[i], vocab[piece[:cut]], vocab[piece[cut:]]) for piece, i in vocab.items() if piece in parts
+  merges = [(-scores[i], i, vocab[piece[:cut]], vocab[piece[cut:]]) for piece, i in vocab.items() if piece in parts
             for cut in range(1, len(piece)) if piece[:cut] in parts and piece[cut:] in parts]
-  named = [(pieces[left], pieces[right]) for _, left, right in sorted(merges)]
+  named = [(pieces[left], pieces[right]) for *_, left, right in sorted(merges)]
   fast = tokenizers.Tokenizer(models.BPE(vocab, named, unk_token=unknown, fuse_unk=True, byte_fallback=True))
   spaces = normalizers.Replace(' ', SPACE)
   fast.normalizer = normalizers.Sequence([normalizers.Prepend(SPACE), spaces]) if puts_space else spaces

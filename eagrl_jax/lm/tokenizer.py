@@ -15,7 +15,7 @@ import tokenizers
 from eagrl_jax.lm import bpe, chat_template, json_file, sentencepiece
 from eagrl_jax.types import EagrlError
 
-_BEFORE = ('\n', '.', 'x', '1')  # texts whose tokens are looked for in front of another's
+_BEFORE = ('\n', '.', '1')  # texts whose tokens are looked for in front of another's
 _WORDS = 'WORDS'  # of an assistant, to see what a template writes behind them
 _BYTE_OF = bpe.byte_characters()
 _CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF-8 character that has begun
@@ -60,7 +60,9 @@ class Tokenizer:
     """Ids, and for each the half-open range of characters of `text` that it covers.
 
     Args:
-      continues: other text stands before it, so the space that SentencePiece models put before a text is left out.
+      continues: something stands before it, so the space that SentencePiece models put before a text is left out;
+        behind a special token too, where some of them put it all the same: what is searched, taught and asked for
+        begins with the same token everywhere.
 
     Raises:
       EagrlError: the tokenizer merges every text that could stand before it with its beginning.
@@ -68,12 +70,13 @@ class Tokenizer:
     if not continues or not self._puts_space or not text:
       encoding = self._fast.encode(text, add_special_tokens=False)
       return encoding.ids, encoding.offsets
-    for before in _BEFORE:
-      whole, alone = (self._fast.encode(t, add_special_tokens=False) for t in (before + text, before))
-      if whole.ids[:(n := len(alone.ids))] == alone.ids:
+    for before, ids in self._anchors:
+      whole, n = self._fast.encode(before + text, add_special_tokens=False), len(ids)
+      if whole.ids[:n] == ids and _spaces(self._text_of(whole.ids[n:])) == _spaces(text):
         return whole.ids[n:], [(a - len(before), b - len(before)) for a, b in whole.offsets[n:]]
-    raise EagrlError(f'lm.checkpoint: its tokenizer writes {text!r:.40} otherwise behind every other text; use a'
-                     ' byte-level tokenizer')
+    # What it was may be of a patient's record.
+    raise EagrlError('lm.checkpoint: its tokenizer merges the beginning of an answer with all that could stand before'
+                     ' it; use a byte-level tokenizer')
 
   def decode(self, ids: Iterable[int]) -> str:
     """Text of `ids`, special tokens included; inverse of `encode` for byte-level vocabularies."""
@@ -99,7 +102,7 @@ class Tokenizer:
     return self.raw_bytes(int(token)).decode('utf-8', 'replace')
 
   def raw_bytes(self, token: int) -> bytes:
-    """UTF-8 of one token, its leading space kept; of a character that several tokens spell its part; no token, none."""
+    """UTF-8 of one token, its leading space kept; part of a character where that takes several; b'' of no token."""
     if token in self._added:
       return self._added[token].encode()
     raw = self._fast.id_to_token(token)
@@ -114,7 +117,15 @@ class Tokenizer:
 
   @functools.cached_property
   def _puts_space(self) -> bool:
-    return self.decode_with_offsets(self.encode('x'))[0].startswith(' ')
+    return self._text_of(self.encode('x')).startswith(' ')
+
+  @functools.cached_property
+  def _anchors(self) -> list[tuple[str, list[int]]]:
+    """Texts to put before another one, and their ids."""
+    return [(before, ids) for before in _BEFORE if (ids := self.encode(before))]
+
+  def _text_of(self, ids: Iterable[int]) -> str:
+    return b''.join(map(self.raw_bytes, ids)).decode('utf-8', 'replace')
 
   def apply_chat(self, prompt: str) -> str:
     """`prompt` as one user turn, up to where the assistant begins; unchanged without a template."""
@@ -222,6 +233,11 @@ class Tokenizer:
       raise EagrlError('tokenizer_config.json: its tokens and chat_template must be texts; copy it again from its'
                        ' source')
     return cls(fast, names['eos_token'], names['pad_token'], names['bos_token'], template, _stop_ids(directory))
+
+
+def _spaces(text: str) -> int:
+  """How many a text begins with."""
+  return len(text) - len(text.lstrip(f' {sentencepiece.SPACE}'))
 
 
 def train_tokenizer(texts: Iterable[str], names: Iterable[str], vocab_size: int) -> Tokenizer:

@@ -7,6 +7,8 @@ overlap the longest wins: 'direct bilirubin' is no mention of 'bilirubin'.
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
@@ -37,11 +39,11 @@ def compile_mentions(tokenizer: Tokenizer, names: tuple[str, ...], pieces: list[
   Args:
     pieces: text of every id of the vocabulary.
   """
+  encode = functools.partial(tokenizer.encode, continues=True)
   spellings: dict[tuple[int, ...], tuple[int, bool]] = {}
   for feature, name in enumerate(names):
     for text in (name, name.lower(), name[:1].upper() + name[1:]):
       for space in (' ', ''):
-        encode = lambda s: tokenizer.encode(s, continues=True)
         plain = encode(space + text)
         merged = [ids for mark in ',.;:?' if (ids := encode(space + text + mark))[:len(plain)] != plain]
         for ids in (plain, *merged):

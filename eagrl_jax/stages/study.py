@@ -161,11 +161,8 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
     if not (folder / 'evaluate' / 'done.json').exists():
       continue
     summary = json.loads((folder / 'evaluate' / 'metrics.json').read_text())
-    said = read_columns(folder / 'evaluate' / 'predictions.parquet', 'arm', 'predicted_boolean_probability',
-                        'boolean_value')
-    if said is None:
-      raise EagrlError(f'{folder}: evaluate/predictions.parquet is gone; delete evaluate/done.json to make it again')
-    of, prob, outcome = said.values()
+    of, prob, outcome = _answered(
+        folder / 'evaluate', 'arm', 'predicted_boolean_probability', 'boolean_value').values()
     for arm in dict.fromkeys(of.tolist()):
       _add(probs, extra, NAMES.get(arm, arm), seed, prob[of == arm], summary['arms'][arm])
     mine = outcome[of == of[0]]
@@ -176,7 +173,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
     for arm in config.study.arms:
       answers = folder / 'arms' / arm / 'answers' / arm
       if (answers / 'manifest.json').exists():
-        found = pq.read_table(answers / 'predictions.parquet')['predicted_boolean_probability'].to_numpy()
+        found = _answered(answers, 'predicted_boolean_probability')['predicted_boolean_probability']
         _add(probs, extra, arm, seed, found, json.loads((answers / 'manifest.json').read_text()))
   rows = study_lib.table(label, probs, 'eag', resamples)
   order = ('base', *ASKED, 'sft', 'eag', *(a for a in config.study.arms if a not in ASKED))
@@ -194,6 +191,14 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   part.write_text(text)
   part.replace(workdir / 'study.md')
   return text
+
+
+def _answered(folder: pathlib.Path, *columns: str) -> dict[str, np.ndarray]:
+  """Columns of a finished arm's predictions."""
+  found = read_columns(folder / 'predictions.parquet', *columns)
+  if found is None:
+    raise EagrlError(f'{folder}/predictions.parquet is gone; move {folder.name} away to make it again')
+  return found
 
 
 def _add(probs: dict, extra: dict, arm: str, seed: int, prob: np.ndarray, figures: dict) -> None:

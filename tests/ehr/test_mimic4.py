@@ -74,7 +74,7 @@ def test_prospective_mortality_is_counted_step_by_step(hospital):
       ('stay shorter than 48 h', 'patients'): 1, ('chartevents: before the stay', 'rows'): 1,
       ('chartevents: after the window', 'rows'): 3, ('chartevents: without a number', 'rows'): 1,
       ('chartevents: not assessed: no verbal response behind a tube', 'rows'): 1,
-      ('converted from 0 to 1: FiO2', 'values'): 1,
+      ('chartevents: FiO2 written as a fraction, made a percentage', 'rows'): 1,
       ('labevents: charted in the window, stored after it', 'rows'): 1,
       ('outside hard range: heart rate', 'values'): 1, ('without any observation', 'patients'): 1,
       ('kept', 'patients'): 5} == found

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import gc
 import json
+import math
 import pathlib
 import weakref
 
@@ -352,7 +353,8 @@ def sentencepiece_words(w, _, **changes):
   w.add_bos_token_id(golden['bos'])
   w.add_eos_token_id(golden['eos'])
   if 'puts_space' in golden:
-    w.add_add_space_prefix(golden['puts_space'])
+    kind = gguf.GGUFValueType.BOOL if isinstance(golden['puts_space'], bool) else gguf.GGUFValueType.STRING
+    w.add_key_value('tokenizer.ggml.add_space_prefix', golden['puts_space'], kind)
 
 
 def test_a_gguf_of_sentencepiece_tokenizes_as_sentencepiece(tmp_path):
@@ -366,6 +368,11 @@ def test_a_gguf_of_sentencepiece_tokenizes_as_sentencepiece(tmp_path):
   assert tokenizer.encode('lactate</s>')[-1] == tokenizer.eos_id == golden['eos'] and tokenizer.bos_id == golden['bos']
   tokenizer.save(tmp_path / 'saved')
   assert Tokenizer.load(tmp_path / 'saved').encode(golden['texts'][-1]) == golden['ids'][-1]
+  # Some converters write one score for all: then pieces were learnt in their order.
+  write_gguf(tmp_path / 'm.gguf', ref.CFG, random_params(ref.CFG),
+             words=functools.partial(sentencepiece_words, scores=[-1000.0] * len(golden['pieces'])))
+  _, _, unscored = gguf_io.load_gguf(tmp_path / 'm.gguf')
+  assert [unscored.encode(text) for text in golden['texts']] == golden['ids']
   write_gguf(tmp_path / 'm.gguf', ref.CFG, random_params(ref.CFG),
              words=functools.partial(sentencepiece_words, puts_space=False))
   _, _, plain = gguf_io.load_gguf(tmp_path / 'm.gguf')
@@ -405,7 +412,13 @@ def test_broken_gguf_files_are_named(tmp_path):
   write_gguf(path, ref.CFG, params, pre='unknown')
   with pytest.raises(EagrlError, match=r"tokenizer\.ggml\.pre='unknown'"):
     gguf_io.load_gguf(path)
-  for words, said in ((functools.partial(sentencepiece_words, scores=[0.5]), 'scores has 1 numbers for 500'),
+  changed = lambda **changes: functools.partial(sentencepiece_words, **changes)
+  for words, said in ((changed(scores=[0.5]), 'scores has 1 numbers for 500'),
+                      (changed(scores=[math.nan] * 500), r'tokenizer\.ggml\.scores has numbers that are not finite'),
+                      (changed(types=[1] * 499), r'token_type and tokenizer\.ggml\.tokens differ'),
+                      (changed(puts_space='false'), r"add_space_prefix='false' is neither"),
+                      (changed(unknown=500), r'unknown_token_id=500 is none of the 500 tokens'),
+                      (changed(eos=500), r'eos_token_id=500 is none of the 500 tokens'),
                       (lambda w, _: w.add_tokenizer_model('bert'), r"tokenizer\.ggml\.model='bert'")):
     write_gguf(path, ref.CFG, params, words=words)
     with pytest.raises(EagrlError, match=said):

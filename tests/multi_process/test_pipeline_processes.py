@@ -134,6 +134,9 @@ def test_a_server_is_asked_by_one_and_heard_by_all(runs, start_main, tmp_path):
   assert norm > 1e-4
   for a, b in zip(one, two, strict=True):
     np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-5 * norm)
+  sft, one, two = (np.concatenate([np.ravel(x) for x in jax.tree.leaves(policy.load(folder, make_mesh()).params)])
+                   for folder in (tmp_path / '1' / 'sft', tmp_path / '1' / 'rl', tmp_path / '2' / 'rl'))
+  assert np.abs(sft - one).max() > 1e-4 and np.mean(np.abs(one - two) > 1e-5) < 1e-3
 
 
 def gradient_mean(folder: pathlib.Path) -> Params:

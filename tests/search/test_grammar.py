@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.search import grammar as g
@@ -52,6 +53,24 @@ def test_sentencepiece_puts_a_space_before_a_text_and_none_before_what_continues
     ids, offsets = tok.encode_with_offsets(text, continues=True)
     assert [*tok.encode(before), *ids] == tok.encode(before + text)
     assert [text[a:b].replace('▁', ' ') for a, b in offsets] == [tok.piece(i) for i in ids]
+
+
+def test_what_continues_a_text_is_found_behind_any_text_that_the_tokenizer_leaves_apart(toy):
+  tok, text = toy.tokenizer('llama2'), 'lactate, pH'
+  ids = tok.encode(text, continues=True)
+  # Behind a special token this tokenizer puts a space, which an answer has nowhere.
+  assert tok.decode_with_offsets(tok.encode('<eos>' + text)[1:])[0] == ' ' + text != tok.decode_with_offsets(ids)[0]
+
+  def with_special(*tokens):
+    fast = tokenizers.Tokenizer.from_str(tok._fast.to_str())
+    fast.add_special_tokens([tokenizers.AddedToken(t, normalized=False) for t in tokens])
+    return Tokenizer(fast, '<eos>')
+
+  for apart in (('\n',), ('\n', '.')):
+    assert with_special(*apart).encode(text, continues=True) == ids
+  with pytest.raises(EagrlError, match='merges the beginning of an answer') as error:
+    with_special('\n', '.', '1').encode(text, continues=True)
+  assert 'lactate' not in str(error.value)
 
 
 def walk(grammar, depths, seed, stop_rate):
@@ -180,9 +199,9 @@ def test_mentions(toy, kind):
            'phone', 'lactates', 'mean corpuscular', 'output', 'concentration', '3.8']
   texts = ['lactate', 'Lactate is high', ' direct bilirubin', ' bilirubin direct bilirubin', 'The', '']
   texts += [' '.join(rng.choice(words, 4)) + rng.choice(['', ',', '.', '?']) + ' then' for _ in range(40)]
-  rows = [tok.encode(t) for t in texts]
+  rows = [tok.encode(t, continues=True) for t in texts]
   width = max(map(len, rows)) + 2
-  tokens = np.array([r + tok.encode(' pH')[:1] * (width - len(r)) for r in rows])  # padding is not read
+  tokens = np.array([r + tok.encode(' pH', continues=True)[:1] * (width - len(r)) for r in rows])  # padding is not read
   found = mentions.find(grammar.mentions, jnp.asarray(tokens), jnp.array([len(r) for r in rows]))
   for text, row in zip(texts, np.asarray(found)):
     assert set(np.flatnonzero(row)) == mentioned(toy, text), text

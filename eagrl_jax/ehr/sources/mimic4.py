@@ -13,7 +13,7 @@ import duckdb
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import bounded, bounded_cohort, mimic4_stays
 from eagrl_jax.ehr.sources.bounded import Grid, Steps
-from eagrl_jax.ehr.sources.mimic4_features import CHART, FEATURES, GCS, LAB, Item
+from eagrl_jax.ehr.sources.mimic4_features import CHART, FEATURES, FRACTION, GCS, LAB, Item
 from eagrl_jax.types import EagrlError
 
 _TABLES = {'hosp/admissions': mimic4_stays.ADMISSIONS, 'hosp/patients': mimic4_stays.PATIENTS,
@@ -111,8 +111,13 @@ def _read(db: duckdb.DuckDBPyConnection, folder: Path, name: str, items: tuple[I
     given = item.unit if bounded.no_unit(unit) else unit
     factors = bounded.conversion(FEATURES[f], given, f'data.path: item {itemid} of {table}')
     db.execute(f'INSERT INTO {table}_units VALUES (?, ?, ?, ?, ?)', (itemid, unit, f, *factors))
-  db.execute(f'INSERT INTO events SELECT patient, hour, feature, single(number * scale + shift) FROM {table} t '
-             f'JOIN {table}_units u ON t.itemid = u.itemid AND t.unit IS NOT DISTINCT FROM u.unit WHERE fate = -1')
+  converted = f'FROM {table} t JOIN {table}_units u ON t.itemid = u.itemid AND t.unit IS NOT DISTINCT FROM u.unit ' \
+              'WHERE fate = -1'
+  part = f'feature = {FEATURES.require(FRACTION, "data.path")} AND number > 0 AND number <= 1'
+  if fractions := bounded.count(db, f'{converted} AND {part}'):
+    steps.append((f'{table}: {FRACTION} written as a fraction, made a percentage', fractions, 'rows'))
+  db.execute(f'INSERT INTO events SELECT patient, hour, feature, single(CASE WHEN {part} THEN 100 * number '
+             f'ELSE number * scale + shift END) {converted}')
 
 
 def _add_gcs_total(db: duckdb.DuckDBPyConnection) -> None:

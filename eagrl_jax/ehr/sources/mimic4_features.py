@@ -28,11 +28,10 @@ def _ordinal(name: str, levels: tuple[tuple[float, str], ...], normal: float, gr
 
 
 def _number(name: str, unit: str, ref: tuple[float, float] | None, hard: tuple[float, float], group: str, *aliases: str,
-            decimals: int = 0, log: bool = False, units: tuple[tuple[str, float, float], ...] = (),
-            rescale: tuple[tuple[float, float, float, float], ...] = ()) -> FeatureSpec:
+            decimals: int = 0, log: bool = False, units: tuple[tuple[str, float, float], ...] = ()) -> FeatureSpec:
   low, high = ref or (None, None)
   return FeatureSpec(name, unit, low, high, *hard, decimals=decimals, log=log, group=group, aliases=aliases,
-                     accepted_units=units, rescale=rescale)
+                     accepted_units=units)
 
 
 FEATURES = FeatureTable((
@@ -41,8 +40,7 @@ FEATURES = FeatureTable((
     _number('heart rate', '/min', (60, 100), (10, 300), 'circulation', 'HR', 'pulse', units=(('bpm', 1, 0),)),
     _number('mean blood pressure', 'mmHg', (70, 105), (10, 250), 'circulation', 'MAP', 'mean arterial pressure'),
     _number('systolic blood pressure', 'mmHg', (90, 140), (20, 300), 'circulation', 'SBP'),
-    _number('FiO2', '%', (21, 21), (21, 100), 'respiration', 'fraction inspired oxygen',
-            rescale=((0, 1, 100, 0),)),  # written as a percentage or as a fraction of 1
+    _number('FiO2', '%', (21, 21), (21, 100), 'respiration', 'fraction inspired oxygen'),
     _number('oxygen saturation', '%', (94, 100), (20, 100), 'respiration', 'SpO2'),
     _number('respiratory rate', '/min', (12, 20), (1, 80), 'respiration', 'RR',
             units=(('insp/min', 1, 0), ('bpm', 1, 0))),
@@ -89,3 +87,4 @@ CHART = (
 )
 LAB = (Item(50820, 'blood pH'), *(Item(i, 'glucose', 'mg/dL') for i in (50931, 50809)), Item(50816, 'FiO2', '%'))
 GCS = ('GCS eye opening', 'GCS motor response', 'GCS verbal response')
+FRACTION = 'FiO2'  # written as a percentage or as a fraction of 1: a value up to 1 is the fraction

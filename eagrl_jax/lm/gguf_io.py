@@ -224,23 +224,28 @@ def _sentencepiece(meta: Metadata) -> tokenizers.Tokenizer:
                              puts_space=puts_space)
 
 
-def _special_token(meta: Metadata, name: str) -> str | None:
+def _special_id(meta: Metadata, name: str) -> int | None:
   """The token that the file calls so, None where it names none."""
-  tokens, key = meta['tokenizer.ggml.tokens'], f'tokenizer.ggml.{name}_token_id'
+  n, key = len(meta['tokenizer.ggml.tokens']), f'tokenizer.ggml.{name}_token_id'
   i = meta.get(key)
-  if i is not None and not (type(i) is int and 0 <= i < len(tokens)):
-    raise EagrlError(f'{meta.file}: {key}={i!r:.40} is none of the {len(tokens)} tokens; download the file again')
-  return None if i is None else tokens[i]
+  if i is not None and not (type(i) is int and 0 <= i < n):
+    raise EagrlError(f'{meta.file}: {key}={i!r:.40} is none of the {n} tokens; download the file again')
+  return i
+
+
+def _special_token(meta: Metadata, name: str) -> str | None:
+  i = _special_id(meta, name)
+  return None if i is None else meta['tokenizer.ggml.tokens'][i]
 
 
 def _with_special_tokens(fast: tokenizers.Tokenizer, meta: Metadata) -> Tokenizer:
-  eos, pad, bos, _, _ = (_special_token(meta, k) for k in ('eos', 'padding', 'bos', 'eot', 'eom'))
+  eos, pad, bos = (_special_token(meta, k) for k in ('eos', 'padding', 'bos'))
   if eos is None:
     raise EagrlError(f'{meta.file}: tokenizer.ggml.eos_token_id is missing; download the file again')
   template = meta.get('tokenizer.chat_template')
   if not isinstance(template, str | None):
     raise EagrlError(f'{meta.file}: tokenizer.chat_template is no text; download the file again')
-  ends = [meta.get(f'tokenizer.ggml.{k}_token_id') for k in ('eot', 'eom')]  # of a turn, and of a message in it
+  ends = [_special_id(meta, k) for k in ('eot', 'eom')]  # of a turn, and of a message in it
   return Tokenizer(fast, eos, pad, bos, template, [i for i in ends if i is not None])
 
 

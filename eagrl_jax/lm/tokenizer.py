@@ -72,7 +72,7 @@ class Tokenizer:
       return encoding.ids, encoding.offsets
     for before, ids in self._anchors:
       whole, n = self._fast.encode(before + text, add_special_tokens=False), len(ids)
-      if whole.ids[:n] == ids and _spaces(self._text_of(whole.ids[n:])) == _spaces(text):
+      if whole.ids[:n] == ids and _spaces(self.spelled(whole.ids[n:])) == _spaces(text):
         return whole.ids[n:], [(a - len(before), b - len(before)) for a, b in whole.offsets[n:]]
     # What it was may be of a patient's record.
     raise EagrlError('lm.checkpoint: its tokenizer merges the beginning of an answer with all that could stand before'
@@ -90,7 +90,7 @@ class Tokenizer:
     reader = codecs.getincrementaldecoder('utf-8')('replace')
     text, spans = '', []
     for token in map(int, ids):
-      data = b'' if token in self.stop_ids else self.raw_bytes(token)
+      data = b'' if token in self.stop_ids else self._bytes(token)
       broken = bool(reader.getstate()[0]) and data[:1] not in _CONTINUES  # the character before ends here, unfinished
       begin = len(text) + broken
       text += reader.decode(data)
@@ -99,10 +99,13 @@ class Tokenizer:
 
   def piece(self, token: int) -> str:
     """Text of one token, its leading space kept; an incomplete UTF-8 sequence gives U+FFFD, no token ''."""
-    return self.raw_bytes(int(token)).decode('utf-8', 'replace')
+    return self.spelled([token])
 
-  def raw_bytes(self, token: int) -> bytes:
-    """UTF-8 of one token, its leading space kept; part of a character where that takes several; b'' of no token."""
+  def spelled(self, ids: Iterable[int]) -> str:
+    """What tokens write one after another: `decode` with the first one's leading space."""
+    return b''.join(self._bytes(int(i)) for i in ids).decode('utf-8', 'replace')
+
+  def _bytes(self, token: int) -> bytes:
     if token in self._added:
       return self._added[token].encode()
     raw = self._fast.id_to_token(token)
@@ -117,15 +120,12 @@ class Tokenizer:
 
   @functools.cached_property
   def _puts_space(self) -> bool:
-    return self._text_of(self.encode('x')).startswith(' ')
+    return self.spelled(self.encode('x')).startswith(' ')
 
   @functools.cached_property
   def _anchors(self) -> list[tuple[str, list[int]]]:
     """Texts to put before another one, and their ids."""
     return [(before, ids) for before in _BEFORE if (ids := self.encode(before))]
-
-  def _text_of(self, ids: Iterable[int]) -> str:
-    return b''.join(map(self.raw_bytes, ids)).decode('utf-8', 'replace')
 
   def apply_chat(self, prompt: str) -> str:
     """`prompt` as one user turn, up to where the assistant begins; unchanged without a template."""

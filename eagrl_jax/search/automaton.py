@@ -58,7 +58,7 @@ class Builder:
       EagrlError: the tokenizer changes the text.
     """
     ids = self.tokenizer.encode(text, continues=True)
-    if b''.join(map(self.tokenizer.raw_bytes, ids)) != text.encode():
+    if self.tokenizer.spelled(ids) != text:
       raise EagrlError(f'lm.checkpoint: its tokenizer does not give back {text!r}; use a byte-level tokenizer')
     return ids
 

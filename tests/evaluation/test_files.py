@@ -1,0 +1,29 @@
+"""Tables that stages left, read back."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from eagrl_jax.evaluation.files import read_columns
+from eagrl_jax.stages import study
+from eagrl_jax.types import EagrlError
+
+
+def test_columns_come_by_name_and_a_fault_names_run_and_stage(tmp_path):
+  folder = tmp_path / 'seed_1' / 'evaluate'
+  folder.mkdir(parents=True)
+  path = folder / 'predictions.parquet'
+  assert read_columns(path, 'arm') is None
+  with pytest.raises(EagrlError, match=r'predictions\.parquet is gone; move evaluate away to make it again'):
+    study._answered(folder, 'arm')
+  pq.write_table(pa.table({'prob': [.5, .25], 'arm': ['a', 'b']}), path)
+  found = read_columns(path, 'arm', 'prob')
+  assert list(found) == ['arm', 'prob'] and found['arm'].tolist() == ['a', 'b'] and found['prob'].tolist() == [.5, .25]
+  said = r'seed_1/evaluate/predictions\.parquet cannot be read; run the evaluate stage again'
+  with pytest.raises(EagrlError, match=said):
+    read_columns(path, 'label')
+  path.write_bytes(path.read_bytes()[:40])
+  with pytest.raises(EagrlError, match=said):
+    read_columns(path, 'arm')

@@ -119,7 +119,8 @@ def get_config(variant: str = '') -> ConfigDict:
       seeds=(0, 1, 2),  # of training; cohort and split are those of the first
       resamples=10_000,  # of patients, for the final table: enough for Holm's p of all arms to fall below .05
       arms=('direct', 'grpo', 'dapo', 'no_stage1', 'no_attention_reward', 'no_adaptive_clip', 'no_alignment',
-            'random_features', 'prevalent_features')))  # beside base, sft, eag and what evaluate sets beside them
+            'random_features', 'prevalent_features'),  # beside base, sft, eag and what evaluate sets beside them
+      robustness=False))  # True: every seed's run judges perturbed records too
   config.export = ConfigDict(dict(
       policy='rl', dtype='float32',  # policy: base | sft | rl; dtype: float32 | bfloat16
       adapter=False))  # the trained adapters alone, as a PEFT directory, instead of merged weights

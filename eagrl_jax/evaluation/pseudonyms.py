@@ -43,6 +43,11 @@ def of(subject_id: Sequence[str] | np.ndarray, key: bytes) -> list[str]:
   return [hmac.digest(key, str(i).encode(), 'sha256').hex()[:16] for i in subject_id]
 
 
+def shown(subject_id: Sequence[str] | np.ndarray, workdir: Path, plain: bool) -> list[str]:
+  """The ids under which a run's tables name its patients: pseudonyms, or with `plain` the source's own."""
+  return [str(i) for i in subject_id] if plain else of(subject_id, salt(workdir))
+
+
 def numbers(subject_id: Sequence[str] | np.ndarray, key: bytes) -> np.ndarray:
   """The first 15 digits of each pseudonym as a number, where ids must be numbers. `[N] -> [N] int64`"""
   return np.array([int(found[:15], 16) for found in of(subject_id, key)], np.int64)

@@ -57,11 +57,11 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
   out: dict[str, dict] = {}
   for arm, by in probs.items():
     seeds = sorted(by)
-    out[arm] = {'seeds': seeds, **{m: _row([points[arm][s][m] for s in seeds], [scores[arm][s][m] for s in seeds])
+    out[arm] = {'seeds': seeds, **{m: over_seeds([points[arm][s][m] for s in seeds], [scores[arm][s][m] for s in seeds])
                                    for m in METRICS}}
     common = sorted(set(by) & set(probs.get(reference, ())))
     if arm != reference and common:
-      out[arm]['against'] = {m: _difference(
+      out[arm]['against'] = {m: difference(
           [points[reference][s][m] - points[arm][s][m] for s in common],
           [scores[reference][s][m] - scores[arm][s][m] for s in common]) | {'seeds': common} for m in METRICS}
   for m in METRICS:
@@ -71,14 +71,16 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
   return out
 
 
-def _row(points: Sequence[float], scores: Sequence[np.ndarray]) -> dict:
+def over_seeds(points: Sequence[float] | np.ndarray, scores: Sequence[np.ndarray] | np.ndarray) -> dict:
+  """A score over seeds: {'mean', 'ci95', 'by_seed', 'sd'} of one value and `[R]` resamples a seed."""
   mean = np.mean(scores, 0)
   mean = mean[np.isfinite(mean)]
   return {'mean': float(np.mean(points)), 'ci95': bootstrap.interval(mean), 'by_seed': [float(p) for p in points],
           'sd': float(np.std(points, ddof=1)) if len(points) > 1 else float('nan')}
 
 
-def _difference(points: Sequence[float], scores: Sequence[np.ndarray]) -> dict:
+def difference(points: Sequence[float] | np.ndarray, scores: Sequence[np.ndarray] | np.ndarray) -> dict:
+  """A difference over seeds: {'diff', 'ci95', 'by_seed', 'p'} of one value and `[R]` resamples a seed."""
   gap = np.mean(scores, 0)
   gap = gap[np.isfinite(gap)]
   return {'diff': float(np.mean(points)), 'ci95': bootstrap.interval(gap), 'by_seed': [float(p) for p in points],
@@ -96,7 +98,7 @@ def holm(p: Sequence[float]) -> list[float]:
   return adjusted.tolist()
 
 
-def claims(rows: Mapping[str, dict], robustness: Mapping | None = None,
+def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
            transfers: Mapping[str, Mapping] | None = None) -> list[dict]:
   """What becomes of each claim: {'claim', 'verdict', 'why'}.
 
@@ -105,17 +107,18 @@ def claims(rows: Mapping[str, dict], robustness: Mapping | None = None,
 
   Args:
     rows: a `table` whose reference is the arm ahead.
-    robustness: metrics.json of a seed's robustness; flatter than the expert is where the intervals of the two changes
-      do not meet.
+    shuffled: the row of `perturbed.table` with the largest share of features moved.
     transfers: metrics.json of a seed's transfers, by cohort.
   """
   out = []
   for text, ahead, behind in CLAIMS:
     found = rows.get(behind, {}).get('against') if ahead in rows else None
     out.append(_judged(text, found and {f'{m.upper()} {ahead} - {behind}': found[m] for m in METRICS}))
-  shuffled = [c for c in (robustness or {}).get('conditions', ()) if c['kind'] == 'order']
-  out.append(_flatter(max(shuffled, key=lambda c: c['level'])) if shuffled else
-             {'claim': SHUFFLED, 'verdict': 'untested', 'why': 'no records with shuffled features were judged'})
+  if shuffled:
+    less = shuffled['less_than_expert']
+    out.append(_judged(SHUFFLED, {f'{m.upper()} change of eag - change of expert': less[m] for m in METRICS}))
+  else:
+    out.append({'claim': SHUFFLED, 'verdict': 'untested', 'why': 'no records with shuffled features were judged'})
   for behind, text in TRANSFER:
     if not transfers:
       out.append({'claim': text, 'verdict': 'untested', 'why': 'no transfer was run'})
@@ -136,17 +139,6 @@ def _judged(text: str, gaps: Mapping[str, Mapping] | None) -> dict:
   verdict = ('reproduced' if sure else 'not by Holm') if above else 'reversed' if below else 'not reproduced'
   return {'claim': text, 'verdict': verdict, 'why': '; '.join(
       f'{name} {g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})' for name, g in gaps.items())}
-
-
-def _flatter(condition: Mapping) -> dict:
-  """The policy's loss under shuffling beside the expert's."""
-  arms = condition['arms']
-  pairs = [(m, arms['rl']['change'][m], arms['expert']['change'][m]) for m in METRICS]
-  flat, steep = (all(above(a['ci95'], b['ci95']) for _, a, b in pairs) for above in (
-      lambda a, b: a[0] > b[1], lambda a, b: a[1] < b[0]))
-  said = lambda g: f'{g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})'
-  return {'claim': SHUFFLED, 'verdict': 'reproduced' if flat else 'reversed' if steep else 'not reproduced',
-          'why': '; '.join(f'{m.upper()} eag {said(a)}, expert {said(b)}' for m, a, b in pairs)}
 
 
 def markdown(study: Mapping) -> str:

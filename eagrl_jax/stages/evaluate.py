@@ -6,8 +6,8 @@
 2. The features it names, and its own attention while it wrote, are read on the first answer.
 3. AUROC, AUPRC, agreement and their controls, all with intervals by patient, and the early score where the source knows
    when stays end; scikit-learn's baselines beside them, the leakage audit, subgroups.
-4. metrics.json, predictions.parquet, the same for meds-evaluation (stages/meds_predictions.py), cases.json, report.html
-   and the table on the terminal.
+4. metrics.json, predictions.parquet, the same for meds-evaluation (stages/meds_predictions.py), reasoning.jsonl with
+   what each arm wrote, cases.json, report.html and the table on the terminal.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from absl import logging
 
 from eagrl_jax import masked
 from eagrl_jax.evaluation import agreement, bootstrap, metrics, pseudonyms, report
-from eagrl_jax.stages import beside, cases, early, inference, meds_predictions
+from eagrl_jax.stages import beside, cases, early, inference, meds_predictions, reasoning
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -65,7 +65,9 @@ def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[st
 
   summary = summarise(context, data, rows, label, arms, probs)
   write_json(folder / 'metrics.json', summary)
-  write_predictions(context, data, rows, label, probs)
+  ids = pseudonyms.shown(data.cohort.subject_id[rows], context.workdir, context.config.evaluate.plain_ids)
+  write_predictions(context, data, rows, label, probs, ids)
+  reasoning.write(folder / 'reasoning.jsonl', ids, data.cohort.features.names, arms)
   meds_predictions.write(context, data, rows, label, probs)
   shown = cases.choose(arms['rl'].prob, label, context.config.evaluate.cases)
   write_json(folder / 'cases.json', cases.build(data, rows, shown, arms, expert_stage.load_salience(context),
@@ -114,15 +116,12 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
 
 
 def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray,
-                      probs: dict[str, np.ndarray]) -> None:
-  """One row a patient and arm; ids are pseudonyms unless `evaluate.plain_ids`."""
+                      probs: dict[str, np.ndarray], ids: list[str]) -> None:
+  """One row a patient and arm."""
   names = [a for a in probs for _ in rows]
   time = data_lib.prediction_hours(data, context.config.data.window_hours)[rows]
   prob = np.concatenate([probs[a] for a in probs]).astype(np.float64)
   repeat = len(probs)
-  ids = [str(i) for i in data.cohort.subject_id[rows]]
-  if not context.config.evaluate.plain_ids:
-    ids = pseudonyms.of(ids, pseudonyms.salt(context.workdir))
   table = pa.table({
       'subject_id': ids * repeat,
       'prediction_time': np.tile(time, repeat),  # hours since the patient's first record

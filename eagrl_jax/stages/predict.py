@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import pathlib
 
 import numpy as np
@@ -26,7 +25,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import event_rows, outcomes_csv
 from eagrl_jax.evaluation import pseudonyms
-from eagrl_jax.stages import checks, finished, foreign, inference, pipeline, prepare
+from eagrl_jax.stages import checks, finished, foreign, inference, pipeline, prepare, reasoning
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -107,9 +106,7 @@ def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_
   encoder.check(rows)
   arm = inference.answer(context, policy_name, encoder, policy, rows, unparsed, example=draws(cohort.subject_id))
   logging.info('%s: %.1f %% of the answers parsed', policy_name, 100 * arm.parsed.mean())
-  ids = [str(i) for i in cohort.subject_id]
-  if not plain_ids:
-    ids = pseudonyms.of(ids, pseudonyms.salt(context.workdir))
+  ids = pseudonyms.shown(cohort.subject_id, context.workdir, plain_ids)
   pq.write_table(pa.table({
       'subject_id': ids,
       # hours since the patient's first record
@@ -117,11 +114,7 @@ def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_
       'predicted_boolean_probability': arm.prob.astype(np.float64), 'parsed': arm.parsed.astype(np.float64),
       'refused': arm.refused.astype(np.float64),
       'expert_probability': finished.expert_prob(context, data).astype(np.float64)}), folder / 'predictions.parquet')
-  names = cohort.features.names
-  with (folder / 'reasoning.jsonl').open('w', encoding='utf-8') as file:
-    for i, text, named in zip(ids, arm.text, arm.named):
-      said = {'subject_id': i, 'features': [names[f] for f in named], 'text': text}
-      file.write(json.dumps(said, ensure_ascii=False) + '\n')
+  reasoning.write(folder / 'reasoning.jsonl', ids, cohort.features.names, {policy_name: arm})
 
 
 def draws(subject_id: np.ndarray) -> np.ndarray:

@@ -4,7 +4,7 @@
    shape; the expert predicts the same records. Its channels have no names: moved features meet the wrong ones.
 2. The records without the features that a policy named, and with them alone, beside random ones and the expert's.
 3. robustness/metrics.json: AUROC and AUPRC of every condition, the paired change from the unchanged records,
-   faithfulness, and the agreement of the expert's members; the report anew.
+   faithfulness, and the agreement of the expert's members; predictions.parquet; the report anew.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import dataclasses
 
 import jax
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import logging
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
 from eagrl_jax.ehr import channels, normalise
 from eagrl_jax.ehr.records import Visits
-from eagrl_jax.evaluation import bootstrap, faithfulness, perturb, report
+from eagrl_jax.evaluation import bootstrap, faithfulness, perturb, pseudonyms, report
 from eagrl_jax.evaluation.perturb import Condition
 from eagrl_jax.expert import salience as salience_lib
 from eagrl_jax.expert import train as expert_train
@@ -27,7 +29,7 @@ from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import prepare, settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.disk import write_json
 from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
@@ -52,7 +54,7 @@ class Said:
 def run(context: Context) -> None:
   c, seed = context.config.robustness, context.config.seed
   data = data_lib.load(context)
-  rows = chosen_rows(data.splits.test, c.patients, seed)
+  rows = chosen_rows(data.splits.test, c.patients, prepare.data_seed(context.config))
   statistics = normalise.load(context.folder('prepare') / 'statistics.json')
   conditions = perturb.conditions(tuple(c.kinds), c.levels.to_dict(), data.visits.values[rows], rows,
                                   data.cohort.features, statistics, seed,
@@ -64,7 +66,11 @@ def run(context: Context) -> None:
 
 
 def chosen_rows(test: np.ndarray, patients: int, seed: int) -> np.ndarray:
-  """Test patients of the stage: all of them, or so many at random. Ascending."""
+  """Test patients of the stage: all of them, or so many at random. Ascending.
+
+  Args:
+    seed: the data's, so that the seeds of a study judge the same patients.
+  """
   shuffled = rng.host(seed, 'patients').permutation(test)
   return np.sort(shuffled[:patients or None])
 
@@ -163,9 +169,24 @@ def write(context: Context, data: data_lib.Data, statistics: normalise.Statistic
     members = salience_lib.member_salience(params, config.model, expert_input(data, statistics, rows, values),
                                            context.config.expert.salience,
                                            channel_feature=channels.owners(data.cohort.features))
+  write_predictions(context, data, rows, conditions, said)
   write_json(context.folder('robustness') / 'metrics.json',
              summarise(context, data, rows, conditions, said, sets, members))
   logging.info('report: %s', report.write_report(context.workdir))
+
+
+def write_predictions(context: Context, data: data_lib.Data, rows: np.ndarray, conditions: list[Condition],
+                      said: dict[str, list[Said]]) -> None:
+  """One row a condition, arm and patient."""
+  ids = pseudonyms.shown(data.cohort.subject_id[rows], context.workdir, context.config.evaluate.plain_ids)
+  label, n = data.cohort.label[rows].astype(bool), len(rows)
+  tables = [pa.table({
+      'subject_id': ids, 'kind': [condition.kind] * n, 'level': np.full(n, condition.level, np.float64),
+      'arm': [arm] * n, 'boolean_value': label,
+      'predicted_boolean_probability': answers[i].prob.astype(np.float64),
+      'parsed': answers[i].parsed.astype(np.float64)})
+            for i, condition in enumerate(conditions) for arm, answers in said.items()]
+  pq.write_table(pa.concat_tables(tables), context.folder('robustness') / 'predictions.parquet')
 
 
 def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, conditions: list[Condition],

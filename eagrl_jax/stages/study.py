@@ -4,6 +4,8 @@
     <workdir>/seed_<s>/arms/<arm>/   its own `rl` stage from the run's stages before it, and its answers
     <workdir>/study.json, study.md   all cells so far
 
+With `study.robustness` every seed's run also judges perturbed records (stages/robustness.py).
+
 Cohort, split and test patients are those of the first seed throughout, so that arms and seeds can be paired. What is
 finished is skipped, so a study goes on where it was stopped, and seeds or arms can be added later.
 
@@ -26,11 +28,11 @@ import pyarrow.parquet as pq
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax.evaluation import agreement
+from eagrl_jax.evaluation import agreement, perturbed, pseudonyms
 from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.evaluation.files import read_columns
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import checks, disk, fields, finished, graph, inference, pipeline
+from eagrl_jax.stages import checks, disk, fields, finished, graph, inference, pipeline, reasoning
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -79,14 +81,16 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
       for arm in c.arms:
         cell(config, workdir, seed, arm)
         gather(config, workdir, config.evaluate.bootstrap)
+      if c.robustness:
+        pipeline.run(own(config, seed, 'robustness'), run_folder(workdir, seed))
     print('\n' + gather(config, workdir, config.study.resamples))
     logging.info('study: %s', workdir / 'study.md')
 
 
 def own(config: ConfigDict, seed: int, arm: str = 'eag') -> ConfigDict:
-  """The config of one seed's run, or of one arm's rl stage."""
+  """The config of one seed's run (`eag`, or `robustness` for the stage behind it), or of one arm's rl stage."""
   out = ConfigDict(config.to_dict())
-  out.update(seed=seed, target='evaluate' if arm == 'eag' else 'rl')
+  out.update(seed=seed, target={'eag': 'evaluate', 'robustness': 'robustness'}.get(arm, 'rl'))
   if config.data.seed is None and seed != config.study.seeds[0]:
     out.data.seed = config.study.seeds[0]
   if arm == 'dapo':
@@ -116,11 +120,19 @@ def cell(config: ConfigDict, workdir: pathlib.Path, seed: int, arm: str) -> None
   made_from = {'policy': hashes[stage], 'expert': hashes['expert'], 'evaluate': hashes['evaluate']}
   mesh = make_mesh(**mine.mesh.to_dict())
   with jax.set_mesh(mesh):
-    finished.publish(folder, 'answers', arm, made_from, lambda out: ask(Context(mine, folder, mesh), stage, arm, out))
+    finished.publish(folder, 'answers', arm, made_from,
+                     lambda out: ask(Context(mine, folder, mesh), stage, arm, run_at, out))
 
 
-def ask(context: Context, stage: str, arm: str, folder: pathlib.Path) -> dict:
-  """Writes the arm's predictions.parquet, patients in the order of the split; returns its figures."""
+def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, folder: pathlib.Path) -> dict:
+  """Writes the arm's predictions.parquet, patients in the order of the split, and its reasoning.jsonl.
+
+  Args:
+    run_at: the seed's run, whose pseudonyms the patients have here too.
+
+  Returns:
+    The arm's figures.
+  """
   data = data_lib.load(context)
   rows = data.splits.test
   policy = policy_lib.load(context.folder(stage), context.mesh)
@@ -138,8 +150,12 @@ def ask(context: Context, stage: str, arm: str, folder: pathlib.Path) -> dict:
         answers.named, present, context.config.reward.top_k, expert=expert_stage.load_salience(context)[rows],
         truth=None, n=context.config.evaluate.bootstrap)
   label = data.cohort.label[rows].astype(bool)
-  pq.write_table(pa.table({'boolean_value': label, 'predicted_boolean_probability': answers.prob.astype(np.float64),
-                           'parsed': answers.parsed.astype(np.float64)}), folder / 'predictions.parquet')
+  ids = pseudonyms.shown(data.cohort.subject_id[rows], run_at, context.config.evaluate.plain_ids)
+  if arm != 'direct':
+    reasoning.write(folder / 'reasoning.jsonl', ids, data.cohort.features.names, {arm: answers})
+  pq.write_table(pa.table({
+      'subject_id': ids, 'boolean_value': label, 'predicted_boolean_probability': answers.prob.astype(np.float64),
+      'parsed': answers.parsed.astype(np.float64)}), folder / 'predictions.parquet')
   return {'parse_rate': float(answers.parsed.mean()), 'cost': answers.cost, **figures, **answers.extra}
 
 
@@ -181,12 +197,14 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   arms = {a: rows[a] | _means(extra[a]) for a in shown}
   first = run_folder(workdir, config.study.seeds[0])
   read = lambda path: json.loads(path.read_text())
-  robustness = first / 'robustness' / 'metrics.json'
-  claims = study_lib.claims(rows, read(robustness) if robustness.exists() else None, {
+  judged = {seed: run_folder(workdir, seed) / 'robustness' for seed in config.study.seeds}
+  changed = perturbed.gather({s: at for s, at in judged.items() if (at / 'done.json').exists()}, NAMES, resamples)
+  claims = study_lib.claims(rows, perturbed.most_shuffled(changed['rows']) if changed else None, {
       path.parent.name: read(path) for path in sorted(first.glob('transfer/*/metrics.json'))})
-  study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims}
+  study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
+           **({'perturbed': changed} if changed else {})}
   disk.write_json(workdir / 'study.json', study)
-  text = study_lib.markdown(study)
+  text = study_lib.markdown(study) + ('\n' + perturbed.markdown(**changed) if changed else '')
   part = workdir / 'study.md.part'
   part.write_text(text)
   part.replace(workdir / 'study.md')
@@ -243,4 +261,6 @@ def _states(config: ConfigDict, workdir: pathlib.Path, seed: int) -> dict[str, s
   folder = run_folder(workdir, seed)
   done = {'eag': (folder / 'evaluate' / 'done.json').exists()}
   done |= {arm: (folder / 'arms' / arm / 'answers' / arm / 'manifest.json').exists() for arm in config.study.arms}
+  if config.study.robustness:
+    done['robustness'] = (folder / 'robustness' / 'done.json').exists()
   return {arm: 'done' if there else 'run' for arm, there in done.items()}

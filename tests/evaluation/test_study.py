@@ -63,14 +63,12 @@ def test_a_claim_that_holm_does_not_bear_out_is_not_reproduced():
 
 
 def test_shuffling_and_other_hospitals_are_claims_too():
-  change = lambda low, high: {m: {'diff': (low + high) / 2, 'ci95': [low, high]} for m in study.METRICS}
-  condition = lambda level, expert: {'kind': 'order', 'level': level, 'arms': {
-      'rl': {'change': change(-0.04, 0.08)}, 'expert': {'change': expert}}}
-  others = [condition(0.2, change(-0.01, 0.05)), {'kind': 'noise', 'level': 2.0, 'arms': {}}]
-  shuffled = lambda *expert: {'conditions': [condition(1.0, change(*expert)), *others]}
+  shuffled = lambda low, high: {'less_than_expert': {
+      m: {'diff': (low + high) / 2, 'ci95': [low, high], 'p': 0.001} for m in study.METRICS}}
   verdict = lambda found: {c['claim']: c['verdict'] for c in study.claims({'eag': {}}, found)}[study.SHUFFLED]
-  assert [verdict(shuffled(*ci)) for ci in ((-0.3, -0.1), (-0.1, 0.0), (0.09, 0.2))] == [
+  assert [verdict(shuffled(*ci)) for ci in ((0.1, 0.3), (-0.1, 0.2), (-0.2, -0.09))] == [
       'reproduced', 'not reproduced', 'reversed']
+  assert verdict(None) == 'untested'
   pair = lambda b, low: [{'a': 'rl', 'b': b, 'metric': m, 'diff': low + 0.1, 'ci95': [low, low + 0.2], 'p': 0.01}
                          for m in (*study.METRICS, 'brier')]
   found = {c['claim']: c['verdict'] for c in study.claims({'eag': {}}, None, {

@@ -41,6 +41,10 @@ def test_a_run_leaves_the_promised_folder(finished):
     assert file['subject_id'].to_pylist() == [int(predictions['subject_id'][i][:15], 16) for i in known]
     np.testing.assert_allclose(file['predicted_boolean_probability'],
                                [predictions['predicted_boolean_probability'][i] for i in known], rtol=1e-7)
+  wrote = [json.loads(line) for line in (finished / 'evaluate/reasoning.jsonl').read_text().splitlines()]
+  assert [(w['arm'], w['subject_id']) for w in wrote] == [
+      (arm, predictions['subject_id'][i]) for arm in ('base', 'sft', 'rl') for i in range(24)]
+  assert any(w['text'] for w in wrote) and {f for w in wrote for f in w['features']} <= set(cohort.features.names)
   page = (finished / 'report.html').read_text()
   assert '<html' in page and 'order of the ids' in page and 'Decision curve' in page and 'not shown' in page
   for stage in DONE:

@@ -124,7 +124,7 @@ def test_new_patients_meet_the_expert_that_the_run_trained(run, cohort, long, st
   np.testing.assert_allclose([got[i] for i in mine], [known[i] for i in mine], atol=2e-5)
   assert [line['subject_id'] for line in lines] == ids and all(line['text'] for line in lines)
   names = set(whole.features.names)
-  assert all(set(line['features']) <= names for line in lines)
+  assert all(set(line['features']) <= names and line['arm'] == 'rl' for line in lines)
   assert all(0 <= p <= 1 for k in ('predicted_boolean_probability', 'parsed', 'refused') for p in table[k])
   assert manifest['features']['unknown'] == 1 and set(manifest['features']['mapped']) <= names
   shown = capsys.readouterr()

@@ -6,7 +6,9 @@ import shutil
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from eagrl_jax.ehr import normalise
 from eagrl_jax.ehr.prompt import PromptConfig, render
@@ -14,7 +16,7 @@ from eagrl_jax.ehr.tasks import KNOWN
 from eagrl_jax.evaluation import perturb
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl.reading import read_attention
-from eagrl_jax.stages import cases, checks, graph, pipeline, policy, robustness
+from eagrl_jax.stages import cases, checks, graph, pipeline, policy, prepare, robustness
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import settings as settings_lib
@@ -63,6 +65,25 @@ def test_every_condition_has_every_arm_with_intervals_and_the_paired_change(resu
         assert len(arm[metric]['ci95']) == len(arm['change'][metric]['ci95']) == 2
         gap = arm[metric]['point'] - result['unchanged'][name][metric]['point']
         assert arm['change'][metric]['diff'] == pytest.approx(gap)
+
+
+def test_every_answer_is_kept_and_gives_the_scores_again(result, ran):
+  table = pq.read_table(ran[0] / 'robustness/predictions.parquet').to_pandas()
+  assert len(table) == 7 * 4 * 24 and table.subject_id.nunique() == 24
+  for row in result['conditions']:
+    for arm, scores in row['arms'].items():
+      mine = table[(table.kind == row['kind']) & (table.level == row['level']) & (table.arm == arm)]
+      point = roc_auc_score(mine.boolean_value, mine.predicted_boolean_probability)
+      assert scores['auroc']['point'] == pytest.approx(point) and mine.parsed.mean() == scores['parse_rate']
+
+
+def test_seeds_of_a_study_judge_the_patients_of_its_cohort(micro_config):
+  test, seeds = np.arange(50), []
+  for seed, of_data in ((0, None), (1, 0), (1, None)):
+    c = micro_config()
+    c.seed, c.data.seed = seed, of_data
+    seeds.append(robustness.chosen_rows(test, 20, prepare.data_seed(c)).tolist())
+  assert seeds[0] == seeds[1] != seeds[2]
 
 
 def test_all_levels_and_sets_go_through_the_sampler_in_one_shape(ran):

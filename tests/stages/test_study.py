@@ -6,6 +6,7 @@ import shutil
 import pyarrow.parquet as pq
 import pytest
 
+from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.stages import study
 from eagrl_jax.types import EagrlError
 
@@ -35,6 +36,36 @@ def test_every_cell_is_run_once_and_lands_in_one_table(micro_config, finished, t
   marks = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('done.json')}
   study.run(c, tmp_path)  # nothing is left to do
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('done.json')} == marks
+  ids = [t['subject_id'].to_pylist() for t in cells.values()]  # the run's own pseudonyms
+  judged = pq.read_table(tmp_path / 'seed_0/evaluate/predictions.parquet')['subject_id'].to_pylist()
+  assert ids == len(cells) * [judged[:out['n_test']]]
+  texts = {a: tmp_path / f'seed_0/arms/{a}/answers/{a}/reasoning.jsonl' for a in ('grpo', 'prevalent_features')}
+  wrote = [[json.loads(line) for line in path.read_text().splitlines()] for path in texts.values()]
+  assert all([w['subject_id'] for w in said] == ids[0] and any(w['text'] for w in said) for said in wrote)
+
+
+def test_perturbed_records_are_judged_of_every_seed_and_answer_their_claim(micro_config, finished, tmp_path, capsys):
+  c = small(micro_config)
+  c.study.update(arms=(), robustness=True)
+  c.robustness.update(kinds=('order',), samples=1)
+  c.robustness.levels.order = (1.0,)
+  shutil.copytree(finished, tmp_path / 'seed_0')
+  study.run(c, tmp_path, dry_run=True)
+  assert 'seed 0: eag done, robustness run' in capsys.readouterr().out
+  study.run(c, tmp_path)
+  out = json.loads((tmp_path / 'study.json').read_text())
+  assert [row['kind'] for row in out['perturbed']['rows']] == ['none', 'sampling', 'order']
+  seed = json.loads((tmp_path / 'seed_0/robustness/metrics.json').read_text())
+  of = {'eag': 'rl', 'sft': 'sft', 'base': 'base', 'expert': 'expert'}
+  for row, own in zip(out['perturbed']['rows'][1:], seed['conditions'], strict=True):
+    for arm, scores in row['arms'].items():
+      change = own['arms'][of[arm]]['change']['auroc']['diff']
+      assert scores['change']['auroc']['diff'] == pytest.approx(change)
+  claim = {c['claim']: c['verdict'] for c in out['claims']}[study_lib.SHUFFLED]
+  assert claim != 'untested' and '## Perturbed records' in (tmp_path / 'study.md').read_text()
+  (tmp_path / 'seed_0/robustness/predictions.parquet').unlink()
+  with pytest.raises(EagrlError, match='move robustness away'):
+    study.gather(c, tmp_path, 100)
 
 
 def test_thinking_freely_is_another_prompt_for_the_same_policy(micro_config, finished, tmp_path):

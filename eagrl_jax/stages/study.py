@@ -9,54 +9,31 @@ With `study.robustness` every seed's run also judges perturbed records (stages/r
 Cohort, split and test patients are those of the first seed throughout, so that arms and seeds can be paired. What is
 finished is skipped, so a study goes on where it was stopped, and seeds or arms can be added later.
 
-Arms of reinforcement learning start from the same policy, with the same budget, and differ in what they name:
-GRPO (arXiv 2402.03300) and DAPO (arXiv 2503.14476) as published, but for the optimiser and the sampling, which are the
-config's; each ablation leaves one thing out; the controls follow salience that knows nothing of the patient. `direct`
-is the base policy without reasoning: the number it would write at once. `think` is the base policy asked to think in
-any form (`prompt.style=full`: policies from a checkpoint; the tiny one reads no instructions).
+With `study.learning_rates` every arm of reinforcement learning is trained at each of them too, and given the one whose
+answers to validation patients have the highest AUROC, mean over seeds (evaluation/rates.py). Perturbed records and
+transfers stay those of `rl.learning_rate`.
 """
 
 from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
-import jax
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax.evaluation import agreement, perturbed, pseudonyms
+from eagrl_jax.evaluation import perturbed, rates
 from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.evaluation.files import read_columns
-from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import checks, disk, fields, finished, graph, inference, pipeline, reasoning
-from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import expert as expert_stage
-from eagrl_jax.stages import policy as policy_lib
-from eagrl_jax.stages.context import Context
+from eagrl_jax.stages import cells, checks, disk, fields, pipeline
+from eagrl_jax.stages.cells import ASKED, CHANGES, own, run_folder
 from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
 
-SHARED = ('prepare', 'expert', 'base', 'search', 'sft')  # stages that every arm of a seed starts from
-ASKED = ('direct', 'think')  # arms without training: the base policy
 NAMES = {'rl': 'eag'}  # arms of a run's evaluation that have another name here
-PLAIN = {'rl.lam': 1.0, 'rl.c_align': 0.0, 'rl.attention_reward': 0.0, 'rl.advantage': 'grpo'}
-CHANGES: dict[str, dict[str, object]] = {
-    'direct': {},
-    'think': {'prompt.reasoning': 'free'},
-    'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False},
-    'dapo': PLAIN | {'rl.loss': 'token_mean', 'rl.clip_min': 0.28, 'rl.clip_max': 0.28, 'rl.dynamic_sampling': True,
-                     'rl.kl': 0.0},
-    'no_stage1': {'rl.start': 'base'},
-    'no_attention_reward': {'rl.lam': 1.0, 'rl.attention_reward': 0.0},
-    'no_adaptive_clip': {'rl.clip_min': 0.2, 'rl.clip_max': 0.2},
-    'no_alignment': {'rl.c_align': 0.0},
-    'random_features': {'rl.align_control': 'random'},
-    'prevalent_features': {'rl.align_control': 'prevalence'},
-}
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> None:
@@ -78,85 +55,13 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
     for i, seed in enumerate(c.seeds):
       logging.info('study: seed %d (%d of %d)', seed, i + 1, len(c.seeds))
       pipeline.run(own(config, seed), run_folder(workdir, seed))
-      for arm in c.arms:
-        cell(config, workdir, seed, arm)
+      for cell in _cells(config):
+        cells.run(config, workdir, seed, cell)
         gather(config, workdir, config.evaluate.bootstrap)
       if c.robustness:
         pipeline.run(own(config, seed, 'robustness'), run_folder(workdir, seed))
     print('\n' + gather(config, workdir, config.study.resamples))
     logging.info('study: %s', workdir / 'study.md')
-
-
-def own(config: ConfigDict, seed: int, arm: str = 'eag') -> ConfigDict:
-  """The config of one seed's run (`eag`, or `robustness` for the stage behind it), or of one arm's rl stage."""
-  out = ConfigDict(config.to_dict())
-  out.update(seed=seed, target={'eag': 'evaluate', 'robustness': 'robustness'}.get(arm, 'rl'))
-  if config.data.seed is None and seed != config.study.seeds[0]:
-    out.data.seed = config.study.seeds[0]
-  if arm == 'dapo':
-    out.rl.overlong_buffer = config.rl.max_new // 5  # DAPO: the last fifth
-  out.update_from_flattened_dict(CHANGES.get(arm, {}))
-  return out
-
-
-def run_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
-  return workdir / f'seed_{seed}'
-
-
-def cell(config: ConfigDict, workdir: pathlib.Path, seed: int, arm: str) -> None:
-  """Trains and questions one arm of a finished run, unless that was done before."""
-  run_at = run_folder(workdir, seed)
-  folder = run_at / 'arms' / arm
-  folder.mkdir(parents=True, exist_ok=True)
-  for stage in SHARED:
-    if not (folder / stage).exists():
-      (folder / stage).symlink_to(pathlib.Path('../..') / stage)
-  mine = own(config, seed, arm)
-  if arm not in ASKED:
-    logging.info('study: seed %d, %s', seed, arm)
-    pipeline.run(mine, folder)
-  hashes = graph.stage_hashes(mine)
-  stage = 'base' if arm in ASKED else 'rl'
-  made_from = {'policy': hashes[stage], 'expert': hashes['expert'], 'evaluate': hashes['evaluate']}
-  mesh = make_mesh(**mine.mesh.to_dict())
-  with jax.set_mesh(mesh):
-    finished.publish(folder, 'answers', arm, made_from,
-                     lambda out: ask(Context(mine, folder, mesh), stage, arm, run_at, out))
-
-
-def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, folder: pathlib.Path) -> dict:
-  """Writes the arm's predictions.parquet, patients in the order of the split, and its reasoning.jsonl.
-
-  Args:
-    run_at: the seed's run, whose pseudonyms the patients have here too.
-
-  Returns:
-    The arm's figures.
-  """
-  data = data_lib.load(context)
-  rows = data.splits.test
-  policy = policy_lib.load(context.folder(stage), context.mesh)
-  encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
-  figures: dict[str, object] = {}
-  if arm == 'direct':
-    nothing = np.zeros(len(rows))
-    silent = inference.Arm(nothing, nothing, nothing, [[] for _ in rows], nothing[:, None], [''] * len(rows),
-                           {'seconds': 0.0, 'new_tokens': 0.0, 'with_compilation': False}, [[] for _ in rows])
-    answers = inference.digits(context, arm, encoder, policy, rows, silent)
-  else:
-    answers = inference.answer(context, arm, encoder, policy, rows, data_lib.prevalence(data))
-    present = data.measured[rows]
-    figures['jaccard_at_k'] = agreement.named_agreement(
-        answers.named, present, context.config.reward.top_k, expert=expert_stage.load_salience(context)[rows],
-        truth=None, n=context.config.evaluate.bootstrap)
-  label = data.cohort.label[rows].astype(bool)
-  ids = pseudonyms.shown(data.cohort.subject_id[rows], run_at, context.config.evaluate.plain_ids)
-  if arm != 'direct':
-    reasoning.write(folder / 'reasoning.jsonl', ids, data.cohort.features.names, {arm: answers})
-  pq.write_table(pa.table({
-      'subject_id': ids, 'boolean_value': label, 'predicted_boolean_probability': answers.prob.astype(np.float64),
-      'parsed': answers.parsed.astype(np.float64)}), folder / 'predictions.parquet')
-  return {'parse_rate': float(answers.parsed.mean()), 'cost': answers.cost, **figures, **answers.extra}
 
 
 def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
@@ -186,11 +91,14 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
     if not np.array_equal(label, mine):
       raise EagrlError(f'{folder} judges other patients than the first seed: the folder is from another study; move it')
     cohort = {k: summary[k] for k in ('cohort', 'task', 'n_test', 'prevalence')}
-    for arm in config.study.arms:
-      answers = folder / 'arms' / arm / 'answers' / arm
+    for cell in _cells(config):
+      answers = cells.answers(workdir, seed, cell)
       if (answers / 'manifest.json').exists():
         found = _answered(answers, 'predicted_boolean_probability')['predicted_boolean_probability']
-        _add(probs, extra, arm, seed, found, json.loads((answers / 'manifest.json').read_text()))
+        _add(probs, extra, cell, seed, found, json.loads((answers / 'manifest.json').read_text()))
+  tried = _rates(config, workdir, label, probs)
+  chosen = {arm: arm for arm in cells.trained(config)} | {row['arm']: row['cell'] for row in tried if row['chosen']}
+  probs, extra = _by_arm(config, probs, chosen), _by_arm(config, extra, chosen)
   rows = study_lib.table(label, probs, 'eag', resamples)
   order = ('base', *ASKED, 'sft', 'eag', *(a for a in config.study.arms if a not in ASKED))
   shown = (*(a for a in order if a in rows), *(a for a in rows if a not in order))
@@ -202,13 +110,47 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   claims = study_lib.claims(rows, perturbed.most_shuffled(changed['rows']) if changed else None, {
       path.parent.name: read(path) for path in sorted(first.glob('transfer/*/metrics.json'))})
   study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
-           **({'perturbed': changed} if changed else {})}
+           **({'rates': tried} if tried else {}), **({'perturbed': changed} if changed else {})}
   disk.write_json(workdir / 'study.json', study)
-  text = study_lib.markdown(study) + ('\n' + perturbed.markdown(**changed) if changed else '')
+  text = '\n'.join([study_lib.markdown(study), *([rates.markdown(tried)] if tried else []),
+                    *([perturbed.markdown(**changed)] if changed else [])])
   part = workdir / 'study.md.part'
   part.write_text(text)
   part.replace(workdir / 'study.md')
   return text
+
+
+def _cells(config: ConfigDict) -> list[str]:
+  """All cells of a seed beside its run, in the order in which they are made."""
+  others = [cell for arm in config.study.arms for cell in cells.of_arm(config, arm)]
+  return [*cells.of_arm(config, 'eag'), *others] if config.study.learning_rates else others
+
+
+def _by_arm(config: ConfigDict, of: dict[str, Any], chosen: Mapping[str, str]) -> dict[str, Any]:
+  """What is known of cells as what is known of arms: of those with several cells the chosen one's."""
+  several = {cell for arm in chosen for cell in cells.of_arm(config, arm)}
+  return {arm: v for arm, v in of.items() if arm not in several} | {
+      arm: of[cell] for arm, cell in chosen.items() if cell in of}
+
+
+def _rates(config: ConfigDict, workdir: pathlib.Path, label: np.ndarray, probs: dict) -> list[dict]:
+  """`rates.table` of the arms whose cells are finished at every rate, for the seeds that have any."""
+  known: dict[str, dict[int, np.ndarray]] = {}
+  outcome = np.zeros(0, bool)
+  for seed in config.study.seeds:
+    for cell in (c for arm in cells.trained(config) for c in cells.of_arm(config, arm)):
+      folder = cells.answers(workdir, seed, cell, 'validation')
+      if config.study.learning_rates and (folder / 'manifest.json').exists():
+        prob, outcome = _answered(folder, 'predicted_boolean_probability', 'boolean_value').values()
+        known.setdefault(cell, {})[seed] = prob
+  rows = []
+  for arm in cells.trained(config):
+    mine = cells.of_arm(config, arm)
+    whole = len({tuple(sorted(of.get(cell, {}))) for of in (known, probs) for cell in mine}) == 1
+    if whole and known.get(arm):
+      rates_of = dict(zip(mine, (config.rl.learning_rate, *config.study.learning_rates)))
+      rows += rates.table(arm, rates_of, outcome, known, label, probs)
+  return rows
 
 
 def _answered(folder: pathlib.Path, *columns: str) -> dict[str, np.ndarray]:
@@ -252,6 +194,10 @@ def _check(config: ConfigDict) -> None:
   if config.reward.kind == 'authors' and {'grpo', 'dapo', 'no_attention_reward'} & set(c.arms):
     raise EagrlError("reward.kind='authors' has no weight lam to leave the attention reward out with; use another kind,"
                      ' or take grpo, dapo and no_attention_reward out of study.arms')
+  rates_of = (config.rl.learning_rate, *c.learning_rates)
+  if len(set(rates_of)) < len(rates_of) or not all(isinstance(r, float) and 0 < r < 1 for r in c.learning_rates):
+    raise EagrlError(f'study.learning_rates={tuple(c.learning_rates)}: give different rates between 0 and 1; '
+                     f'rl.learning_rate={config.rl.learning_rate:g} is tried anyway')
   for arm in ('eag', *c.arms):
     checks.check(own(config, c.seeds[0], arm))
 
@@ -260,7 +206,11 @@ def _states(config: ConfigDict, workdir: pathlib.Path, seed: int) -> dict[str, s
   """What a study would do for a seed: arm -> 'done' or 'run'."""
   folder = run_folder(workdir, seed)
   done = {'eag': (folder / 'evaluate' / 'done.json').exists()}
-  done |= {arm: (folder / 'arms' / arm / 'answers' / arm / 'manifest.json').exists() for arm in config.study.arms}
+  for cell in _cells(config):
+    needed = ['', 'validation'] if config.study.learning_rates and cell not in ASKED else ['']
+    needed = needed[cell == 'eag':]  # the run itself answered test patients
+    done[cell] = done.get(cell, True) and all(
+        (cells.answers(workdir, seed, cell, of) / 'manifest.json').exists() for of in needed)
   if config.study.robustness:
     done['robustness'] = (folder / 'robustness' / 'done.json').exists()
   return {arm: 'done' if there else 'run' for arm, there in done.items()}

@@ -5,7 +5,9 @@ import shutil
 
 import pyarrow.parquet as pq
 import pytest
+from sklearn.metrics import roc_auc_score
 
+from eagrl_jax.ehr import splits, store
 from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.stages import study
 from eagrl_jax.types import EagrlError
@@ -68,6 +70,37 @@ def test_perturbed_records_are_judged_of_every_seed_and_answer_their_claim(micro
     study.gather(c, tmp_path, 100)
 
 
+def test_every_arm_gets_the_rate_that_validation_patients_speak_for(micro_config, finished, tmp_path, capsys):
+  c = small(micro_config)
+  c.study.update(arms=('direct', 'grpo'), learning_rates=(1e-4,))
+  shutil.copytree(finished, tmp_path / 'seed_0')
+  study.run(c, tmp_path, dry_run=True)
+  assert 'eag run, eag@0.0001 run, direct run, grpo run, grpo@0.0001 run' in capsys.readouterr().out
+  study.run(c, tmp_path)
+  rate = lambda cell: json.loads((tmp_path / f'seed_0/arms/{cell}/config.json').read_text())['rl']['learning_rate']
+  assert (rate('grpo'), rate('grpo@0.0001'), rate('eag@0.0001')) == (c.rl.learning_rate, 1e-4, 1e-4)
+  out = json.loads((tmp_path / 'study.json').read_text())
+  assert not any('@' in arm for arm in out['arms']) and {'eag', 'grpo', 'direct'} <= set(out['arms'])
+  cohort, at = store.load(tmp_path / 'seed_0/prepare'), tmp_path / 'seed_0/prepare/splits.parquet'
+  known = splits.load(at, cohort.subject_id)
+  assert [(r['arm'], r['rate']) for r in out['rates']] == [
+      (arm, r) for arm in ('eag', 'grpo') for r in (c.rl.learning_rate, 1e-4)]
+  for arm in ('eag', 'grpo'):
+    rows = [r for r in out['rates'] if r['arm'] == arm]
+    for row in rows:
+      told = pq.read_table(tmp_path / f'seed_0/arms/{row["cell"]}/answers/validation/predictions.parquet').to_pydict()
+      assert told['boolean_value'] == cohort.label[known.valid].astype(bool).tolist()
+      score = roc_auc_score(told['boolean_value'], told['predicted_boolean_probability'])
+      assert row['validation'] == pytest.approx(score)
+    best = max(rows, key=lambda r: r['validation'])
+    assert [r['chosen'] for r in rows] == [r is best for r in rows]
+    assert out['arms'][arm]['auroc']['mean'] == pytest.approx(best['auroc'])
+  assert '## Learning rates' in (tmp_path / 'study.md').read_text()
+  marks = {p: p.stat().st_mtime_ns for p in tmp_path.rglob('*.json') if p.name in ('done.json', 'manifest.json')}
+  study.run(c, tmp_path)
+  assert marks == {p: p.stat().st_mtime_ns for p in marks}
+
+
 def test_thinking_freely_is_another_prompt_for_the_same_policy(micro_config, finished, tmp_path):
   c = small(micro_config)
   c.study.arms = ('think',)
@@ -93,7 +126,8 @@ def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):
 
 @pytest.mark.parametrize(('field', 'value', 'says'), [
     ('arms', ('gropo',), 'study.arms'), ('seeds', (), 'study.seeds'), ('seeds', (1, 1), 'study.seeds'),
-    ('seeds', (0, -1), 'study.seeds=-1')])
+    ('seeds', (0, -1), 'study.seeds=-1'), ('learning_rates', (1e-3, 1e-3), 'study.learning_rates'),
+    ('learning_rates', (0.0,), 'study.learning_rates')])
 def test_what_cannot_work_is_refused(micro_config, tmp_path, field, value, says):
   c = small(micro_config)
   c.study[field] = value

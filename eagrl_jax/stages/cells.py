@@ -1,0 +1,151 @@
+"""The arms of a study: what each changes, and one of them trained and asked.
+
+Arms of reinforcement learning start from the same policy, with the same budget, and differ in what they name:
+GRPO (arXiv 2402.03300) and DAPO (arXiv 2503.14476) as published, but for the optimiser and the sampling, which are the
+config's; each ablation leaves one thing out; the controls follow salience that knows nothing of the patient. `direct`
+is the base policy without reasoning: the number it would write at once. `think` is the base policy asked to think in
+any form (`prompt.style=full`: policies from a checkpoint; the tiny one reads no instructions).
+
+A cell is an arm of a seed, `grpo`, or with one of `study.learning_rates` instead of `rl.learning_rate`, `grpo@0.0002`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from absl import logging
+from ml_collections import ConfigDict
+
+from eagrl_jax.evaluation import agreement, pseudonyms
+from eagrl_jax.mesh import make_mesh
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import expert as expert_stage
+from eagrl_jax.stages import finished, graph, inference, pipeline, reasoning
+from eagrl_jax.stages import policy as policy_lib
+from eagrl_jax.stages.context import Context
+
+SHARED = ('prepare', 'expert', 'base', 'search', 'sft')  # stages that every arm of a seed starts from
+ASKED = ('direct', 'think')  # arms without training: the base policy
+NAMES = {'rl': 'eag'}  # arms of a run's evaluation that have another name here
+PLAIN = {'rl.lam': 1.0, 'rl.c_align': 0.0, 'rl.attention_reward': 0.0, 'rl.advantage': 'grpo'}
+CHANGES: dict[str, dict[str, object]] = {
+    'direct': {},
+    'think': {'prompt.reasoning': 'free'},
+    'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False},
+    'dapo': PLAIN | {'rl.loss': 'token_mean', 'rl.clip_min': 0.28, 'rl.clip_max': 0.28, 'rl.dynamic_sampling': True,
+                     'rl.kl': 0.0},
+    'no_stage1': {'rl.start': 'base'},
+    'no_attention_reward': {'rl.lam': 1.0, 'rl.attention_reward': 0.0},
+    'no_adaptive_clip': {'rl.clip_min': 0.2, 'rl.clip_max': 0.2},
+    'no_alignment': {'rl.c_align': 0.0},
+    'random_features': {'rl.align_control': 'random'},
+    'prevalent_features': {'rl.align_control': 'prevalence'},
+}
+
+
+def trained(config: ConfigDict) -> list[str]:
+  """The arms of reinforcement learning, EAG-RL first."""
+  return ['eag', *(arm for arm in config.study.arms if arm not in ASKED)]
+
+
+def at_rate(arm: str, rate: float) -> str:
+  """The cell of an arm trained at another rate."""
+  return f'{arm}@{rate:g}'
+
+
+def of_arm(config: ConfigDict, arm: str) -> list[str]:
+  """The cells of an arm: its own and, of reinforcement learning, one for each further rate."""
+  return [arm, *(at_rate(arm, rate) for rate in config.study.learning_rates if arm not in ASKED)]
+
+
+def own(config: ConfigDict, seed: int, cell: str = 'eag') -> ConfigDict:
+  """The config of one seed's run (`eag`, or `robustness` for the stage behind it), or of one cell's rl stage."""
+  arm, _, rate = cell.partition('@')
+  out = ConfigDict(config.to_dict())
+  out.update(seed=seed, target={'eag': 'evaluate', 'robustness': 'robustness'}.get(cell, 'rl'))
+  if config.data.seed is None and seed != config.study.seeds[0]:
+    out.data.seed = config.study.seeds[0]
+  if arm == 'dapo':
+    out.rl.overlong_buffer = config.rl.max_new // 5  # DAPO: the last fifth
+  if rate:
+    out.rl.learning_rate = float(rate)
+  out.update_from_flattened_dict(CHANGES.get(arm, {}))
+  return out
+
+
+def run_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
+  return workdir / f'seed_{seed}'
+
+
+def answers(workdir: pathlib.Path, seed: int, cell: str, of: str = '') -> pathlib.Path:
+  """Where a cell's answers are: to test patients, or with `of='validation'` to those."""
+  return run_folder(workdir, seed) / 'arms' / cell / 'answers' / (of or cell)
+
+
+def run(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str) -> None:
+  """Trains and questions one cell of a finished run, unless that was done before.
+
+  With `study.learning_rates` the trained ones also answer validation patients, by which the rate is chosen; of `eag`,
+  which the run itself trained and judged, nothing else is left to do.
+  """
+  run_at, arm = run_folder(workdir, seed), cell.partition('@')[0]
+  folder = run_at / 'arms' / cell
+  folder.mkdir(parents=True, exist_ok=True)
+  for stage in (*SHARED, *(['rl'] if cell == 'eag' else [])):
+    if not (folder / stage).exists():
+      (folder / stage).symlink_to(pathlib.Path('../..') / stage)
+  mine = own(config, seed, cell)
+  if arm not in ASKED and cell != 'eag':
+    logging.info('study: seed %d, %s', seed, cell)
+    pipeline.run(mine, folder)
+  hashes = graph.stage_hashes(mine)
+  stage = 'base' if arm in ASKED else 'rl'
+  made_from = {'policy': hashes[stage], 'expert': hashes['expert'], 'evaluate': hashes['evaluate']}
+  mesh = make_mesh(**mine.mesh.to_dict())
+  with jax.set_mesh(mesh):
+    context = Context(mine, folder, mesh)
+    if cell != 'eag':
+      finished.publish(folder, 'answers', cell, made_from, lambda out: ask(context, stage, arm, run_at, out, 'test'))
+    if config.study.learning_rates and arm not in ASKED:
+      finished.publish(folder, 'answers', 'validation', made_from,
+                       lambda out: ask(context, stage, arm, run_at, out, 'valid'))
+
+
+def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, folder: pathlib.Path, split: str) -> dict:
+  """Writes the arm's predictions.parquet, patients in the order of the split, and its reasoning.jsonl.
+
+  Args:
+    run_at: the seed's run, whose pseudonyms the patients have here too.
+    split: 'test' or 'valid'.
+
+  Returns:
+    The arm's figures.
+  """
+  data = data_lib.load(context)
+  rows = getattr(data.splits, split)
+  policy = policy_lib.load(context.folder(stage), context.mesh)
+  encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
+  figures: dict[str, object] = {}
+  if arm == 'direct':
+    nothing = np.zeros(len(rows))
+    silent = inference.Arm(nothing, nothing, nothing, [[] for _ in rows], nothing[:, None], [''] * len(rows),
+                           {'seconds': 0.0, 'new_tokens': 0.0, 'with_compilation': False}, [[] for _ in rows])
+    answers = inference.digits(context, arm, encoder, policy, rows, silent)
+  else:
+    answers = inference.answer(context, arm, encoder, policy, rows, data_lib.prevalence(data))
+    present = data.measured[rows]
+    figures['jaccard_at_k'] = agreement.named_agreement(
+        answers.named, present, context.config.reward.top_k, expert=expert_stage.load_salience(context)[rows],
+        truth=None, n=context.config.evaluate.bootstrap)
+  label = data.cohort.label[rows].astype(bool)
+  ids = pseudonyms.shown(data.cohort.subject_id[rows], run_at, context.config.evaluate.plain_ids)
+  if arm != 'direct':
+    reasoning.write(folder / 'reasoning.jsonl', ids, data.cohort.features.names, {arm: answers})
+  pq.write_table(pa.table({
+      'subject_id': ids, 'boolean_value': label, 'predicted_boolean_probability': answers.prob.astype(np.float64),
+      'parsed': answers.parsed.astype(np.float64)}), folder / 'predictions.parquet')
+  return {'parse_rate': float(answers.parsed.mean()), 'cost': answers.cost, **figures, **answers.extra}

@@ -67,6 +67,11 @@ def canonical(name: str) -> str:
   return re.sub(r'[^\w%#+]+|_', '', name.lower())  # letters of every script: hospital exports carry Chinese headers
 
 
+def is_word(entry: str) -> bool:
+  """Whether an entry may be a name or a unit: no number, date or mere signs, which could be a patient's."""
+  return not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', entry)
+
+
 def plain_unit(unit: str) -> str:
   """Spelling-insensitive form of a unit."""
   return unit.replace('µ', 'u').replace('μ', 'u').replace('°', 'deg').replace(' ', '').lower()

@@ -17,7 +17,7 @@ from pathlib import Path
 import duckdb
 
 from eagrl_jax.ehr import units
-from eagrl_jax.ehr.features import FeatureSpec, plain_unit
+from eagrl_jax.ehr.features import FeatureSpec, is_word, plain_unit
 from eagrl_jax.ehr.sources import damage
 from eagrl_jax.types import EagrlError
 
@@ -107,7 +107,7 @@ def conversion(spec: FeatureSpec, unit: str | None, field: str) -> tuple[float, 
     return 1.0, 0.0
   if (found := units.into(spec, unit)) is not None:
     return found
-  shown = repr(unit) if not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', unit) and len(unit) <= 20 else 'what is no unit'
+  shown = repr(unit) if is_word(unit) and len(unit) <= 20 else 'what is no unit'
   raise EagrlError(f'{field}: {spec.name!r} occurs in {shown}, which its spec in {spec.unit!r} does not accept; '
                    'add it to accepted_units')
 

@@ -6,7 +6,7 @@ import codecs
 import dataclasses
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +55,7 @@ def blocks(path: Path, field: str, wanted: dict[str, bool],
     wanted: header -> required.
     names: the column of feature names, where NA is sodium.
   """
-  if not path.is_file():
-    raise EagrlError(f'{field}: there is no file {path.name}')
+  _check_there(path, field)
   marks = {name: pa.array([m for m in _EMPTY if name != names or m != _SODIUM]) for name in wanted}
   for block in (_parquet if path.suffix == '.parquet' else _csv)(path, field, wanted, reading):
     trimmed = {name: pc.utf8_trim_whitespace(column) for name, column in block.items()}
@@ -73,22 +72,44 @@ def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) 
   return {name: plain[name] for name in wanted if name in plain}
 
 
-def _csv(path: Path, field: str, wanted: dict[str, bool], reading: Reading) -> Iterator[dict[str, pa.Array]]:
+def record_batches(path: Path, field: str, reading: Reading,
+                   chosen: Callable[[list[str]], list[str]] | None = None) -> Iterator[pa.RecordBatch]:
+  """Blocks of a CSV, its columns as text; null where empty.
+
+  Args:
+    chosen: headers of the file -> those to read; None reads all.
+  """
+  _check_there(path, field)
   # One thread: Arrow names the row of an error only then.
   read = pacsv.ReadOptions(encoding=reading.encoding, block_size=BLOCK, use_threads=False)
   parse = pacsv.ParseOptions(delimiter=reading.delimiter, newlines_in_values=True)
   try:
-    found = _found(pacsv.open_csv(path, read, parse).schema.names, path, field, wanted)
+    headers = pacsv.open_csv(path, read, parse).schema.names
     convert = pacsv.ConvertOptions(
-        include_columns=list(found.values()), column_types={h: pa.string() for h in found.values()},
+        include_columns=chosen(headers) if chosen else None, column_types={h: pa.string() for h in headers},
         strings_can_be_null=True, null_values=[''])
-    for batch in pacsv.open_csv(path, read, parse, convert):
-      yield {name: batch.column(header) for name, header in found.items()}
+    yield from pacsv.open_csv(path, read, parse, convert)
   except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
     row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
     where = damage.where(path, reading.encoding) or (f' at row {row[1]}' if row else '')
     raise EagrlError(f'{field}: {path.name} is not a CSV in {reading.encoding} separated by {reading.delimiter!r}'
                      f'{where}; check the file, --config.data.encoding and --config.data.delimiter') from None
+
+
+def _check_there(path: Path, field: str) -> None:
+  if not path.is_file():
+    raise EagrlError(f'{field}: there is no file {path.name}')
+
+
+def _csv(path: Path, field: str, wanted: dict[str, bool], reading: Reading) -> Iterator[dict[str, pa.Array]]:
+  found: dict[str, str] = {}
+
+  def chosen(headers: list[str]) -> list[str]:
+    found.update(_found(headers, path, field, wanted))
+    return list(found.values())
+
+  for batch in record_batches(path, field, reading, chosen):
+    yield {name: batch.column(header) for name, header in found.items()}
 
 
 def _parquet(path: Path, field: str, wanted: dict[str, bool], reading: Reading) -> Iterator[dict[str, pa.Array]]:

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eagrl_jax.ehr import store, units, validation
-from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical, plain_unit
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical, is_word, plain_unit
 from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
 from eagrl_jax.types import EagrlError
 
@@ -123,7 +123,7 @@ def refuse_two_spellings(ids: list[str], field: str) -> None:
 
 def _may_be_shown(entry: str, events: Events) -> bool:
   """Whether an entry of the feature or unit column can stand in a message: it is no id, number or date."""
-  return entry not in events.patients and not re.match(r'^[\W\d_]*$|^\d{4}-\d\d', entry)
+  return entry not in events.patients and is_word(entry)
 
 
 def features_of(events: Events, path: str | Path | None, columns: Columns) -> tuple[FeatureTable, np.ndarray]:

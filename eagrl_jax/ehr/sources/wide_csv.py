@@ -10,7 +10,6 @@ import codecs
 import collections
 import dataclasses
 import difflib
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,7 +20,7 @@ import pyarrow.csv as pacsv
 
 from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import csv_text, damage, event_rows, long_csv
+from eagrl_jax.ehr.sources import csv_text, event_rows, long_csv
 from eagrl_jax.types import EagrlError
 
 
@@ -64,7 +63,7 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
   schema = pa.schema([(name, pa.string()) for name in names])
   yield schema.empty_table()
   units: dict[str, str] | None = None
-  for block in _blocks(path, reading):
+  for block in csv_text.record_batches(path, 'data.path', reading):
     cells = {name.strip(): pc.utf8_trim_whitespace(block.column(i)) for i, name in enumerate(block.schema.names)}
     if units is None:  # the first block: header and units
       _check_header([name.strip() for name in block.schema.names], path.name, columns)
@@ -78,25 +77,6 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
       known = cells[columns.available].filter(filled) if columns.available in cells else constant('')
       if len(value):
         yield pa.table([who, when, known, constant(name), value, constant(units.get(name, ''))], schema=schema)
-
-
-def _blocks(path: Path, reading: csv_text.Reading) -> Iterator[pa.RecordBatch]:
-  """Blocks of the file, every column as text."""
-  if not path.is_file():
-    raise EagrlError(f'data.path: there is no file {path.name}')
-  # One thread: Arrow names the row of an error only then.
-  read = pacsv.ReadOptions(encoding=reading.encoding, block_size=csv_text.BLOCK, use_threads=False)
-  parse = pacsv.ParseOptions(delimiter=reading.delimiter, newlines_in_values=True)
-  try:
-    header = pacsv.open_csv(path, read, parse).schema.names
-    as_text = pacsv.ConvertOptions(column_types={name: pa.string() for name in header}, strings_can_be_null=True,
-                                   null_values=[''])
-    yield from pacsv.open_csv(path, read, parse, as_text)
-  except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
-    row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
-    where = damage.where(path, reading.encoding) or (f' at row {row[1]}' if row else '')
-    raise EagrlError(f'data.path: {path.name} is not a CSV in {reading.encoding} separated by {reading.delimiter!r}'
-                     f'{where}; check the file, --config.data.encoding and --config.data.delimiter') from None
 
 
 def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> None:

@@ -77,7 +77,7 @@ def table(label: ArrayLike, probs: Mapping[Condition, Mapping[str, Mapping[int, 
   Returns:
     [{'kind', 'level', 'seeds', 'arms': arm -> metric -> {'mean', 'ci95', 'by_seed', 'sd'}, and of all but the first row
     'change' in each arm: metric -> {'diff', 'ci95', 'by_seed', 'p'}, and 'less_than_expert': metric -> the same of
-    EAG-RL's change minus the expert's}].
+    EAG-RL's change minus the expert's, with 'p_holm' over the conditions}].
   """
   y = np.asarray(label).astype(int)
   counts, _ = bootstrap.resamples(y, n)
@@ -103,6 +103,10 @@ def table(label: ArrayLike, probs: Mapping[Condition, Mapping[str, Mapping[int, 
       row['less_than_expert'] = {m: study.difference(*(
           change(of, at, 'eag', m) - change(of, at, 'expert', m) for of in (point, drawn))) for m in METRICS}
     rows.append(row)
+  for m in METRICS:
+    tests = [row['less_than_expert'][m] for row in rows if 'less_than_expert' in row]
+    for test, p in zip(tests, study.holm([test['p'] for test in tests])):
+      test['p_holm'] = p
   return sorted(rows, key=lambda row: (row['kind'], row['level']) != UNCHANGED)
 
 
@@ -120,7 +124,7 @@ def markdown(n: int, rows: list[dict]) -> str:
       f'{n} of the test patients, seeds {", ".join(map(str, rows[0]["seeds"]))}. AUROC, and the change from the '
       'unchanged records, means over seeds. Last: the '
       'difference of two changes, above 0 where EAG-RL loses less; an arm near .5 has little to lose.', '',
-      '| records | ' + ' | '.join(f'{arm} | change' for arm in arms) + ' | eag − expert, changes | p |',
+      '| records | ' + ' | '.join(f'{arm} | change' for arm in arms) + ' | eag − expert, changes | p, Holm |',
       '|---' * (2 * len(arms) + 3) + '|']
   for row in rows:
     cells = ['unchanged' if row is rows[0] else _said(row)]
@@ -128,7 +132,7 @@ def markdown(n: int, rows: list[dict]) -> str:
       score = row['arms'][arm]
       cells += [f'{score["auroc"]["mean"]:.3f}', span(score['change']['auroc']) if 'change' in score else '']
     gap = row.get('less_than_expert', {}).get('auroc')
-    cells += [span(gap), f'{gap["p"]:.3f}'] if gap else ['', '']
+    cells += [span(gap), f'{gap["p_holm"]:.3f}'] if gap else ['', '']
     lines.append('| ' + ' | '.join(cells) + ' |')
   return '\n'.join(lines) + '\n'
 

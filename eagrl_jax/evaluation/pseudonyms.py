@@ -7,6 +7,7 @@ never passed on. Within the folder a patient has one pseudonym; those of two fol
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 import os
 import secrets
@@ -36,6 +37,12 @@ def salt(workdir: Path) -> bytes:
       file.write(secrets.token_hex(_BYTES))
     part.replace(path)
   return _read(path)
+
+
+def mark(workdir: Path) -> str:
+  """Tells one salt from another without giving it away: its SHA-256, '' where there is none yet."""
+  path = workdir / FILE
+  return hashlib.sha256(_read(path)).hexdigest() if path.exists() else ''
 
 
 def of(subject_id: Sequence[str] | np.ndarray, key: bytes) -> list[str]:
@@ -75,5 +82,6 @@ def _read(path: Path) -> bytes:
   except ValueError:
     key = b''
   if len(key) != _BYTES:
-    raise EagrlError(f'{path.name} is damaged; bring it back from a copy, or remove it and run evaluate again')
+    raise EagrlError(f'{path.name} is damaged; bring it back from a copy, or remove it and the done.json of '
+                     'evaluate and robustness, and run them again')
   return key

@@ -24,13 +24,15 @@ def table(arm: str, rates: Mapping[str, float], valid_label: ArrayLike, valid: A
     valid_label, label: `[N]` 0 or 1, of validation and test patients.
 
   Returns:
-    [{'arm', 'cell', 'rate', 'seeds', 'validation', 'auroc', 'chosen'}]: AUROC of validation and of test patients, means
-    over seeds.
+    [{'arm', 'cell', 'rate', 'seeds', 'validation', 'auroc', 'chosen', 'n_validation', 'positive'}]: AUROC of validation
+    and of test patients, means over seeds; how many validation patients there are, and of those how many have the
+    outcome.
 
   Raises:
     EagrlError: all validation patients have one outcome.
   """
-  if len(np.unique(np.asarray(valid_label))) < 2:
+  chosen_by = {'n_validation': len(np.asarray(valid_label)), 'positive': int(np.sum(valid_label))}
+  if chosen_by['positive'] in (0, chosen_by['n_validation']):
     raise EagrlError('study.learning_rates: the validation patients have one outcome, so no rate can be chosen by '
                      'them; leave it out, or give more of them (data.valid_fraction)')
   mean = lambda y, by: float(np.mean([metrics.METRICS['auroc'](np.asarray(y).astype(int), np.asarray(p))
@@ -40,14 +42,22 @@ def table(arm: str, rates: Mapping[str, float], valid_label: ArrayLike, valid: A
       'validation': mean(valid_label, valid[cell]), 'auroc': mean(label, test[cell])}
                       for cell, rate in rates.items()]
   best = max(rows, key=lambda row: row['validation'])
-  return [row | {'chosen': row is best} for row in rows]
+  return [row | chosen_by | {'chosen': row is best} for row in rows]
 
 
-def markdown(rows: list[dict]) -> str:
-  """The rows as a section of study.md."""
-  lines = ['## Learning rates', '', "Each arm's is the one of the highest AUROC on validation patients; test AUROC is "
-           'shown beside it and chose nothing. Means over seeds.', '',
-           '| arm | learning rate | AUROC, validation | AUROC, test | chosen | seeds |', '|---|---|---|---|---|---|']
+def markdown(rows: list[dict], reference: str) -> str:
+  """The rows as a section of study.md; `reference` is the arm of which other things are shown too."""
+  if not rows:
+    return ('## Learning rates\n\nNot chosen yet: no seed has every arm at every rate. All arms are shown at '
+            'rl.learning_rate.\n')
+  other = [row for row in rows if row['arm'] == reference and row['chosen'] and row['cell'] != reference]
+  lines = [
+      '## Learning rates', '',
+      f"Each arm's is the one of the highest AUROC on {rows[0]['n_validation']} validation patients, "
+      f'{rows[0]["positive"]} of them positive, mean over seeds. Test AUROC chose nothing.'
+      + (' Perturbed records, transfers and other ways to an answer remain those of the policy at rl.learning_rate.'
+         if other else ''), '',
+      '| arm | learning rate | AUROC, validation | AUROC, test | chosen | seeds |', '|---|---|---|---|---|---|']
   lines += [f'| {row["arm"]} | {row["rate"]:g} | {row["validation"]:.3f} | {row["auroc"]:.3f} | '
-            f'{"yes" if row["chosen"] else ""} | {len(row["seeds"])} |' for row in rows]
+            f'{"yes" if row["chosen"] else ""} | {", ".join(map(str, row["seeds"]))} |' for row in rows]
   return '\n'.join(lines) + '\n'

@@ -107,7 +107,7 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
 
   Args:
     rows: a `table` whose reference is the arm ahead.
-    shuffled: the row of `perturbed.table` with the largest share of features moved.
+    shuffled: the row of `perturbed.table` with the largest share of features moved; its p is adjusted over that table.
     transfers: metrics.json of a seed's transfers, by cohort.
   """
   out = []

@@ -11,6 +11,7 @@ A cell is an arm of a seed, `grpo`, or with one of `study.learning_rates` instea
 
 from __future__ import annotations
 
+import functools
 import pathlib
 
 import jax
@@ -21,6 +22,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from eagrl_jax.evaluation import agreement, pseudonyms
+from eagrl_jax.evaluation.files import read_json
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
@@ -30,7 +32,6 @@ from eagrl_jax.stages.context import Context
 
 SHARED = ('prepare', 'expert', 'base', 'search', 'sft')  # stages that every arm of a seed starts from
 ASKED = ('direct', 'think')  # arms without training: the base policy
-NAMES = {'rl': 'eag'}  # arms of a run's evaluation that have another name here
 PLAIN = {'rl.lam': 1.0, 'rl.c_align': 0.0, 'rl.attention_reward': 0.0, 'rl.advantage': 'grpo'}
 CHANGES: dict[str, dict[str, object]] = {
     'direct': {},
@@ -54,7 +55,7 @@ def trained(config: ConfigDict) -> list[str]:
 
 def at_rate(arm: str, rate: float) -> str:
   """The cell of an arm trained at another rate."""
-  return f'{arm}@{rate:g}'
+  return f'{arm}@{float(rate)!r}'
 
 
 def of_arm(config: ConfigDict, arm: str) -> list[str]:
@@ -81,9 +82,35 @@ def run_folder(workdir: pathlib.Path, seed: int) -> pathlib.Path:
   return workdir / f'seed_{seed}'
 
 
+def beside_the_run(config: ConfigDict) -> list[str]:
+  """All cells of a seed beside its run, in the order in which they are made."""
+  arms = (*(['eag'] if config.study.learning_rates else []), *config.study.arms)
+  return [cell for arm in arms for cell in of_arm(config, arm)]
+
+
+def asked_of(config: ConfigDict, cell: str) -> list[str]:
+  """Whom a cell answers: '' for test patients, and 'validation' for those by whom rates are chosen."""
+  chosen_by = ['validation'] if config.study.learning_rates and cell not in ASKED else []
+  return chosen_by if cell == 'eag' else ['', *chosen_by]  # the run itself answered test patients
+
+
 def answers(workdir: pathlib.Path, seed: int, cell: str, of: str = '') -> pathlib.Path:
-  """Where a cell's answers are: to test patients, or with `of='validation'` to those."""
+  """Where a cell's answers are; `of` as in `asked_of`."""
   return run_folder(workdir, seed) / 'arms' / cell / 'answers' / (of or cell)
+
+
+def made_from(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str) -> dict[str, str]:
+  """All that a cell's answers depend on, the pseudonyms of its patients included."""
+  hashes = graph.stage_hashes(own(config, seed, cell))
+  policy = hashes['base' if cell in ASKED else 'rl']
+  key = '' if config.evaluate.plain_ids else pseudonyms.mark(run_folder(workdir, seed))
+  return {'policy': policy, 'expert': hashes['expert'], 'evaluate': hashes['evaluate'], 'id_salt_sha256': key}
+
+
+def finished_answers(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str, of: str = '') -> dict | None:
+  """The manifest of a cell's answers, None where there are none that the present config would give."""
+  manifest = read_json(answers(workdir, seed, cell, of) / 'manifest.json')
+  return manifest if manifest and manifest['made_from'] == made_from(config, workdir, seed, cell) else None
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str) -> None:
@@ -102,31 +129,27 @@ def run(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str) -> None
   if arm not in ASKED and cell != 'eag':
     logging.info('study: seed %d, %s', seed, cell)
     pipeline.run(mine, folder)
-  hashes = graph.stage_hashes(mine)
-  stage = 'base' if arm in ASKED else 'rl'
-  made_from = {'policy': hashes[stage], 'expert': hashes['expert'], 'evaluate': hashes['evaluate']}
+  stage, source = 'base' if arm in ASKED else 'rl', made_from(config, workdir, seed, cell)
   mesh = make_mesh(**mine.mesh.to_dict())
   with jax.set_mesh(mesh):
     context = Context(mine, folder, mesh)
-    if cell != 'eag':
-      finished.publish(folder, 'answers', cell, made_from, lambda out: ask(context, stage, arm, run_at, out, 'test'))
-    if config.study.learning_rates and arm not in ASKED:
-      finished.publish(folder, 'answers', 'validation', made_from,
-                       lambda out: ask(context, stage, arm, run_at, out, 'valid'))
+    for of in asked_of(config, cell):
+      write = functools.partial(ask, context, stage, arm, run_at, of)
+      finished.publish(folder, 'answers', of or cell, source, write)
 
 
-def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, folder: pathlib.Path, split: str) -> dict:
+def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, of: str, folder: pathlib.Path) -> dict:
   """Writes the arm's predictions.parquet, patients in the order of the split, and its reasoning.jsonl.
 
   Args:
     run_at: the seed's run, whose pseudonyms the patients have here too.
-    split: 'test' or 'valid'.
+    of: '' for test patients, 'validation' for those.
 
   Returns:
     The arm's figures.
   """
   data = data_lib.load(context)
-  rows = getattr(data.splits, split)
+  rows = data.splits.valid if of else data.splits.test
   policy = policy_lib.load(context.folder(stage), context.mesh)
   encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   figures: dict[str, object] = {}

@@ -10,7 +10,7 @@ from eagrl_jax.stages.inference import Arm
 
 
 def write(path: pathlib.Path, ids: Sequence[str], names: Sequence[str], arms: Mapping[str, Arm]) -> None:
-  """The first answer to each patient, whether or not it could be read.
+  """What each arm wrote for each patient first, whether or not it could be read; of a search the best path.
 
   Args:
     ids: `[n]` of the patients, in the arms' order. names: `[F]` of the features.

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eagrl_jax.evaluation.files import read_columns
-from eagrl_jax.stages import study
+from eagrl_jax.stages import study_table
 from eagrl_jax.types import EagrlError
 
 
@@ -17,7 +17,7 @@ def test_columns_come_by_name_and_a_fault_names_run_and_stage(tmp_path):
   path = folder / 'predictions.parquet'
   assert read_columns(path, 'arm') is None
   with pytest.raises(EagrlError, match=r'predictions\.parquet is gone; move evaluate away to make it again'):
-    study._answered(folder, 'arm')
+    study_table.answered(folder, 'arm')
   pq.write_table(pa.table({'prob': [.5, .25], 'arm': ['a', 'b']}), path)
   found = read_columns(path, 'arm', 'prob')
   assert list(found) == ['arm', 'prob'] and found['arm'].tolist() == ['a', 'b'] and found['prob'].tolist() == [.5, .25]

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn import metrics as sk
 
-from eagrl_jax.evaluation import perturbed
+from eagrl_jax.evaluation import perturbed, study
 from eagrl_jax.types import EagrlError
 
 R = np.random.default_rng(0)
@@ -50,6 +50,13 @@ def test_arms_that_lose_the_same_differ_by_nothing():
   gap = rows[1]['less_than_expert']['auroc']
   assert gap['diff'] == 0 and gap['ci95'] == [0, 0] and gap['p'] == 1
   assert rows[1]['arms']['eag']['change']['auroc']['ci95'][1] < 0
+
+
+def test_p_is_adjusted_over_the_conditions():
+  rows = perturbed.table(LABEL, made_up((2, 1), (3, 0)), 400)[1:]
+  tests = [row['less_than_expert']['auroc'] for row in rows]
+  assert [t['p_holm'] for t in tests] == study.holm([t['p'] for t in tests])
+  assert min(t['p_holm'] for t in tests) == pytest.approx(len(tests) * min(t['p'] for t in tests))
 
 
 def test_the_section_has_a_line_a_condition():

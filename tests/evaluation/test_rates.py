@@ -27,7 +27,12 @@ def test_validation_chooses_and_test_patients_do_not():
   for row in rows:
     for name, label, by in (('validation', VALID, valid), ('auroc', TEST, test)):
       np.testing.assert_allclose(row[name], np.mean([roc_auc_score(label, p) for p in by[row['cell']].values()]))
-  table = [line for line in rates.markdown(rows).splitlines() if line.startswith('|')]
+  assert {(row['n_validation'], row['positive']) for row in rows} == {(80, VALID.sum())}
+  text = rates.markdown(rows, 'eag')
+  assert f'on 80 validation patients, {VALID.sum()} of them' in text and 'Perturbed' not in text
+  assert 'Perturbed records' in rates.markdown([row | {'arm': 'eag'} for row in rows], 'eag')
+  assert 'Not chosen yet' in rates.markdown([], 'eag')
+  table = [line for line in text.splitlines() if line.startswith('|')]
   assert len(table) == 4 and table[3].startswith('| grpo | 0.0002 |') and '| yes |' in table[3]
 
 

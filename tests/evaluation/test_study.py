@@ -64,7 +64,7 @@ def test_a_claim_that_holm_does_not_bear_out_is_not_reproduced():
 
 def test_shuffling_and_other_hospitals_are_claims_too():
   shuffled = lambda low, high: {'less_than_expert': {
-      m: {'diff': (low + high) / 2, 'ci95': [low, high], 'p': 0.001} for m in study.METRICS}}
+      m: {'diff': (low + high) / 2, 'ci95': [low, high], 'p': 0.001, 'p_holm': 0.01} for m in study.METRICS}}
   verdict = lambda found: {c['claim']: c['verdict'] for c in study.claims({'eag': {}}, found)}[study.SHUFFLED]
   assert [verdict(shuffled(*ci)) for ci in ((0.1, 0.3), (-0.1, 0.2), (-0.2, -0.09))] == [
       'reproduced', 'not reproduced', 'reversed']

@@ -13,10 +13,10 @@ from sklearn.metrics import roc_auc_score
 from eagrl_jax.ehr import normalise
 from eagrl_jax.ehr.prompt import PromptConfig, render
 from eagrl_jax.ehr.tasks import KNOWN
-from eagrl_jax.evaluation import perturb
+from eagrl_jax.evaluation import perturb, pseudonyms
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl.reading import read_attention
-from eagrl_jax.stages import cases, checks, graph, pipeline, policy, prepare, robustness
+from eagrl_jax.stages import cases, checks, graph, pipeline, policy, robustness
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import settings as settings_lib
@@ -77,13 +77,26 @@ def test_every_answer_is_kept_and_gives_the_scores_again(result, ran):
       assert scores['auroc']['point'] == pytest.approx(point) and mine.parsed.mean() == scores['parse_rate']
 
 
-def test_seeds_of_a_study_judge_the_patients_of_its_cohort(micro_config):
-  test, seeds = np.arange(50), []
+def test_patients_are_named_by_the_runs_pseudonyms(ran):
+  workdir = ran[0]
+  split = data_lib.splits.load(workdir / 'prepare/splits.parquet', data_lib.store.load(workdir / 'prepare').subject_id)
+  ids = data_lib.store.load(workdir / 'prepare').subject_id[split.test]
+  told = pq.read_table(workdir / 'robustness/predictions.parquet')['subject_id'].to_pylist()
+  assert told[:24] == pseudonyms.of(ids, pseudonyms.salt(workdir))
+
+
+def test_seeds_of_a_study_judge_the_patients_of_its_cohort(ran, micro_config, monkeypatch):
+  chosen = []
+  monkeypatch.setattr(robustness.perturb, 'conditions', lambda kinds, levels, values, rows, *rest: chosen.append(rows))
+  monkeypatch.setattr(robustness, 'policy_answers', lambda *args: (None, None))
+  monkeypatch.setattr(robustness, 'write', lambda *args: None)
   for seed, of_data in ((0, None), (1, 0), (1, None)):
-    c = micro_config()
-    c.seed, c.data.seed = seed, of_data
-    seeds.append(robustness.chosen_rows(test, 20, prepare.data_seed(c)).tolist())
-  assert seeds[0] == seeds[1] != seeds[2]
+    c = settings(micro_config())
+    c.seed, c.data.seed, c.robustness.patients = seed, of_data, 12
+    mesh = make_mesh(**c.mesh.to_dict())
+    robustness.run(Context(c, ran[0], mesh))
+  first, same, other = (rows.tolist() for rows in chosen)
+  assert first == same != other
 
 
 def test_all_levels_and_sets_go_through_the_sampler_in_one_shape(ran):

@@ -1,0 +1,160 @@
+"""study.json and study.md from what is finished of a study.
+
+Only what was made from the present config counts: a seed's evaluation, a cell's answers or perturbed records that are
+still to be made again are left out until they are.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from eagrl_jax.evaluation import perturbed, rates
+from eagrl_jax.evaluation import study as study_lib
+from eagrl_jax.evaluation.files import read_columns, read_json
+from eagrl_jax.stages import cells, disk, graph
+from eagrl_jax.stages.cells import ASKED, own, run_folder
+from eagrl_jax.types import EagrlError
+
+NAMES = {'rl': 'eag'}  # arms of a run's evaluation that have another name here
+PROB = 'predicted_boolean_probability'
+BySeed = dict[str, dict[int, np.ndarray]]  # arm or cell -> seed -> [N]
+
+
+def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
+  """Writes study.json and study.md from every finished cell, all seeds' perturbed records and the first's transfers.
+
+  Args:
+    resamples: of patients. No p is below 2 / (resamples + 1), nor by Holm below that times the number of arms.
+
+  Returns:
+    The content of study.md.
+  """
+  label = np.zeros(0, bool)
+  probs: BySeed = {}
+  figures: dict[str, dict[int, dict]] = {}
+  cohort: dict = {}
+  for seed in config.study.seeds:
+    folder = run_folder(workdir, seed)
+    if not is_current(config, workdir, seed, 'evaluate'):
+      continue
+    summary = read_json(folder / 'evaluate' / 'metrics.json')
+    of, prob, outcome = answered(folder / 'evaluate', 'arm', PROB, 'boolean_value').values()
+    for arm in dict.fromkeys(of.tolist()):
+      probs.setdefault(NAMES.get(arm, arm), {})[seed] = prob[of == arm]
+      figures.setdefault(NAMES.get(arm, arm), {})[seed] = summary['arms'][arm]
+    mine = outcome[of == of[0]]
+    label = label if len(label) else mine
+    if not np.array_equal(label, mine):
+      raise EagrlError(f'{folder} judges other patients than the first seed: the folder is from another study; move it')
+    cohort = {k: summary[k] for k in ('cohort', 'task', 'n_test', 'prevalence')}
+    for cell in cells.beside_the_run(config):
+      if manifest := cells.finished_answers(config, workdir, seed, cell):
+        probs.setdefault(cell, {})[seed] = answered(cells.answers(workdir, seed, cell), PROB)[PROB]
+        figures.setdefault(cell, {})[seed] = manifest
+  tried = _rates(config, workdir, label, probs)
+  if config.study.learning_rates:
+    probs, figures = (_of_chosen(config, of, tried) for of in (probs, figures))
+  rows = study_lib.table(label, probs, 'eag', resamples)
+  order = ('base', *ASKED, 'sft', 'eag', *(a for a in config.study.arms if a not in ASKED))
+  shown = (*(a for a in order if a in rows), *(a for a in rows if a not in order))
+  arms = {a: rows[a] | _means([*figures[a].values()]) for a in shown}
+  changed = _perturbed(config, workdir, resamples)
+  transfers = sorted(run_folder(workdir, config.study.seeds[0]).glob('transfer/*/metrics.json'))
+  claims = study_lib.claims(rows, perturbed.most_shuffled(changed['rows']) if changed else None,
+                            {path.parent.name: read_json(path) for path in transfers})
+  study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
+           **({'rates': tried} if config.study.learning_rates else {}), **({'perturbed': changed} if changed else {})}
+  disk.write_json(workdir / 'study.json', study)
+  text = '\n'.join([study_lib.markdown(study),
+                    *([rates.markdown(tried, 'eag')] if config.study.learning_rates else []),
+                    *([perturbed.markdown(**changed)] if changed else [])])
+  part = workdir / 'study.md.part'
+  part.write_text(text)
+  part.replace(workdir / 'study.md')
+  return text
+
+
+def is_current(config: ConfigDict, workdir: pathlib.Path, seed: int, stage: str) -> bool:
+  """Whether a stage of a seed's run is finished as the config has it."""
+  done = read_json(run_folder(workdir, seed) / stage / 'done.json')
+  return done is not None and done['hash'] == graph.stage_hashes(own(config, seed))[stage]
+
+
+def answered(folder: pathlib.Path, *columns: str) -> dict[str, np.ndarray]:
+  """Columns of a finished arm's predictions.
+
+  Raises:
+    EagrlError: they are gone.
+  """
+  found = read_columns(folder / 'predictions.parquet', *columns)
+  if found is None:
+    raise EagrlError(f'{folder}/predictions.parquet is gone; move {folder.name} away to make it again')
+  return found
+
+
+def _rates(config: ConfigDict, workdir: pathlib.Path, label: np.ndarray, probs: BySeed) -> list[dict]:
+  """`rates.table` of all arms over the seeds that have every arm at every rate; none before there is one.
+
+  So no arm is compared at its best rate with another that has not been tried at all of them.
+  """
+  valid: BySeed = {}
+  outcome: np.ndarray | None = None
+  arms = cells.trained(config)
+  for seed in config.study.seeds if config.study.learning_rates else ():
+    for cell in (c for arm in arms for c in cells.of_arm(config, arm)):
+      if cells.finished_answers(config, workdir, seed, cell, 'validation'):
+        folder = cells.answers(workdir, seed, cell, 'validation')
+        prob, found = answered(folder, PROB, 'boolean_value').values()
+        outcome = found if outcome is None else outcome
+        if not np.array_equal(found, outcome):
+          raise EagrlError(f'{folder} judges other patients than another cell; move it away to make it again')
+        valid.setdefault(cell, {})[seed] = prob
+  every = [cell for arm in arms for cell in cells.of_arm(config, arm)]
+  whole = [seed for seed in config.study.seeds if all(seed in of.get(c, {}) for of in (valid, probs) for c in every)]
+  if outcome is None or not whole:
+    return []
+  known, told = ({c: {s: of[c][s] for s in whole} for c in every} for of in (valid, probs))
+  tried = (config.rl.learning_rate, *config.study.learning_rates)
+  return [row for arm in arms for row in rates.table(
+      arm, dict(zip(cells.of_arm(config, arm), tried)), outcome, known, label, told)]
+
+
+def _of_chosen(config: ConfigDict, of: dict[str, dict], tried: list[dict]) -> dict[str, dict]:
+  """What is known of cells as what is known of arms: at the chosen rate and of its seeds, or at `rl.learning_rate`."""
+  chosen = {row['arm']: row for row in tried if row['chosen']}
+  several = {cell for arm in cells.trained(config) for cell in cells.of_arm(config, arm)}
+  out = {arm: by for arm, by in of.items() if arm not in several}
+  for arm in cells.trained(config):
+    if arm in chosen:
+      out[arm] = {seed: of[chosen[arm]['cell']][seed] for seed in chosen[arm]['seeds']}
+    elif arm in of:
+      out[arm] = of[arm]
+  return out
+
+
+def _perturbed(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> dict | None:
+  """`perturbed.gather` of the seeds whose perturbed records were judged.
+
+  A stage finished before it kept predictions counts as not judged, unless `study.robustness` asks for it.
+  """
+  folders = {seed: run_folder(workdir, seed) / 'robustness' for seed in config.study.seeds
+             if is_current(config, workdir, seed, 'robustness')}
+  return perturbed.gather({seed: folder for seed, folder in folders.items() if config.study.robustness or (
+      folder / 'predictions.parquet').exists()}, NAMES, resamples)
+
+
+def _means(figures: list[Mapping]) -> dict:
+  """Parse rate and agreement with the expert, means over seeds; absent where an arm has none."""
+  out = {}
+  known = [f['parse_rate'] for f in figures if f.get('parse_rate') is not None]
+  if known:
+    out['parse_rate'] = float(np.mean(known))
+  agreed = [f['jaccard_at_k']['expert']['mean'] for f in figures if f.get('jaccard_at_k')]
+  defined = [mean for mean in agreed if mean is not None]  # null where no patient has a list to agree on
+  if defined:
+    out['jaccard'] = float(np.mean(defined))
+  return out

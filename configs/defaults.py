@@ -48,6 +48,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.prompt = ConfigDict(dict(
       style='compact',  # compact | full, with instructions
       reasoning='questions',  # what full asks for: questions | free
+      may_refuse=True,  # whether full offers "I do not know" as an answer
       max_values=3, max_characters=0, bucket=208, shuffle_features=True))
   config.expert = ConfigDict(dict(
       members=5, hidden=32, heads=4, ffn=64, dropout=0.3, decov=10.0, time_attention='new', time_unit='visit',

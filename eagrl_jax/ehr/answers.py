@@ -41,12 +41,13 @@ def parse(text: str, features: FeatureTable, max_steps: int = 16) -> Answer:
   """Reads an answer in the format of `ehr.prompt.FORMAT`.
 
   A percentage is accepted; a number outside [0, 1], two different numbers or an unclosed
-  tag is not. Text before and after the tags is ignored.
+  tag is not. Text before and after the tags is ignored, but for a refusal: without a final
+  answer the last line may be one.
   """
   final = _inside(text, 'Final answer')
-  probability, refused = None, False
+  probability, last = None, text.rstrip().rpartition('\n')[2]
+  refused = bool(_REFUSAL.search(last if final is None else final))
   if final is not None:
-    refused = bool(_REFUSAL.search(final))
     numbers = {float(n) / (100 if percent else 1) for n, percent in _NUMBER.findall(final)}
     if len(numbers) == 1 and not refused and '-' not in final:
       value = numbers.pop()

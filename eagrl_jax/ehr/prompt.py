@@ -29,14 +29,12 @@ FORMAT = (
     'written above) and the probability between 0 and 1. Write exactly:\n'
     '<Subquestion 1> a question about the record </Subquestion 1>\n<Answer 1> its answer </Answer 1>\n'
     '<Final subquestion> Now we can answer the question: {question} </Final subquestion>\n'
-    '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n'
-    'If the record does not allow an estimate, write "I do not know" as the final answer.\n')
+    '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n')
 
 THINK_FORMAT = (
     'Think step by step about what the record shows. Then name what matters most (at most {k} features, spelt as '
     'above) and give a probability between 0 and 1. End with exactly these two lines:\n'
-    '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n'
-    'If the record does not allow an estimate, write "I do not know" as the final answer.\n')
+    '<Important Features> name, name </Important Features>\n<Final answer> a number such as 0.35 </Final answer>\n')
 
 FULL_HEAD = (
     'You are an experienced physician reading the record of {setting}.\nEstimate {quantity}.\n'
@@ -54,8 +52,10 @@ REPHRASED_FORMAT = (
     '<Subquestion 1> something to find out from the record </Subquestion 1>\n'
     '<Answer 1> what you found </Answer 1>\n'
     '<Final subquestion> Now we can answer the question: {question} </Final subquestion>\n'
-    '<Important Features> name, name </Important Features>\n<Final answer> for instance 0.35 </Final answer>\n'
-    'Where no estimate is possible, let the final answer be "I do not know".\n')
+    '<Important Features> name, name </Important Features>\n<Final answer> for instance 0.35 </Final answer>\n')
+
+REFUSAL = 'If the record does not allow an estimate, write "I do not know" as the final answer.\n'
+REPHRASED_REFUSAL = 'Where no estimate is possible, let the final answer be "I do not know".\n'
 
 
 MARKS = {-1: '<', 0: '', 1: '>'}  # of `Cohort.censor`
@@ -76,6 +76,7 @@ class PromptConfig:
     wording: 'standard' or 'rephrased'; feature lines and answer tags are the same in both.
     reasoning: what 'full' asks for: 'questions', the steps of the method, or 'free', thinking in any form before the
       same two last lines. 'compact' gives no instructions: its policies are trained to answer in steps.
+    may_refuse: whether 'full' offers "I do not know" as an answer; a small model may take it for everybody.
   """
 
   task: Task = MORTALITY
@@ -86,6 +87,7 @@ class PromptConfig:
   max_characters: int = 0
   wording: str = 'standard'
   reasoning: str = 'questions'
+  may_refuse: bool = True
 
   def __post_init__(self):
     if self.style not in ('full', 'compact'):
@@ -231,7 +233,8 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
     head = (FULL_HEAD if standard else REPHRASED_HEAD).format(**fields)
     tail = ('Never measured: {absent}.\n' if standard else 'Without any measurement: {absent}.\n') if absent else ''
     layout = THINK_FORMAT if config.reasoning == 'free' else FORMAT if standard else REPHRASED_FORMAT
-    tail = (tail + layout).format(**fields)
+    refusal = '' if not config.may_refuse else REFUSAL if standard else REPHRASED_REFUSAL
+    tail = (tail + layout + refusal).format(**fields)
 
   text, spans = head, []
   for f, line in lines.items():

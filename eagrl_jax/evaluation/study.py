@@ -14,7 +14,7 @@ from eagrl_jax.evaluation import bootstrap, metrics
 from eagrl_jax.types import ArrayLike
 
 METRICS = ('auroc', 'auprc')
-COLUMNS = ('arm', 'AUROC', 'between seeds', 'AUPRC', 'between seeds', 'parsed', 'Jaccard with the expert',
+COLUMNS = ('arm', 'AUROC', 'between seeds', 'AUPRC', 'between seeds', 'parsed', 'refused', 'Jaccard with the expert',
            'EAG-RL - arm, AUROC', 'p', 'seeds')
 ALPHA = 0.05
 # Claims of arXiv 2508.13579: what is said, the arm that should be ahead, the one that should be behind.
@@ -154,7 +154,8 @@ def markdown(study: Mapping) -> str:
     for m in METRICS:
       low, high = row[m]['ci95']
       cells += [f'{row[m]["mean"]:.3f} ({low:.3f}-{high:.3f})', _or_dash(row[m]['sd'], '.3f')]
-    cells += [_or_dash(row.get('parse_rate'), '.1%'), _or_dash(row.get('jaccard'), '.3f')]
+    cells += [*(_or_dash(row.get(rate), '.1%') for rate in ('parse_rate', 'refusal_rate')),
+              _or_dash(row.get('jaccard'), '.3f')]
     gap = row.get('against', {}).get('auroc')
     cells += [f'{gap["diff"]:+.3f} ({gap["ci95"][0]:+.3f} to {gap["ci95"][1]:+.3f})', f'{gap["p_holm"]:.3f}'] if gap \
         else ['', '']

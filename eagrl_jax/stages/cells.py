@@ -171,4 +171,5 @@ def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, of: str, f
   pq.write_table(pa.table({
       'subject_id': ids, 'boolean_value': label, 'predicted_boolean_probability': answers.prob.astype(np.float64),
       'parsed': answers.parsed.astype(np.float64)}), folder / 'predictions.parquet')
-  return {'parse_rate': float(answers.parsed.mean()), 'cost': answers.cost, **figures, **answers.extra}
+  return {'parse_rate': float(answers.parsed.mean()), 'refusal_rate': float(answers.refused.mean()),
+          'cost': answers.cost, **figures, **answers.extra}

@@ -42,7 +42,7 @@ NAMES = tuple(s.name for s in STAGES)
 
 # Fields that came later, with the value of before: a run that leaves them so keeps its hashes.
 SINCE: dict[str, dict[str, object]] = {
-    'evaluate': {'threshold': 0.5}, 'data': {'question': '', 'quantity': ''}}
+    'evaluate': {'threshold': 0.5}, 'data': {'question': '', 'quantity': ''}, 'prompt': {'may_refuse': True}}
 
 
 def new_fields(config: ConfigDict, section: str) -> dict[str, object]:

@@ -47,8 +47,9 @@ def task(c: ConfigDict) -> Task:
 
 def prompt(c: ConfigDict) -> prompt_lib.PromptConfig:
   p = c.prompt
-  return prompt_lib.PromptConfig(task=task(c), style=p.style, reasoning=p.reasoning, max_depth=c.search.max_depth,
-                                 top_k=c.reward.top_k, max_values=p.max_values, max_characters=p.max_characters)
+  return prompt_lib.PromptConfig(
+      task=task(c), style=p.style, reasoning=p.reasoning, may_refuse=p.get('may_refuse', True),
+      max_depth=c.search.max_depth, top_k=c.reward.top_k, max_values=p.max_values, max_characters=p.max_characters)
 
 
 def expert(c: ConfigDict) -> ExpertTrainConfig:

@@ -148,11 +148,12 @@ def _perturbed(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> dic
 
 
 def _means(figures: list[Mapping]) -> dict:
-  """Parse rate and agreement with the expert, means over seeds; absent where an arm has none."""
+  """Shares of parsed and refused answers, agreement with the expert: means over seeds, absent where there are none."""
   out = {}
-  known = [f['parse_rate'] for f in figures if f.get('parse_rate') is not None]
-  if known:
-    out['parse_rate'] = float(np.mean(known))
+  for rate in ('parse_rate', 'refusal_rate'):
+    known = [f[rate] for f in figures if f.get(rate) is not None]
+    if known:
+      out[rate] = float(np.mean(known))
   agreed = [f['jaccard_at_k']['expert']['mean'] for f in figures if f.get('jaccard_at_k')]
   defined = [mean for mean in agreed if mean is not None]  # null where no patient has a list to agree on
   if defined:

@@ -31,6 +31,14 @@ def test_refusal_is_told_from_nonsense():
   assert not parse('<Final answer> ??? </Final answer>', TABLE).refused
 
 
+@pytest.mark.parametrize(('text', 'refused'), [
+    ('I do not know', True), ('The lactate is high.\nI cannot estimate it.\n', True), ('', False),
+    ('I do not know the dose, but\nthe lactate is high', False),
+    ('I do not know\n<Final answer> 0.3 </Final answer>', False)])
+def test_a_last_line_without_tags_may_refuse(text, refused):
+  assert parse(text, TABLE).refused == refused
+
+
 @pytest.mark.parametrize('text', ['', '0.75', '<Final answer> 0.75', '</Final answer> 0.75 <Final answer>'])
 def test_unclosed_tags_say_nothing(text):
   assert parse(text, TABLE).probability is None

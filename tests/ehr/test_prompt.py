@@ -80,6 +80,13 @@ def test_free_reasoning_asks_for_no_sub_questions_and_shows_the_same_record():
     PromptConfig(style='compact', reasoning='free')
 
 
+@pytest.mark.parametrize('fields', [{}, {'reasoning': 'free'}, {'wording': 'rephrased'}])
+def test_a_way_out_is_offered_unless_it_is_taken_away(fields):
+  offered, without = show(**fields), show(may_refuse=False, **fields)
+  assert 'I do not know' in offered.text and 'I do not know' not in without.text
+  assert offered.text.startswith(without.text) and offered.spans == without.spans
+
+
 def test_never_measured_features_are_named_once():
   values = VALUES.copy()
   values[:, 1] = NAN

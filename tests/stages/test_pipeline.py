@@ -13,7 +13,7 @@ from eagrl_jax.ehr import store
 from eagrl_jax.evaluation import meds_predictions, pseudonyms
 from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import disk, graph, pipeline, policy
+from eagrl_jax.stages import disk, graph, pipeline, policy, settings
 from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
@@ -86,10 +86,11 @@ def test_hashes_follow_config_and_inputs(micro_config):
 
 def test_a_run_of_before_a_field_came_keeps_its_hashes(micro_config):
   new, old, set_ = micro_config(), micro_config(), micro_config()
-  del old.evaluate['threshold']
-  set_.evaluate.threshold = 0.3
+  del old.evaluate['threshold'], old.prompt['may_refuse']
+  set_.evaluate.threshold, set_.prompt.may_refuse = 0.3, False
   a, b, c = (graph.stage_hashes(config) for config in (new, old, set_))
-  assert a == b and a['evaluate'] != c['evaluate']
+  assert a == b and a['evaluate'] != c['evaluate'] and a['base'] != c['base'] and a['expert'] == c['expert']
+  assert settings.prompt(old) == settings.prompt(new) != settings.prompt(set_)
 
 
 def test_where_an_engine_runs_is_no_reason_to_train_again(micro_config):

@@ -108,9 +108,10 @@ def test_thinking_freely_is_another_prompt_for_the_same_policy(micro_config, fin
 
 
 def test_an_agreement_that_a_seed_could_not_judge_is_left_out():
-  seeds = [{'parse_rate': 1.0, 'jaccard_at_k': {'expert': {'mean': mean}}} for mean in (0.25, None)]
-  assert study_table._means(seeds) == {'parse_rate': 1.0, 'jaccard': 0.25}
-  assert study_table._means(seeds[1:]) == {'parse_rate': 1.0}
+  shares = {'parse_rate': 0.75, 'refusal_rate': 0.25}
+  seeds = [shares | {'jaccard_at_k': {'expert': {'mean': mean}}} for mean in (0.25, None)]
+  assert study_table._means(seeds) == shares | {'jaccard': 0.25}
+  assert study_table._means(seeds[1:]) == shares
 
 
 def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):

@@ -10,6 +10,8 @@ from eagrl_jax.ehr.features import FeatureTable
 # All of a number or nothing of it: quantifiers that give nothing back, and no digit behind.
 _NUMBER = re.compile(r'(?<![\d.])(\d{1,3}+(?:\.\d++)?+|\.\d++)(?!\.?\d)\s*(%?)')
 _REFUSAL = re.compile(r'\b(?:do(?: not|n.t) know|cannot (?:tell|estimate|answer))\b', re.I)
+_BARE_REFUSAL = re.compile(
+    r'\W*(?:final answer\W+)?i (?:do(?: not|n.t) know|cannot (?:tell|estimate|answer))(?: (?:it|that|this))?\W*$', re.I)
 
 FEATURES = 'Important Features'  # the tag
 
@@ -42,11 +44,11 @@ def parse(text: str, features: FeatureTable, max_steps: int = 16) -> Answer:
 
   A percentage is accepted; a number outside [0, 1], two different numbers or an unclosed
   tag is not. Text before and after the tags is ignored, but for a refusal: without a final
-  answer the last line may be one.
+  answer the last line may be one and nothing else.
   """
   final = _inside(text, 'Final answer')
   probability, last = None, text.rstrip().rpartition('\n')[2]
-  refused = bool(_REFUSAL.search(last if final is None else final))
+  refused = bool(_BARE_REFUSAL.match(last) if final is None else _REFUSAL.search(final))
   if final is not None:
     numbers = {float(n) / (100 if percent else 1) for n, percent in _NUMBER.findall(final)}
     if len(numbers) == 1 and not refused and '-' not in final:

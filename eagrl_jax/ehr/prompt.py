@@ -100,6 +100,8 @@ class PromptConfig:
       raise EagrlError(f"prompt.reasoning={self.reasoning!r}: choose 'questions' or 'free'")
     if self.reasoning == 'free' and self.style != 'full':
       raise EagrlError("prompt.reasoning='free' is an instruction: it needs prompt.style='full'")
+    if not self.may_refuse and self.style != 'full':
+      raise EagrlError("prompt.may_refuse=False leaves out an instruction: it needs prompt.style='full'")
     if self.wording not in ('standard', 'rephrased'):
       raise EagrlError(f"prompt.wording={self.wording!r}: choose 'standard' or 'rephrased'")
 

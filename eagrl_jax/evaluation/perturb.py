@@ -156,7 +156,11 @@ def check(kinds: tuple[str, ...], levels: Mapping[str, tuple[float, ...]]) -> No
   for kind in kinds:
     if kind not in KINDS:
       raise EagrlError(f'robustness.kinds holds {kind!r}; choose among {", ".join(KINDS)}')
+  if len(set(kinds)) < len(kinds):
+    raise EagrlError(f'robustness.kinds={tuple(kinds)} holds one kind twice; name each once')
   for kind, chosen in levels.items():
+    if len(set(chosen)) < len(chosen):
+      raise EagrlError(f'robustness.levels.{kind}={tuple(chosen)} holds one level twice; give each once')
     for level in chosen:
       # Without a single feature there is no record, so `drop` stops short of 1.
       if not 0 < level < float('inf') or (kind != 'noise' and level > 1) or (kind == 'drop' and level == 1):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from eagrl_jax.evaluation import metrics
-from eagrl_jax.types import ArrayLike, EagrlError
+from eagrl_jax.types import ArrayLike
 
 Answers = Mapping[str, Mapping[int, ArrayLike]]  # cell -> seed -> [N] in [0, 1]
 
@@ -21,20 +21,14 @@ def table(arm: str, rates: Mapping[str, float], valid_label: ArrayLike, valid: A
 
   Args:
     rates: cell -> learning rate, of this arm; every cell has the same seeds in `valid` and `test`.
-    valid_label, label: `[N]` 0 or 1, of validation and test patients.
+    valid_label, label: `[N]` 0 or 1, of validation and test patients; both outcomes occur in each (`ehr.splits`).
 
   Returns:
     [{'arm', 'cell', 'rate', 'seeds', 'validation', 'auroc', 'chosen', 'n_validation', 'positive'}]: AUROC of validation
     and of test patients, means over seeds; how many validation patients there are, and of those how many have the
     outcome.
-
-  Raises:
-    EagrlError: all validation patients have one outcome.
   """
   chosen_by = {'n_validation': len(np.asarray(valid_label)), 'positive': int(np.sum(valid_label))}
-  if chosen_by['positive'] in (0, chosen_by['n_validation']):
-    raise EagrlError('study.learning_rates: the validation patients have one outcome, so no rate can be chosen by '
-                     'them; leave it out, or give more of them (data.valid_fraction)')
   mean = lambda y, by: float(np.mean([metrics.METRICS['auroc'](np.asarray(y).astype(int), np.asarray(p))
                                       for p in by.values()]))
   rows: list[dict] = [{

@@ -118,7 +118,8 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
     less = shuffled['less_than_expert']
     out.append(_judged(SHUFFLED, {f'{m.upper()} change of eag - change of expert': less[m] for m in METRICS}))
   else:
-    out.append({'claim': SHUFFLED, 'verdict': 'untested', 'why': 'no records with shuffled features were judged'})
+    out.append({'claim': SHUFFLED, 'verdict': 'untested',
+                'why': 'no shuffled features were judged as the config is now (study.robustness)'})
   for behind, text in TRANSFER:
     if not transfers:
       out.append({'claim': text, 'verdict': 'untested', 'why': 'no transfer was run'})

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -99,18 +100,24 @@ def answers(workdir: pathlib.Path, seed: int, cell: str, of: str = '') -> pathli
   return run_folder(workdir, seed) / 'arms' / cell / 'answers' / (of or cell)
 
 
-def made_from(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str) -> dict[str, str]:
-  """All that a cell's answers depend on, the pseudonyms of its patients included."""
-  hashes = graph.stage_hashes(own(config, seed, cell))
+def made_from(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str,
+              known: Mapping[str, str] | None = None) -> dict[str, str]:
+  """All that a cell's answers depend on, the pseudonyms of its patients included.
+
+  Args:
+    known: as of `graph.stage_hashes`.
+  """
+  hashes = graph.stage_hashes(own(config, seed, cell), known)
   policy = hashes['base' if cell in ASKED else 'rl']
   key = '' if config.evaluate.plain_ids else pseudonyms.mark(run_folder(workdir, seed))
   return {'policy': policy, 'expert': hashes['expert'], 'evaluate': hashes['evaluate'], 'id_salt_sha256': key}
 
 
-def finished_answers(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str, of: str = '') -> dict | None:
+def finished_answers(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str, of: str = '',
+                     known: Mapping[str, str] | None = None) -> dict | None:
   """The manifest of a cell's answers, None where there are none that the present config would give."""
   manifest = read_json(answers(workdir, seed, cell, of) / 'manifest.json')
-  return manifest if manifest and manifest['made_from'] == made_from(config, workdir, seed, cell) else None
+  return manifest if manifest and manifest['made_from'] == made_from(config, workdir, seed, cell, known) else None
 
 
 def run(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str) -> None:
@@ -129,6 +136,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, seed: int, cell: str) -> None
   if arm not in ASKED and cell != 'eag':
     logging.info('study: seed %d, %s', seed, cell)
     pipeline.run(mine, folder)
+  if not config.evaluate.plain_ids:
+    pseudonyms.salt(run_at)  # a run of before there were salts has none, and answers are known by it
   stage, source = 'base' if arm in ASKED else 'rl', made_from(config, workdir, seed, cell)
   mesh = make_mesh(**mine.mesh.to_dict())
   with jax.set_mesh(mesh):

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import pathlib
+from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
@@ -50,11 +51,18 @@ def new_fields(config: ConfigDict, section: str) -> dict[str, object]:
   return {k: config[section][k] for k, old in SINCE[section].items() if config[section].get(k, old) != old}
 
 
-def stage_hashes(config: ConfigDict) -> dict[str, str]:
-  """Hash of every stage: its config sections, the seed, its source files and its inputs."""
+def stage_hashes(config: ConfigDict, known: Mapping[str, str] | None = None) -> dict[str, str]:
+  """Hash of every stage: its config sections, the seed, its source files and its inputs.
+
+  Args:
+    known: hashes that were computed before, whose source files are not looked at again.
+  """
   hashes: dict[str, str] = {}
   for stage in STAGES:
-    hashes[stage.name] = stage_hash(stage, config, {n: hashes[n] for n in stage.needs})
+    if known and stage.name in known:
+      hashes[stage.name] = known[stage.name]
+    else:
+      hashes[stage.name] = stage_hash(stage, config, {n: hashes[n] for n in stage.needs})
   return hashes
 
 

@@ -21,9 +21,9 @@ import pathlib
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax.stages import cells, checks, disk, fields, pipeline
+from eagrl_jax.stages import cells, checks, disk, fields, graph, pipeline
 from eagrl_jax.stages.cells import CHANGES, own, run_folder
-from eagrl_jax.stages.study_table import gather, is_current
+from eagrl_jax.stages.study_table import gather, is_current, robustness_is_finished
 from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
 
@@ -51,9 +51,17 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         cells.run(config, workdir, seed, cell)
         gather(config, workdir, config.evaluate.bootstrap)
       if c.robustness:
-        pipeline.run(own(config, seed, 'robustness'), run_folder(workdir, seed))
+        _judge_perturbed(config, workdir, seed)
     print('\n' + gather(config, workdir, config.study.resamples))
     logging.info('study: %s', workdir / 'study.md')
+
+
+def _judge_perturbed(config: ConfigDict, workdir: pathlib.Path, seed: int) -> None:
+  """The robustness stage of a seed's run, again where it was finished before it kept its answers."""
+  folder = run_folder(workdir, seed) / 'robustness'
+  if not robustness_is_finished(folder, graph.stage_hashes(own(config, seed))):
+    (folder / 'done.json').unlink(missing_ok=True)
+  pipeline.run(own(config, seed, 'robustness'), run_folder(workdir, seed))
 
 
 def _check(config: ConfigDict) -> None:
@@ -81,10 +89,11 @@ def _check(config: ConfigDict) -> None:
 
 def _states(config: ConfigDict, workdir: pathlib.Path, seed: int) -> dict[str, str]:
   """What a study would do for a seed: arm -> 'done' or 'run'."""
-  done = {'eag': is_current(config, workdir, seed, 'evaluate')}
+  folder, hashes = run_folder(workdir, seed), graph.stage_hashes(own(config, seed))
+  done = {'eag': is_current(folder / 'evaluate', hashes)}
   for cell in cells.beside_the_run(config):
     done[cell] = done.get(cell, True) and all(
         cells.finished_answers(config, workdir, seed, cell, of) for of in cells.asked_of(config, cell))
   if config.study.robustness:
-    done['robustness'] = is_current(config, workdir, seed, 'robustness')
+    done['robustness'] = robustness_is_finished(folder / 'robustness', hashes)
   return {arm: 'done' if there else 'run' for arm, there in done.items()}

@@ -33,13 +33,14 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   Returns:
     The content of study.md.
   """
+  known = {seed: graph.stage_hashes(own(config, seed)) for seed in config.study.seeds}
   label = np.zeros(0, bool)
   probs: BySeed = {}
   figures: dict[str, dict[int, dict]] = {}
   cohort: dict = {}
   for seed in config.study.seeds:
     folder = run_folder(workdir, seed)
-    if not is_current(config, workdir, seed, 'evaluate'):
+    if not is_current(folder / 'evaluate', known[seed]):
       continue
     summary = read_json(folder / 'evaluate' / 'metrics.json')
     of, prob, outcome = answered(folder / 'evaluate', 'arm', PROB, 'boolean_value').values()
@@ -52,36 +53,44 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
       raise EagrlError(f'{folder} judges other patients than the first seed: the folder is from another study; move it')
     cohort = {k: summary[k] for k in ('cohort', 'task', 'n_test', 'prevalence')}
     for cell in cells.beside_the_run(config):
-      if manifest := cells.finished_answers(config, workdir, seed, cell):
+      if manifest := cells.finished_answers(config, workdir, seed, cell, known=_source(known[seed])):
         probs.setdefault(cell, {})[seed] = answered(cells.answers(workdir, seed, cell), PROB)[PROB]
         figures.setdefault(cell, {})[seed] = manifest
-  tried = _rates(config, workdir, label, probs)
+  if not probs:
+    raise EagrlError(f'--workdir={workdir}: no seed was evaluated as the config and its source files are now; run the '
+                     'study again')
+  tried = _rates(config, workdir, label, probs, known)
   if config.study.learning_rates:
     probs, figures = (_of_chosen(config, of, tried) for of in (probs, figures))
   rows = study_lib.table(label, probs, 'eag', resamples)
   order = ('base', *ASKED, 'sft', 'eag', *(a for a in config.study.arms if a not in ASKED))
   shown = (*(a for a in order if a in rows), *(a for a in rows if a not in order))
   arms = {a: rows[a] | _means([*figures[a].values()]) for a in shown}
-  changed = _perturbed(config, workdir, resamples)
-  transfers = sorted(run_folder(workdir, config.study.seeds[0]).glob('transfer/*/metrics.json'))
+  changed = perturbed.gather({seed: at for seed in config.study.seeds if robustness_is_finished(
+      at := run_folder(workdir, seed) / 'robustness', known[seed])}, NAMES, resamples)
   claims = study_lib.claims(rows, perturbed.most_shuffled(changed['rows']) if changed else None,
-                            {path.parent.name: read_json(path) for path in transfers})
+                            _transfers(run_folder(workdir, config.study.seeds[0]), known[config.study.seeds[0]]))
   study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
            **({'rates': tried} if config.study.learning_rates else {}), **({'perturbed': changed} if changed else {})}
-  disk.write_json(workdir / 'study.json', study)
   text = '\n'.join([study_lib.markdown(study),
                     *([rates.markdown(tried, 'eag')] if config.study.learning_rates else []),
                     *([perturbed.markdown(**changed)] if changed else [])])
+  disk.write_json(workdir / 'study.json', study)
   part = workdir / 'study.md.part'
   part.write_text(text)
   part.replace(workdir / 'study.md')
   return text
 
 
-def is_current(config: ConfigDict, workdir: pathlib.Path, seed: int, stage: str) -> bool:
-  """Whether a stage of a seed's run is finished as the config has it."""
-  done = read_json(run_folder(workdir, seed) / stage / 'done.json')
-  return done is not None and done['hash'] == graph.stage_hashes(own(config, seed))[stage]
+def is_current(folder: pathlib.Path, hashes: Mapping[str, str]) -> bool:
+  """Whether the stage of this folder is finished as the config of `hashes` has it."""
+  done = read_json(folder / 'done.json')
+  return done is not None and done['hash'] == hashes[folder.name]
+
+
+def robustness_is_finished(folder: pathlib.Path, hashes: Mapping[str, str]) -> bool:
+  """The same of perturbed records; what was judged before they kept their answers is not."""
+  return is_current(folder, hashes) and (folder / 'predictions.parquet').exists()
 
 
 def answered(folder: pathlib.Path, *columns: str) -> dict[str, np.ndarray]:
@@ -96,7 +105,23 @@ def answered(folder: pathlib.Path, *columns: str) -> dict[str, np.ndarray]:
   return found
 
 
-def _rates(config: ConfigDict, workdir: pathlib.Path, label: np.ndarray, probs: BySeed) -> list[dict]:
+def _source(hashes: Mapping[str, str]) -> dict[str, str]:
+  """What a seed's cells have in common with its run for certain, and what takes long to hash."""
+  return {'prepare': hashes['prepare']}
+
+
+def _transfers(run: pathlib.Path, hashes: Mapping[str, str]) -> dict[str, dict]:
+  """Cohort -> metrics.json of the transfers of the run's present policies and expert."""
+  out = {}
+  for folder in sorted(path.parent for path in run.glob('transfer/*/manifest.json')):
+    made_from = read_json(folder / 'manifest.json')['made_from']['run']
+    if all(hashes[stage] == digest for stage, digest in made_from.items()):
+      out[folder.name] = read_json(folder / 'metrics.json')
+  return out
+
+
+def _rates(config: ConfigDict, workdir: pathlib.Path, label: np.ndarray, probs: BySeed,
+           known: Mapping[int, Mapping[str, str]]) -> list[dict]:
   """`rates.table` of all arms over the seeds that have every arm at every rate; none before there is one.
 
   So no arm is compared at its best rate with another that has not been tried at all of them.
@@ -106,7 +131,7 @@ def _rates(config: ConfigDict, workdir: pathlib.Path, label: np.ndarray, probs: 
   arms = cells.trained(config)
   for seed in config.study.seeds if config.study.learning_rates else ():
     for cell in (c for arm in arms for c in cells.of_arm(config, arm)):
-      if cells.finished_answers(config, workdir, seed, cell, 'validation'):
+      if cells.finished_answers(config, workdir, seed, cell, 'validation', _source(known[seed])):
         folder = cells.answers(workdir, seed, cell, 'validation')
         prob, found = answered(folder, PROB, 'boolean_value').values()
         outcome = found if outcome is None else outcome
@@ -117,10 +142,10 @@ def _rates(config: ConfigDict, workdir: pathlib.Path, label: np.ndarray, probs: 
   whole = [seed for seed in config.study.seeds if all(seed in of.get(c, {}) for of in (valid, probs) for c in every)]
   if outcome is None or not whole:
     return []
-  known, told = ({c: {s: of[c][s] for s in whole} for c in every} for of in (valid, probs))
+  chosen_by, told = ({c: {s: of[c][s] for s in whole} for c in every} for of in (valid, probs))
   tried = (config.rl.learning_rate, *config.study.learning_rates)
   return [row for arm in arms for row in rates.table(
-      arm, dict(zip(cells.of_arm(config, arm), tried)), outcome, known, label, told)]
+      arm, dict(zip(cells.of_arm(config, arm), tried)), outcome, chosen_by, label, told)]
 
 
 def _of_chosen(config: ConfigDict, of: dict[str, dict], tried: list[dict]) -> dict[str, dict]:
@@ -134,17 +159,6 @@ def _of_chosen(config: ConfigDict, of: dict[str, dict], tried: list[dict]) -> di
     elif arm in of:
       out[arm] = of[arm]
   return out
-
-
-def _perturbed(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> dict | None:
-  """`perturbed.gather` of the seeds whose perturbed records were judged.
-
-  A stage finished before it kept predictions counts as not judged, unless `study.robustness` asks for it.
-  """
-  folders = {seed: run_folder(workdir, seed) / 'robustness' for seed in config.study.seeds
-             if is_current(config, workdir, seed, 'robustness')}
-  return perturbed.gather({seed: folder for seed, folder in folders.items() if config.study.robustness or (
-      folder / 'predictions.parquet').exists()}, NAMES, resamples)
 
 
 def _means(figures: list[Mapping]) -> dict:

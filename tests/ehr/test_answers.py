@@ -33,7 +33,11 @@ def test_refusal_is_told_from_nonsense():
 
 @pytest.mark.parametrize(('text', 'refused'), [
     ('I do not know', True), ('The lactate is high.\nI cannot estimate it.\n', True), ('', False),
+    ('**Final answer:** I don\'t know.', True), ('"I do not know"', True),
     ('I do not know the dose, but\nthe lactate is high', False),
+    ('<Subquestion 1> Is it? </Subquestion 1>\n<Answer 1> I do not know the earlier values </Answer 1>', False),
+    ('<Answer 1> We do not know whether', False), ('We do not know the dose, but I put the risk at 0.2', False),
+    ('write "I do not know" as the final answer.', False),
     ('I do not know\n<Final answer> 0.3 </Final answer>', False)])
 def test_a_last_line_without_tags_may_refuse(text, refused):
   assert parse(text, TABLE).refused == refused

@@ -85,6 +85,8 @@ def test_a_way_out_is_offered_unless_it_is_taken_away(fields):
   offered, without = show(**fields), show(may_refuse=False, **fields)
   assert 'I do not know' in offered.text and 'I do not know' not in without.text
   assert offered.text.startswith(without.text) and offered.spans == without.spans
+  with pytest.raises(EagrlError, match='prompt.may_refuse'):
+    PromptConfig(style='compact', may_refuse=False)
 
 
 def test_never_measured_features_are_named_once():

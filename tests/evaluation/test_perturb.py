@@ -118,7 +118,8 @@ def test_no_perturbation_can_see_a_label():
 @pytest.mark.parametrize(('kinds', 'levels', 'field'), [
     (('orders',), {}, 'robustness.kinds'), (('order',), {'order': (1.2,)}, 'robustness.levels.order'),
     (('noise',), {'noise': (0.0,)}, 'robustness.levels.noise'), (('drop',), {'drop': (1.0,)}, 'robustness.levels.drop'),
-    (('units',), {'units': (float('nan'),)}, 'robustness.levels.units')])
+    (('units',), {'units': (float('nan'),)}, 'robustness.levels.units'),
+    (('order', 'order'), {}, 'robustness.kinds'), (('order',), {'order': (0.2, 0.2)}, 'robustness.levels.order')])
 def test_impossible_settings_are_refused_by_name(kinds, levels, field):
   with pytest.raises(EagrlError, match=field):
     perturb.check(kinds, levels)

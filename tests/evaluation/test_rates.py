@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from sklearn.metrics import roc_auc_score
 
 from eagrl_jax.evaluation import rates
-from eagrl_jax.types import EagrlError
 
 R = np.random.default_rng(0)
 VALID, TEST = (R.random(n) < 0.4 for n in (80, 120))
@@ -41,8 +39,3 @@ def test_the_configs_own_rate_stays_where_another_is_no_better():
   same['grpo@0.0002'] = same['grpo']
   rows = rates.table('grpo', RATES, VALID, same, VALID, same)
   assert [row['chosen'] for row in rows] == [True, False]
-
-
-def test_validation_patients_of_one_outcome_choose_nothing():
-  with pytest.raises(EagrlError, match=r'study\.learning_rates.*data\.valid_fraction'):
-    rates.table('grpo', RATES, np.ones(3), {}, TEST, {})

@@ -86,6 +86,8 @@ def test_hashes_follow_config_and_inputs(micro_config):
 
 def test_a_run_of_before_a_field_came_keeps_its_hashes(micro_config):
   new, old, set_ = micro_config(), micro_config(), micro_config()
+  for config in (new, old, set_):
+    config.prompt.style = 'full'
   del old.evaluate['threshold'], old.prompt['may_refuse']
   set_.evaluate.threshold, set_.prompt.may_refuse = 0.3, False
   a, b, c = (graph.stage_hashes(config) for config in (new, old, set_))

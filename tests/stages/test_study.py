@@ -8,6 +8,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from eagrl_jax.ehr import splits, store
+from eagrl_jax.evaluation import pseudonyms
 from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.stages import study, study_table
 from eagrl_jax.types import EagrlError
@@ -22,6 +23,7 @@ def small(micro_config):
 def test_every_cell_is_run_once_and_lands_in_one_table(micro_config, finished, tmp_path, caplog):
   c = small(micro_config)
   shutil.copytree(finished, tmp_path / 'seed_0')  # an evaluated run is the study's first seed as it stands
+  (tmp_path / 'seed_0' / pseudonyms.FILE).unlink()  # even one of before there were salts
   before = (tmp_path / 'seed_0/rl/done.json').stat().st_mtime_ns
   study.run(c, tmp_path)
   assert (tmp_path / 'seed_0/rl/done.json').stat().st_mtime_ns == before
@@ -39,8 +41,9 @@ def test_every_cell_is_run_once_and_lands_in_one_table(micro_config, finished, t
   study.run(c, tmp_path)  # nothing is left to do
   assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob('done.json')} == marks
   ids = [t['subject_id'].to_pylist() for t in cells.values()]  # the run's own pseudonyms
-  judged = pq.read_table(tmp_path / 'seed_0/evaluate/predictions.parquet')['subject_id'].to_pylist()
-  assert ids == len(cells) * [judged[:out['n_test']]]
+  cohort, at = store.load(tmp_path / 'seed_0/prepare'), tmp_path / 'seed_0/prepare/splits.parquet'
+  judged = cohort.subject_id[splits.load(at, cohort.subject_id).test]
+  assert ids == len(cells) * [pseudonyms.of(judged, pseudonyms.salt(tmp_path / 'seed_0'))]
   texts = {a: tmp_path / f'seed_0/arms/{a}/answers/{a}/reasoning.jsonl' for a in ('grpo', 'prevalent_features')}
   wrote = [[json.loads(line) for line in path.read_text().splitlines()] for path in texts.values()]
   assert all([w['subject_id'] for w in said] == ids[0] and any(w['text'] for w in said) for said in wrote)
@@ -65,6 +68,10 @@ def test_perturbed_records_are_judged_of_every_seed_and_answer_their_claim(micro
       assert scores['change']['auroc']['diff'] == pytest.approx(change)
   claim = {c['claim']: c['verdict'] for c in out['claims']}[study_lib.SHUFFLED]
   assert claim != 'untested' and '## Perturbed records' in (tmp_path / 'study.md').read_text()
+  kept = tmp_path / 'seed_0/robustness/predictions.parquet'
+  kept.unlink()  # as a stage of before it kept them left it
+  study.run(c, tmp_path)
+  assert kept.exists() and json.loads((tmp_path / 'study.json').read_text())['perturbed'] == out['perturbed']
 
 
 def test_every_arm_gets_the_rate_that_validation_patients_speak_for(micro_config, finished, tmp_path, capsys):

@@ -143,6 +143,32 @@ def test_perturbed_records_count_if_they_are_those_that_the_config_asks_for(made
   assert out['perturbed']['rows'][0]['seeds'] == [0] and claim(out) != 'untested' and '## Perturbed records' in text
   (folder / 'predictions.parquet').unlink()  # of before it kept them
   assert claim(make['gather']()[0]) == 'untested'
-  c.study.robustness = True
-  with pytest.raises(EagrlError, match='predictions.parquet is gone; move robustness away'):
+
+
+def test_a_transfer_counts_while_the_run_is_the_one_that_was_judged(made, tmp_path):
+  c, make = made
+  make['run'](0)
+  folder = tmp_path / 'seed_0/transfer/other'
+  folder.mkdir(parents=True)
+  hashes = graph.stage_hashes(cells.own(c, 0))
+  made_from = {'run': {stage: hashes[stage] for stage in ('base', 'sft', 'rl', 'expert')}}
+  (folder / 'manifest.json').write_text(json.dumps({'made_from': made_from}))
+  pair = lambda b, metric: {'a': 'rl', 'b': b, 'metric': metric, 'diff': 0.2, 'ci95': [0.1, 0.3], 'p': 0.001}
+  (folder / 'metrics.json').write_text(json.dumps({'paired': [
+      pair(b, m) for b in ('expert', 'sft') for m in study_lib.METRICS]}))
+  verdicts = lambda: {x['claim']: x['verdict'] for x in make['gather']()[0]['claims'] if 'elsewhere' in x['claim']}
+  assert set(verdicts().values()) == {'reproduced'} and len(verdicts()) == 2
+  c.rl.learning_rate = 1e-5
+  make['run'](0)  # trained and judged again
+  assert set(verdicts().values()) == {'untested'}
+
+
+def test_without_a_current_seed_the_table_of_before_is_left_alone(made, tmp_path):
+  c, make = made
+  make['run'](0)
+  make['gather']()
+  before = (tmp_path / 'study.json').read_bytes()
+  c.evaluate.samples += 1
+  with pytest.raises(EagrlError, match='no seed was evaluated as the config'):
     make['gather']()
+  assert (tmp_path / 'study.json').read_bytes() == before

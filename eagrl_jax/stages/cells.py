@@ -72,7 +72,9 @@ def own(config: ConfigDict, seed: int, cell: str = 'eag') -> ConfigDict:
   if config.data.seed is None and seed != config.study.seeds[0]:
     out.data.seed = config.study.seeds[0]
   if arm == 'dapo':
-    out.rl.overlong_buffer = config.rl.max_new // 5  # DAPO: the last fifth
+    # DAPO, section 3.4: a quarter of the expected longest answer is added to it, and costs reward.
+    out.rl.overlong_buffer = max(1, config.rl.max_new // 4)
+    out.rl.max_new = config.rl.max_new + out.rl.overlong_buffer
   if rate:
     out.rl.learning_rate = float(rate)
   out.update_from_flattened_dict(CHANGES.get(arm, {}))

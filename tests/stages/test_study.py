@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
@@ -10,6 +11,7 @@ from sklearn.metrics import roc_auc_score
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.evaluation import pseudonyms
 from eagrl_jax.evaluation import study as study_lib
+from eagrl_jax.rl.advantages import overlong_penalty
 from eagrl_jax.stages import study, study_table
 from eagrl_jax.types import EagrlError
 
@@ -126,7 +128,15 @@ def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):
   c.study.seeds = (3, 4)
   first, second = study.own(c, 3), study.own(c, 4)
   assert (first.seed, first.data.seed, second.seed, second.data.seed) == (3, None, 4, 3)
-  assert study.own(c, 4, 'dapo').rl.overlong_buffer == c.rl.max_new // 5 and c.rl.overlong_buffer == 0
+
+
+def test_dapo_punishes_length_beyond_what_the_others_may_write(micro_config):
+  c = small(micro_config)
+  dapo = study.own(c, 0, 'dapo').rl
+  assert dapo.max_new - dapo.overlong_buffer == c.rl.max_new and dapo.overlong_buffer == c.rl.max_new // 4
+  free = overlong_penalty(np.arange(dapo.max_new + 1), dapo.max_new, dapo.overlong_buffer)
+  assert not free[:c.rl.max_new + 1].any() and free[c.rl.max_new + 1] < 0 and free[-1] == -1
+  assert study.own(c, 0, 'grpo').rl.max_new == c.rl.max_new and c.rl.overlong_buffer == 0
 
 
 @pytest.mark.parametrize(('field', 'value', 'says'), [

@@ -126,7 +126,8 @@ def test_a_file_an_arm_in_the_order_of_the_predictions(tmp_path):
   context, data = run_of(tmp_path, [f'p{i}' for i in range(6)])
   rows = np.array([4, 1, 3])
   label, probs = data.cohort.label[rows], {'rl': np.array([0.4, 0.9, 0.1]), 'expert': np.array([0.2, 0.3, 0.7])}
-  evaluate.write_predictions(context, data, rows, label, probs)
+  ids = pseudonyms.shown(data.cohort.subject_id[rows], tmp_path, plain=False)
+  evaluate.write_predictions(context, data, rows, label, probs, ids)
   stage.write(context, data, rows, label, probs)
   ours = pq.read_table(tmp_path / 'evaluate' / 'predictions.parquet')
   assert {p.name for p in (tmp_path / 'evaluate' / 'meds').iterdir()} == {'rl.parquet', 'expert.parquet'}

@@ -38,8 +38,9 @@ def same(finished, monkeypatch):
   return lambda workdir: differences(finished, workdir, ('prepare', 'expert', 'base')) == []
 
 
-# Bytes that a file may have: the tokenizer has more than the one, a checkpoint's weights more than the other.
-@pytest.mark.parametrize('limit', [2_000, 100_000])
+# Bytes that a file may have: the tokenizer, of 28 kB, has more than the one. The other is passed by a checkpoint's
+# weights, 350 kB in two files or more, by how its writers happen to share them.
+@pytest.mark.parametrize('limit', [2_000, 40_000])
 def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(limit, prepared, same, micro_config):
   """Every file of the process is kept short by the system; compiled programs come from no cache and go to none."""
   env = os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT), 'JAX_ENABLE_COMPILATION_CACHE': 'false'}
@@ -50,7 +51,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(limit, p
   assert ended.returncode == 1 and len(said) == 1 and 'Traceback' not in ended.stderr, ended.stderr
   assert f'--workdir={prepared} cannot be written: File too large' in said[0]
   assert 'run the same command again' in said[0]
-  assert (limit == 100_000) == (prepared / 'base' / 'metrics.jsonl').exists()
+  assert (limit == 40_000) == (prepared / 'base' / 'metrics.jsonl').exists()
   pipeline.run(micro_config(target='base'), prepared)
   assert same(prepared)
 

@@ -84,8 +84,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
 
 def is_current(folder: pathlib.Path, hashes: Mapping[str, str]) -> bool:
   """Whether the stage of this folder is finished as the config of `hashes` has it."""
-  done = read_json(folder / 'done.json')
-  return done is not None and done['hash'] == hashes[folder.name]
+  return disk.read_hash(folder / 'done.json') == hashes[folder.name]
 
 
 def robustness_is_finished(folder: pathlib.Path, hashes: Mapping[str, str]) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 
 import numpy as np
 
@@ -17,6 +18,8 @@ AFTER_END, KNOWN_LATE = 'after the outcome or prediction', 'available only after
 # Steps of attrition tables that leave out what comes too late to be used; the leakage audit shows them.
 LATE_STEPS = ('after discharge', AFTER_END, KNOWN_LATE, 'after the prediction time', 'after the window',
               'charted in the window, stored after it', 'after 48 hours')
+
+_AT_ONCE = 2**20  # events that are binned in one go: each takes some 100 bytes meanwhile
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +129,25 @@ def to_visits(cohort: Cohort, bin_hours: float, max_visits: int, aggregate: str 
   if aggregate not in ('mean', 'last') or bin_hours <= 0 or max_visits < 1:
     raise ValueError(f"to_visits: aggregate={aggregate!r} must be 'mean' or 'last', bin_hours and max_visits positive")
   n, f = len(cohort), len(cohort.features)
-  use = np.ones(len(cohort.hour), bool) if window_hours is None else cohort.hour < window_hours
-  patient, feature = cohort.patient[use].astype(np.int64), cohort.feature[use].astype(np.int64)
-  value, slot = cohort.value[use].astype(np.float64), np.floor(cohort.hour[use] / bin_hours).astype(np.int64)
+  values = np.full((n, max_visits, f), np.nan, np.float32)
+  censor = None if cohort.censor is None else np.zeros(values.shape, np.int8)
+  visits = Visits(values, np.zeros((n, max_visits), np.float32), np.zeros((n, max_visits), bool), censor)
+  first = np.searchsorted(cohort.patient, np.arange(n + 1))  # event
+  starts = np.searchsorted(first, np.arange(0, first[-1], _AT_ONCE))  # patient
+  for a, b in itertools.pairwise(np.unique([0, *starts, n])):
+    part = Visits(values[a:b], visits.hours[a:b], visits.valid[a:b], None if censor is None else censor[a:b])
+    _fill(part, cohort, slice(first[a], first[b]), int(a), bin_hours, aggregate, window_hours)
+  return visits
+
+
+def _fill(visits: Visits, cohort: Cohort, events: slice, start: int, bin_hours: float, aggregate: str,
+          window_hours: float | None) -> None:
+  """Writes the visits of the patients from row `start` on, whose events these are."""
+  n, max_visits, f = visits.values.shape
+  hour = cohort.hour[events]
+  use = np.ones(len(hour), bool) if window_hours is None else hour < window_hours
+  patient, feature = cohort.patient[events][use].astype(np.int64) - start, cohort.feature[events][use].astype(np.int64)
+  value, slot = cohort.value[events][use].astype(np.float64), np.floor(hour[use] / bin_hours).astype(np.int64)
 
   # Rank of each (patient, slot) among the patient's non-empty slots.
   span = int(slot.max(initial=0)) + 1
@@ -141,30 +160,23 @@ def to_visits(cohort: Cohort, bin_hours: float, max_visits: int, aggregate: str 
 
   cell = visit_of_event * f + feature
   order = np.argsort(cell, kind='stable')  # events are time-ordered within a cell
-  unique, start = np.unique(cell[order], return_index=True)
-  stop = np.append(start, len(order))[1:]  # empty when there are no events
+  unique, begin = np.unique(cell[order], return_index=True)
+  stop = np.append(begin, len(order))[1:]  # empty when there are no events
   if aggregate == 'mean':
-    sums = np.add.reduceat(value[order], start) if len(start) else np.zeros(0)
-    cells = sums / (stop - start)
+    sums = np.add.reduceat(value[order], begin) if len(begin) else np.zeros(0)
+    cells = sums / (stop - begin)
   else:
     cells = value[order][stop - 1]
-  sign = None
-  if cohort.censor is not None:
-    signs = cohort.censor[use][order]
-    sign = shared_sign(signs, start) if aggregate == 'mean' else signs[stop - 1]
 
-  values = np.full((n, max_visits, f), np.nan, np.float32)
-  hours = np.zeros((n, max_visits), np.float32)
   visit, feat = unique // f, unique % f
   # `unique` ascends in (patient, slot): a later visit of a folded row overwrites an earlier one.
-  values[owner[visit], row[visit], feat] = cells
-  hours[owner, row] = (keys % span + 1) * bin_hours
-  valid = np.arange(max_visits)[None, :] < np.minimum(count, max_visits)[:, None]
-  if sign is None:
-    return Visits(values, hours, valid)
-  censor = np.zeros(values.shape, np.int8)
-  censor[owner[visit], row[visit], feat] = sign
-  return Visits(values, hours, valid, censor)
+  visits.values[owner[visit], row[visit], feat] = cells
+  visits.hours[owner, row] = (keys % span + 1) * bin_hours
+  visits.valid[:] = np.arange(max_visits)[None, :] < np.minimum(count, max_visits)[:, None]
+  if cohort.censor is not None and visits.censor is not None:
+    signs = cohort.censor[events][use][order]
+    sign = shared_sign(signs, begin) if aggregate == 'mean' else signs[stop - 1]
+    visits.censor[owner[visit], row[visit], feat] = sign
 
 
 def shared_sign(censor: np.ndarray, start: np.ndarray) -> np.ndarray:

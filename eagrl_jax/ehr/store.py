@@ -30,6 +30,7 @@ from eagrl_jax.ehr.records import Cohort, Truth
 from eagrl_jax.types import EagrlError
 
 _FORMAT = 1
+_ROWS = 2**20  # of a row group
 _NUMBER = (int, float)
 _LARGEST = 1e30  # of a number in a spec: float32 holds it
 _SHAPES: dict[str, tuple[type | tuple[type, ...], ...]] = {
@@ -53,7 +54,7 @@ def fingerprint(cohort: Cohort) -> str:
   if cohort.censor is not None and cohort.censor.any():
     arrays.append((cohort.censor, 'i1'))
   for array, dtype in arrays:
-    digest.update(np.ascontiguousarray(array, dtype).tobytes())
+    digest.update(np.ascontiguousarray(array, dtype).reshape(-1).data)
   return digest.hexdigest()
 
 
@@ -70,16 +71,7 @@ def save(cohort: Cohort, folder: str | Path) -> None:
   (folder / 'truth.parquet').unlink(missing_ok=True)
   (folder / 'rejects.parquet').unlink(missing_ok=True)
   ids = pa.array(cohort.subject_id.astype(str).tolist(), pa.string())
-  code, unit = (pa.array([getattr(s, k) for s in cohort.features], pa.string()) for k in ('name', 'unit'))
-  feature = pa.array(cohort.feature)
-  events = {
-      'subject_id': pa.DictionaryArray.from_arrays(pa.array(cohort.patient), ids),
-      'time': pa.array(cohort.hour), 'code': pa.DictionaryArray.from_arrays(feature, code),
-      'numeric_value': pa.array(cohort.value),
-      'unit': pa.DictionaryArray.from_arrays(feature, unit).dictionary_decode()}
-  if cohort.censor is not None and cohort.censor.any():
-    events['censor'] = pa.array(cohort.censor, pa.int8())
-  pq.write_table(pa.table(events), folder / 'events.parquet')
+  _save_events(folder / 'events.parquet', cohort, ids)
   labels = {'subject_id': ids, 'boolean_value': pa.array(cohort.label.astype(bool)),
             'age': pa.array(cohort.age), 'sex': pa.array(cohort.sex)}
   if cohort.stay_end is not None:
@@ -100,6 +92,26 @@ def save(cohort: Cohort, folder: str | Path) -> None:
       'time_resolution': 'day' if np.all(cohort.hour % 24 == 0) else 'hour',
       'rejects': 0 if cohort.rejects is None else len(cohort.rejects), 'oracle_auroc': _oracle_auroc(cohort),
       'attrition': [list(step) for step in cohort.attrition], 'sha256': fingerprint(cohort)})
+
+
+def _save_events(path: Path, cohort: Cohort, ids: pa.Array) -> None:
+  """Some rows at a time: all of their units as text would take more memory than the cohort."""
+  with pq.ParquetWriter(path, _events(cohort, ids, slice(0)).schema) as writer:
+    for start in range(0, len(cohort.value), _ROWS):
+      writer.write_table(_events(cohort, ids, slice(start, start + _ROWS)))
+
+
+def _events(cohort: Cohort, ids: pa.Array, rows: slice) -> pa.Table:
+  code, unit = (pa.array([getattr(s, k) for s in cohort.features], pa.string()) for k in ('name', 'unit'))
+  feature = pa.array(cohort.feature[rows])
+  events = {
+      'subject_id': pa.DictionaryArray.from_arrays(pa.array(cohort.patient[rows]), ids),
+      'time': pa.array(cohort.hour[rows]), 'code': pa.DictionaryArray.from_arrays(feature, code),
+      'numeric_value': pa.array(cohort.value[rows]),
+      'unit': pa.DictionaryArray.from_arrays(feature, unit).dictionary_decode()}
+  if cohort.censor is not None and cohort.censor.any():
+    events['censor'] = pa.array(cohort.censor[rows], pa.int8())
+  return pa.table(events)
 
 
 def _save_rejects(path: Path, cohort: Cohort) -> None:

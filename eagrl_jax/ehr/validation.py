@@ -25,6 +25,8 @@ IDENTICAL, CONFLICT = 'identical duplicate', 'conflicting values at one time, av
 OLDEST = 89  # years; who is older is of one group, given 90
 _TWO_SPECIMENS = 0.05  # share of impossible values above which a column may mix specimens
 NO_SPECIMEN = f'more than {_TWO_SPECIMENS:.0%} of the feature is impossible, its specimen is not given'
+TWO_GROUPS = 'two groups of values'
+NO_SPECIMEN_OF_TWO = f'{TWO_GROUPS}, its specimen is not given'
 _OTHER_UNIT, _FITS = 0.2, 0.8  # share of impossible values, and of those possible in another unit: it is in that one
 _DISTINCT, _OWNERS = 5, 10  # values and patients that a group of values has at least
 OUTSIDE = 0.01  # share of rows before the start or after the outcome above which the clocks cannot be trusted
@@ -66,8 +68,7 @@ def hard_limits(features: FeatureTable) -> tuple[np.ndarray, np.ndarray]:
   return np.array(low, np.float32), np.array(high, np.float32)
 
 
-def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool = True,
-             rescaled: bool = False) -> Cohort:
+def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool = True) -> Cohort:
   """Drops impossible values, merges duplicates, drops patients left without any observation; counts each step.
 
   Values that a spec lists as sentinels or that look like one, that lie outside a hard range, are no level of a
@@ -82,24 +83,19 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
     judge_features: False for new patients, whose values are judged one by one: what a model is shown of a patient must
       not depend on who else is in the file.
 
-    rescaled: whether the specs' rules of `rescale` and their sentinels were applied before: what they made may lie in
-      a rule's range again, and the mean of two values may be a sentinel.
-
   Raises:
     EagrlError: a feature's values fit another unit's range better than their own.
   """
   steps: list[tuple[str, int, str]] = []
-  older = (cohort.age > OLDEST) & (cohort.age <= 120) & (cohort.age != OLDEST + 1)  # above that `check` refuses
-  _count(steps, f'older than {OLDEST} years, given {OLDEST + 1}', older, 'patients')
-  cohort = cohort if rescaled else _rescale(cohort, steps)
-  cohort = dataclasses.replace(cohort, age=np.where(older, np.float32(OLDEST + 1), cohort.age))
+  cohort = dataclasses.replace(cohort, age=oldest_as_one(cohort.age, steps))
+  cohort = _rescale(cohort, steps)
   value, feature = cohort.value, cohort.feature
   reason = np.full(len(value), '', object)
   drop = ~np.isfinite(value)
   reason[drop] = 'not finite'
   _count(steps, 'not finite', drop, 'values')
   for f, spec in enumerate(cohort.features):
-    if spec.sentinels and not rescaled:
+    if spec.sentinels:
       missing = (feature == f) & np.isin(value, np.array(spec.sentinels, np.float32)) & ~drop
       _count(steps, f'code for missing: {spec.name}', missing, 'values')
       reason[missing] = 'code for missing'
@@ -144,8 +140,8 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
         specs[f] = dataclasses.replace(spec, sentinels=(*spec.sentinels, *codes))
     mine = (reason == '') & (feature == f)
     if not spec.specimen and two_groups(value[mine], cohort.patient[mine]):
-      _count(steps, f'two groups of values, not used until features give its specimen: {spec.name}', mine, 'values')
-      reason[mine] = 'two groups of values, its specimen is not given'
+      _count(steps, f'{TWO_GROUPS}, not used until features give its specimen: {spec.name}', mine, 'values')
+      reason[mine] = NO_SPECIMEN_OF_TWO
   keep = reason == ''
 
   cohort = crossfield.put_aside(cohort, reason).pick(keep)
@@ -161,6 +157,13 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
   censor = cohort.censor if cohort.censor is not None and cohort.censor.any() else None
   table = cohort.features if specs == list(cohort.features) else FeatureTable(tuple(specs))
   return dataclasses.replace(cohort, features=table, attrition=(*cohort.attrition, *steps), censor=censor)
+
+
+def oldest_as_one(age: np.ndarray, steps: list[tuple[str, int, str]]) -> np.ndarray:
+  """Ages with those above `OLDEST` years as one group, counted; above 120 `check` refuses them. `[N] float32`"""
+  older = (age > OLDEST) & (age <= 120) & (age != OLDEST + 1)
+  _count(steps, f'older than {OLDEST} years, given {OLDEST + 1}', older, 'patients')
+  return np.where(older, np.float32(OLDEST + 1), age)
 
 
 def _count(steps: list[tuple[str, int, str]], step: str, mask: np.ndarray, unit: str) -> None:

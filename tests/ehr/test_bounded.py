@@ -7,9 +7,9 @@ import pyarrow as pa
 import pytest
 from test_validation import cohort_of
 
-from eagrl_jax.ehr import crossfield, validation
+from eagrl_jax.ehr import crossfield, store, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.records import to_visits
+from eagrl_jax.ehr.records import Cohort, hashed_order, to_visits
 from eagrl_jax.ehr.sources import bounded, bounded_cohort
 
 LEVELS = tuple((float(n), str(n)) for n in range(1, 7))
@@ -54,9 +54,10 @@ def collected(rows, specs, grid):
   steps: bounded.Steps = []
   with bounded.database() as db:
     fill(db, rows)
-    found, aside = bounded_cohort.collect(db, FeatureTable(specs), grid, steps)
-  order = np.lexsort((found['feature'], found['hour'], found['patient']))
-  return {k: v[order] for k, v in found.items()}, aside, {step: n for step, n, _ in steps if step != 'read'}
+    bounded_cohort.judge(db, FeatureTable(specs), grid, steps)
+    aside = db.execute('SELECT * FROM rejects').fetchnumpy()
+    found = bounded_cohort.in_order(db, np.arange(3))
+  return found, aside, {step: n for step, n, _ in steps if step != 'read'}
 
 
 @pytest.mark.parametrize('low_pressures', [2, 20])
@@ -107,6 +108,39 @@ def test_a_mean_is_no_code_for_missing():
         db, FeatureTable((FeatureSpec('x', sentinels=(99.0,)),)), bounded.Grid(24.0), [], name='', task='', setting='',
         ids=['a', 'b', 'c'], age=np.full(3, 50), sex=np.zeros(3), label=np.array([0, 1, 0]))
   assert made.value.tolist() == [99] * 3 and len(made.rejects) == 3
+
+
+def test_the_cohort_is_that_of_memory():
+  """With two groups of values, the oldest, stays that end, and a patient who has nothing that can be used."""
+  rng = np.random.default_rng(0)
+  glucose = np.append(rng.lognormal(4.8, 0.2, 60), rng.lognormal(1.9, 0.2, 20)).astype(np.float32)
+  rows = sorted([(i % 40, i, 1, float(v)) for i, v in enumerate(glucose)]
+                + [(i % 39, 100 + i % 3, 0, float(v)) for i, v in enumerate(rng.normal(37, 1, 90).astype(np.float32))]
+                + [(40, 5, 0, 99.0)])
+  specs = (FeatureSpec('temperature', 'degC', hard_high=45), FeatureSpec('glucose', 'mg/dL'))
+  n = 41
+  about = {'age': np.append(np.full(n - 1, 60, np.float32), np.float32(97)), 'sex': np.ones(n, np.int8),
+           'label': (np.arange(n) % 2).astype(np.int8), 'stay_end': np.arange(n, dtype=np.float32) + 200}
+  ids = [f'p{i}' for i in range(n)]
+  with bounded.database() as db:
+    fill(db, rows)
+    steps: bounded.Steps = []
+    made = bounded_cohort.cohort(db, FeatureTable(specs), bounded.Grid(1e-3), steps, name='toy', task='mortality',
+                                 setting='here', ids=ids, **about)
+  patient, hour, feature, value = np.array(rows).T
+  memory = Cohort(
+      'toy', 'mortality', 'here', FeatureTable(specs), np.array(ids), about['age'], about['sex'], about['label'],
+      patient.astype(np.int32), hour.astype(np.float32), feature.astype(np.int16), value.astype(np.float32), (),
+      stay_end=about['stay_end'])
+  memory = validation.validate(memory.take(hashed_order(memory.subject_id, 'toy')))
+  assert store.fingerprint(made) == store.fingerprint(memory)
+  assert len(made) == 39 and set(made.feature) == {0}
+  binned = ('read', 'after binning to 0.001 h')
+  assert sorted(x for x in made.attrition if x[0] not in binned) == sorted(memory.attrition)
+  assert [x[1] for x in made.attrition if x[0] == 'after binning to 0.001 h'] == [80 + 39]
+  aside = [sorted(zip(*(getattr(c.rejects, k).tolist() for k in ('subject_id', 'hour', 'feature', 'value', 'reason'))))
+           for c in (made, memory)]
+  assert aside[0] == aside[1] and len(aside[0]) == 81
 
 
 def test_the_databases_memory_is_limited():

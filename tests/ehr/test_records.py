@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 
+from eagrl_jax.ehr import records
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort, Truth, hashed_order, to_visits
 
@@ -68,6 +69,17 @@ def test_visits_equal_a_plain_loop(aggregate, bin_hours, max_visits, window):
   exact = to_visits(dataclasses.replace(cohort, censor=None), bin_hours, max_visits, aggregate, window)
   np.testing.assert_array_equal(exact.values, found.values)
   assert exact.censor is None
+
+
+@pytest.mark.parametrize('at_once', [1, 7, 30])
+def test_events_are_binned_some_at_a_time(monkeypatch, at_once):
+  cohort = random_cohort(seed=5, n=12)
+  cohort = cohort.pick((cohort.patient != 0) & (cohort.patient != 6) & (cohort.patient != 11))
+  whole = to_visits(cohort, 6, 4, 'last', 30)
+  monkeypatch.setattr(records, '_AT_ONCE', at_once)
+  parts = to_visits(cohort, 6, 4, 'last', 30)
+  for field in dataclasses.fields(whole):
+    np.testing.assert_array_equal(getattr(parts, field.name), getattr(whole, field.name), field.name, strict=True)
 
 
 def test_a_patient_without_events_has_no_visit():

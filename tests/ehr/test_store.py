@@ -52,6 +52,16 @@ def test_round_trip_is_exact(tmp_path, truth):
     np.testing.assert_array_equal(again.truth.risk, cohort.truth.risk, strict=True)
 
 
+def test_events_are_written_some_at_a_time(tmp_path, monkeypatch):
+  cohort = make(False)
+  store.save(cohort, tmp_path / 'whole')
+  monkeypatch.setattr(store, '_ROWS', 16)
+  store.save(cohort, tmp_path / 'parts')
+  whole, parts = (pq.ParquetFile(tmp_path / name / 'events.parquet') for name in ('whole', 'parts'))
+  assert (whole.num_row_groups, parts.num_row_groups) == (1, 3) and parts.read().equals(whole.read())
+  assert store.fingerprint(store.load(tmp_path / 'parts')) == store.fingerprint(cohort)
+
+
 def test_values_that_are_limits_keep_their_sign(tmp_path):
   cohort = make(False)
   signs = np.random.default_rng(1).integers(-1, 2, len(cohort.value)).astype(np.int8)

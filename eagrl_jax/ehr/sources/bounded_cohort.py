@@ -5,8 +5,12 @@ Impossible values go, duplicates are merged and contradictions settled before an
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import duckdb
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from eagrl_jax.ehr import crossfield, sentinels, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
@@ -28,27 +32,34 @@ def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, st
 
   Closes the database: what it holds in memory is free then for the arrays.
   """
-  found, aside = collect(db, features, grid, steps, labelled)
-  db.close()
-  steps.append((f'after binning to {grid.bin_hours:g} h', len(found['value']), 'values'))
-  made = Cohort(name=name, task=task, setting=setting, features=features, subject_id=np.array(ids, str),
-                age=np.asarray(age, np.float32), sex=np.asarray(sex, np.int8), label=np.asarray(label, np.int8),
-                patient=found['patient'], hour=found['hour'], feature=found['feature'], value=found['value'],
-                attrition=tuple(steps), stay_end=stay_end, rejects=Rejects(
-                    np.array(ids, object)[aside['patient']], aside['hour'],
-                    np.array(features.names, object)[aside['feature']], aside['value'], aside['reason']))
-  # Values are a visit's now, each with an hour of its own: that two share one says nothing any more.
-  made = validation.validate(made.take(hashed_order(made.subject_id, name)), at_one_time=False, judge_features=labelled,
-                             rescaled=True)
+  judge(db, features, grid, steps, labelled)
+  steps.append((f'after binning to {grid.bin_hours:g} h', count(db, 'FROM visit_values'), 'values'))
+  age = validation.oldest_as_one(np.asarray(age, np.float32), steps)
+  if labelled:
+    _two_groups(db, features, steps)
+  subject_id, known = np.array(ids, str), np.zeros(len(ids), bool)
+  known[db.execute('SELECT DISTINCT patient FROM visit_values').fetchnumpy()['patient']] = True
+  if not known.all():
+    steps.append(('without any observation', int(np.sum(~known)), 'patients'))
+  order = hashed_order(subject_id, name)
+  rows = order[known[order]]
+  rejects = _rejects(db, np.array(ids, object), features)
+  found = in_order(db, rows)
+  steps += [('kept', len(rows), 'patients'), ('kept', len(found['value']), 'values')]
+  made = Cohort(name=name, task=task, setting=setting, features=features, subject_id=subject_id[rows], age=age[rows],
+                sex=np.asarray(sex, np.int8)[rows], label=np.asarray(label, np.int8)[rows], patient=found['patient'],
+                hour=found['hour'], feature=found['feature'], value=found['value'], attrition=tuple(steps),
+                stay_end=None if stay_end is None else stay_end[rows], rejects=rejects)
   validation.check(made, labelled)
   return made
 
 
-def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, steps: Steps,
-            judge_features: bool = True) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """One row a patient, visit and feature out of `events`: patient, hour of the visit's last value, feature, value.
+def judge(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, steps: Steps,
+          judge_features: bool = True) -> None:
+  """Makes two tables out of `events`, both of patient, hour, feature and value.
 
-  And the events that were not used: patient, hour, feature, value, reason. `judge_features`: see `validation.validate`.
+  `visit_values` has one row a patient, visit and feature, at the hour of the visit's last value; `rejects` what is not
+  used, with the reason. `judge_features`: see `validation.validate`.
 
   Raises:
     EagrlError: a feature's values lie outside its hard range, or fit another unit better.
@@ -74,11 +85,46 @@ def collect(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, s
   _totals(db, features, steps)
   of_visit = {'mean': 'CAST(avg(value) AS FLOAT)', 'last': 'arg_max(value, hour)'}[grid.aggregate]
   with reading('data.path', 'the temporary database'):
-    found = db.execute(f'SELECT patient, feature, max(hour) AS hour, {of_visit} AS value FROM merged '
-                       f'GROUP BY patient, feature, floor(hour / {_single(grid.bin_hours)})').fetchnumpy()
+    db.execute(f'CREATE TABLE visit_values AS SELECT patient, max(hour) AS hour, feature, {of_visit} AS value '
+               f'FROM merged GROUP BY patient, feature, floor(hour / {_single(grid.bin_hours)})')
+
+
+def in_order(db: duckdb.DuckDBPyConnection, rows: np.ndarray) -> dict[str, np.ndarray]:
+  """What `visit_values` holds, sorted by (patient, hour, feature), and patients renumbered: row i is of `rows[i]`.
+
+  Closes the database, and reads a file that it has written: it sorts in memory that the arrays take afterwards.
+  """
+  kinds = {'patient': np.int32, 'hour': np.float32, 'feature': np.int16, 'value': np.float32}
+  with reading('data.path', 'the temporary database'):
+    folder = db.execute("SELECT current_setting('temp_directory')").fetchall()[0][0]
+    path = Path(folder) / 'values.parquet'
+    db.register('numbers', pa.table({'patient': rows.astype(np.int32), 'row': np.arange(len(rows), dtype=np.int32)}))
+    db.execute('COPY (SELECT row AS patient, hour, feature, value FROM visit_values JOIN numbers USING (patient) '
+               f'ORDER BY row, hour, feature) TO {quoted(path)} (FORMAT parquet)')
+    db.close()
+  return {k: pq.read_table(path, columns=[k])[k].to_numpy().astype(kind, copy=False) for k, kind in kinds.items()}
+
+
+def _rejects(db: duckdb.DuckDBPyConnection, ids: np.ndarray, features: FeatureTable) -> Rejects:
+  with reading('data.path', 'the temporary database'):
     aside = db.execute('SELECT * FROM rejects ORDER BY patient, hour, feature').fetchnumpy()
-  kinds = {'patient': np.int32, 'hour': np.float32, 'feature': np.int16, 'value': np.float32, 'reason': object}
-  return ({k: np.asarray(found[k], kinds[k]) for k in found}, {k: np.asarray(aside[k], kinds[k]) for k in aside})
+  return Rejects(ids[aside['patient'].astype(np.int32)], np.asarray(aside['hour'], np.float32),
+                 np.array(features.names, object)[aside['feature'].astype(np.int16)],
+                 np.asarray(aside['value'], np.float32), np.asarray(aside['reason'], object))
+
+
+def _two_groups(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
+  """What `validation.two_groups` finds in a feature's visits."""
+  for f, spec in enumerate(features):
+    mine = f'visit_values WHERE feature = {f}'
+    if spec.levels or spec.specimen or count(db, f'FROM {mine}') < validation.ENOUGH:
+      continue
+    found = db.execute(f'SELECT value, patient FROM {mine} ORDER BY patient, hour').fetchnumpy()
+    if validation.two_groups(np.asarray(found['value'], np.float32), np.asarray(found['patient'], np.int32)):
+      steps.append((f'{validation.TWO_GROUPS}, not used until features give its specimen: {spec.name}',
+                    len(found['value']), 'values'))
+      _reject(db, quoted(validation.NO_SPECIMEN_OF_TWO), mine)
+      db.execute(f'DELETE FROM {mine}')
 
 
 def _single(number: float) -> str:

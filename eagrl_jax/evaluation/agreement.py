@@ -95,6 +95,9 @@ def named_agreement(named: Sequence[Sequence[int]], present: ArrayLike, k: int, 
                     truth: ArrayLike | None = None, n: int = 1000, seed: int = 42) -> dict:
   """An arm's `jaccard_at_k` entry of metrics.json.
 
+  Args:
+    present: bool [N, F], the features that the arm was shown: others can neither be named nor count as important.
+
   Returns:
     {'k', 'expert', 'random'} and, where the truth is known, {'truth', 'random_truth'}: mean
     intervals of the Jaccard with that top-K set, and of its random-feature control.
@@ -103,9 +106,11 @@ def named_agreement(named: Sequence[Sequence[int]], present: ArrayLike, k: int, 
   def interval(values: np.ndarray) -> dict:
     return mean_interval(values, n, seed)
 
+  expert = np.asarray(expert) * present
   result = {'k': k, 'expert': interval(jaccard_at_k(named, expert, k)),
             'random': interval(random_jaccard_at_k(named, expert, present, k, seed))}
   if truth is not None:
+    truth = np.asarray(truth) * present
     result['truth'] = interval(jaccard_at_k(named, truth, k))
     result['random_truth'] = interval(random_jaccard_at_k(named, truth, present, k, seed))
   return result
@@ -113,7 +118,11 @@ def named_agreement(named: Sequence[Sequence[int]], present: ArrayLike, k: int, 
 
 def attention_agreement(attention: ArrayLike, salience: ArrayLike, present: ArrayLike,
                         n: int = 1000, seed: int = 42) -> dict:
-  """An arm's `attention_kl` entry of metrics.json: a mean interval, and 'permuted', its control's."""
+  """An arm's `attention_kl` entry of metrics.json: a mean interval, and 'permuted', its control's.
+
+  The salience is that of the features `present` [N, F], those that the arm was shown.
+  """
+  salience = np.asarray(salience) * present
   return {**mean_interval(attention_kl(attention, salience), n, seed),
           'permuted': mean_interval(permuted_attention_kl(attention, salience, present, seed), n, seed)}
 

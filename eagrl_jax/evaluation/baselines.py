@@ -6,6 +6,7 @@ import dataclasses
 import warnings
 
 import numpy as np
+from scipy.stats import rankdata
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.impute import SimpleImputer
@@ -110,7 +111,7 @@ def _last_value(last: np.ndarray, label: np.ndarray, train: np.ndarray, rows: np
   for f in range(x.shape[1]):
     known = np.isfinite(x[:, f])
     if metrics.undefined(y[known]) is None:
-      ranks = np.argsort(np.argsort(x[known, f])) / known.sum()
+      ranks = rankdata(x[known, f]) / known.sum()
       separation[f] = abs(metrics.auroc(y[known], ranks) - 0.5) * known.mean()
   best = int(separation.argmax())
   known = np.isfinite(x[:, best])

@@ -50,7 +50,7 @@ def precision_recall(arms: Predictions, notes: Mapping[str, str]) -> str:
 def decision(arms: Predictions) -> str:
   """Net benefit over the threshold probability, beside treating everyone and no one."""
   label = next(iter(arms.values()))[0]
-  thresholds = np.linspace(0.02, 0.8, 79)
+  thresholds = np.arange(2, 81) / 100  # the very numbers that policies state
   everyone = metrics.net_benefit(label, np.ones(len(label)), thresholds)
   top = max(float(np.mean(label)), 0.05)
   with mpl.rc_context(drawing.STYLE):

@@ -124,7 +124,15 @@ def calibration(label: ArrayLike, prob: ArrayLike) -> dict[str, float]:
 
 
 def _logistic_fit(x: np.ndarray, y: np.ndarray, offset: np.ndarray) -> np.ndarray:
-  """Maximum likelihood by Newton's method; NaN where it does not converge. x [N, P] -> [P]."""
+  """Maximum likelihood by Newton's method; NaN where it does not converge. x [N, P] -> [P].
+
+  A step is halved while it lowers the likelihood: far from the maximum a whole one leads ever further away.
+  """
+
+  def likelihood(w):
+    logit = x @ w + offset
+    return y @ logit - np.logaddexp(0, logit).sum()
+
   w = np.zeros(x.shape[1])
   for _ in range(50):
     mean = 1 / (1 + np.exp(-np.clip(x @ w + offset, -30, 30)))
@@ -132,6 +140,9 @@ def _logistic_fit(x: np.ndarray, y: np.ndarray, offset: np.ndarray) -> np.ndarra
     if np.linalg.cond(hessian) > 1e10:
       break
     step = np.linalg.solve(hessian, x.T @ (y - mean))
+    here = likelihood(w)
+    while likelihood(w + step) < here - 1e-9 * (1 + abs(here)):
+      step = step / 2
     w = w + step
     if np.abs(step).max() < 1e-10:
       return w
@@ -145,7 +156,7 @@ def calibration_bins(label: ArrayLike, prob: ArrayLike, bins: int = 10) -> dict[
     'predicted' mean probability, 'observed' share of positives, 'count' patients: each [bins used].
   """
   y, p = check(label, prob)
-  which = np.minimum((p * bins).astype(int), bins - 1)
+  which = np.minimum(np.round(p * bins, 6).astype(int), bins - 1)  # .7 of ten bins is at the edge, not 6.999...
   count = np.bincount(which, minlength=bins)
   used = count > 0
   predicted, observed = (np.bincount(which, weights=v, minlength=bins)[used] / count[used] for v in (p, y))

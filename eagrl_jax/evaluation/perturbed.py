@@ -110,9 +110,9 @@ def table(label: ArrayLike, probs: Mapping[Condition, Mapping[str, Mapping[int, 
   return sorted(rows, key=lambda row: (row['kind'], row['level']) != UNCHANGED)
 
 
-def most_shuffled(rows: list[dict]) -> dict | None:
-  """The row in which the largest share of the features changes places."""
-  return max((row for row in rows if row['kind'] == 'order'), key=lambda row: row['level'], default=None)
+def all_shuffled(rows: list[dict]) -> dict | None:
+  """The row in which all features change places; None where there is none."""
+  return next((row for row in rows if (row['kind'], row['level']) == ('order', 1)), None)
 
 
 def markdown(n: int, rows: list[dict]) -> str:

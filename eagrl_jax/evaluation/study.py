@@ -119,7 +119,7 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
     out.append(_judged(SHUFFLED, {f'{m.upper()} change of eag - change of expert': less[m] for m in METRICS}))
   else:
     out.append({'claim': SHUFFLED, 'verdict': 'untested',
-                'why': 'no shuffled features were judged as the config is now (study.robustness)'})
+                'why': 'no records with all features shuffled were judged as the config is now (study.robustness)'})
   for behind, text in TRANSFER:
     if not transfers:
       out.append({'claim': text, 'verdict': 'untested', 'why': 'no transfer was run'})

@@ -107,7 +107,7 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
     best parameters `[E, …]`; history of the epochs run here with 'loss', 'valid_loss', 'valid_auroc' [epochs, E],
     and 'best_epoch' [E].
   Raises:
-    EagrlError: empty split, non-finite input or a single class in `train`.
+    EagrlError: empty split, non-finite input or a single class in `train`; a member that is NaN after every epoch.
   """
   _check(train, 'train')
   _check(valid, 'valid')
@@ -129,7 +129,12 @@ def train_ensemble(key: Array, cfg: ExpertTrainConfig, train: ExpertBatch, valid
     if progress is not None:
       progress(epoch + 1, history[-1], state)
   columns = {k: np.stack([h[k] for h in history]) for k in history[0]} if history else {}
-  return state.best_params, columns | {'best_epoch': np.asarray(state.best_epoch)}
+  best_epoch = np.asarray(state.best_epoch)
+  if not best_epoch.all():
+    lost = int(np.sum(best_epoch == 0))
+    raise EagrlError(f'expert.learning_rate={cfg.learning_rate}: {lost} of {cfg.members} members are NaN from the '
+                     'first epoch on; lower it')
+  return state.best_params, columns | {'best_epoch': best_epoch}
 
 
 def abstract(key: Array, cfg: ExpertTrainConfig, batch: ExpertBatch, mesh: Mesh | None = None) -> TrainState:
@@ -216,8 +221,9 @@ def _member_epoch(state: TrainState, key: Array, cfg: ExpertTrainConfig, train: 
   chunks = jax.tree.map(lambda x: x.reshape(-1, cfg.chunk, *x.shape[1:]), valid)
   logit = jax.lax.map(lambda chunk: ensemble.member_logits(params, cfg.model, chunk)[0], chunks).reshape(-1)
   valid_loss = jnp.sum(optax.sigmoid_binary_cross_entropy(logit, valid.label) * real) / jnp.sum(real)
-  valid_auroc = auroc(logit, valid.label, real)
-  score = -valid_loss if cfg.select_on == 'loss' else valid_auroc
+  finite = jnp.isfinite(valid_loss)
+  valid_auroc = jnp.where(finite, auroc(logit, valid.label, real), jnp.nan)
+  score = jnp.where(finite, -valid_loss if cfg.select_on == 'loss' else valid_auroc, -jnp.inf)
 
   # A member out of patience keeps what it has, so it does not depend on how long the others go on.
   better = (score > state.best_score) & (state.epoch - state.best_epoch < cfg.patience)

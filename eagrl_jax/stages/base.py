@@ -46,7 +46,8 @@ def initial_policy(context: Context, data: data_lib.Data) -> policy_lib.Policy:
   lm = context.config.lm
   if lm.checkpoint != 'tiny':
     shape, vocabulary = policy_lib.read_head(context.config)
-    data_lib.encoder(context, data, vocabulary, shape).check(np.concatenate([data.splits.train, data.splits.test]))
+    parts = data.splits
+    data_lib.encoder(context, data, vocabulary, shape).check(np.concatenate([parts.train, parts.valid, parts.test]))
     return policy_lib.load_pretrained(context.config, context.mesh, rng.stage_key(context.config.seed, 'base'))
   words = context.folder('base') / 'policy' / 'tokenizer'
   names = data.cohort.features.names

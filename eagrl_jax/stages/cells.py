@@ -171,10 +171,9 @@ def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, of: str, f
     answers = inference.digits(context, arm, encoder, policy, rows, silent)
   else:
     answers = inference.answer(context, arm, encoder, policy, rows, data_lib.prevalence(data))
-    present = data.measured[rows]
     figures['jaccard_at_k'] = agreement.named_agreement(
-        answers.named, present, context.config.reward.top_k, expert=expert_stage.load_salience(context)[rows],
-        truth=None, n=context.config.evaluate.bootstrap)
+        answers.named, encoder.shown(rows), context.config.reward.top_k,
+        expert=expert_stage.load_salience(context)[rows], truth=None, n=context.config.evaluate.bootstrap)
   label = data.cohort.label[rows].astype(bool)
   ids = pseudonyms.shown(data.cohort.subject_id[rows], run_at, context.config.evaluate.plain_ids)
   if arm != 'direct':

@@ -92,6 +92,13 @@ class Encoder:
       for row in rows:
         self.tokens(int(row))
 
+  def shown(self, rows: np.ndarray) -> np.ndarray:
+    """Features that these patients' prompts have a line of: the budget may leave some out. `[n] -> [n, F]` bool"""
+    out = np.zeros((len(rows), len(self.cohort.features)), bool)
+    for here, row in zip(out, rows):
+      here[[f for f, _, _ in self.prompt(int(row)).spans]] = True
+    return out
+
   def batch(self, rows: np.ndarray, shuffle: tuple[int, str, int] | None = None,
             values: list[np.ndarray] | None = None) -> PromptBatch:
     """Left-padded batch.
@@ -141,6 +148,14 @@ class Read:
   said: Answers
   text: list[list[str]]  # [B][G]
   refused: np.ndarray  # [B, G] bool
+
+  def probability(self, unparsed: float) -> np.ndarray:
+    """Each patient's mean over its answers, one that is not parsed counting as `unparsed`. `-> [B]` float64
+
+    To six digits: the same answers in another order are then the same number, and .7 is no less than .7.
+    """
+    prob = np.where(self.said.parsed, np.asarray(self.said.prob, np.float64), unparsed)
+    return np.round(prob.mean(1), 6)
 
 
 def parse_rollout(rollout: Rollout, tokenizer: Tokenizer, cohort: Cohort, max_named: int) -> Read:

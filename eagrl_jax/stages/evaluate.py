@@ -83,7 +83,7 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
   n, k = context.config.evaluate.bootstrap, context.config.reward.top_k
   salience = expert_stage.load_salience(context)[rows]
   truth = data.cohort.truth.salience[rows] if data.cohort.truth is not None else None
-  present = data.measured[rows]
+  shown = data_lib.encoder(context, data, None).shown(rows)
   ahead = early.of(context, data, data, rows)
   table: dict[str, dict] = {}
   for name, prob in probs.items():
@@ -96,14 +96,15 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
       wrote = arm.attention.sum(1) > 0
       table[name] |= {
           'parse_rate': float(arm.parsed.mean()), 'refusal_rate': float(arm.refused.mean()),
-          'jaccard_at_k': agreement.named_agreement(arm.named, present, k, expert=salience, truth=truth, n=n),
+          'jaccard_at_k': agreement.named_agreement(arm.named, shown, k, expert=salience, truth=truth, n=n),
           'cost': arm.cost, **arm.extra}
       if wrote.any():
         table[name]['attention_kl'] = agreement.attention_agreement(
-            arm.attention[wrote], salience[wrote], present[wrote], n)
+            arm.attention[wrote], salience[wrote], shown[wrote], n)
     elif name == 'expert':
       lists = [np.flatnonzero(chosen).tolist() for chosen in masked.top_k(salience, k)]
-      table[name]['jaccard_at_k'] = agreement.named_agreement(lists, present, k, expert=salience, truth=truth, n=n)
+      table[name]['jaccard_at_k'] = agreement.named_agreement(  # it sees all that was measured
+          lists, data.measured[rows], k, expert=salience, truth=truth, n=n)
   pairs = [('rl', 'base'), ('rl', 'sft'), ('sft', 'base'), ('expert', 'rl'), ('boosting', 'rl')]
   for name in (arm for arm in arms if '_' in arm):
     pairs += [(name, name.partition('_')[0]), (name, 'expert')]

@@ -112,7 +112,7 @@ def answer(context: Context, name: str, encoder: Encoder, policy: policy_lib.Pol
       read = parse_rollout(written, policy.tokenizer, encoder.cohort, max_named=4 * k)
       first = jax.tree.map(lambda x: x[:, :1], (rollout, jnp.asarray(read.said.align_mask)))
       mass = np.asarray(processes.local(attend(policy.params, prompt, *first)))[:, 0]
-      prob.append(np.where(read.said.parsed, read.said.prob, unparsed)[:n].mean(1))
+      prob.append(read.probability(unparsed)[:n])
       parsed.append(read.said.parsed[:n].mean(1))
       refused.append(read.refused[:n].mean(1))
       named += [[int(f) for f in ids if f >= 0] for ids in np.asarray(read.said.named)[:n, 0]]

@@ -87,12 +87,12 @@ def policy_answers(context: Context, name: str, policy: policy_lib.Policy, data:
     ask = lambda prompt, draw: answer(context, policy, encoder, prompt, rows, width, draw, unparsed, progress)
     said = [ask(prompt, condition.draw) for prompt, condition in zip(prompts, conditions)]
     values = conditions[0].values
-    present = np.isfinite(values).any(1)
-    own = faithfulness.named_sets(said[0].named, present, context.config.reward.top_k)
+    shown = encoder.shown(rows)
+    own = faithfulness.named_sets(said[0].named, shown, context.config.reward.top_k)
     salience = expert_stage.load_salience(context)[rows]
     sets = {}
-    for kind, chosen in (('own', own), ('random', random_like(context, own, present, rows)),
-                         ('expert', faithfulness.highest(salience * present, own.sum(1)))):
+    for kind, chosen in (('own', own), ('random', random_like(context, own, shown, rows)),
+                         ('expert', faithfulness.highest(salience * shown, own.sum(1)))):
       tried = [encode(encoder, rows, Condition(kind, 0, perturb.only(values, kept))) for kept in (~chosen, chosen)]
       sets[kind] = (chosen, *(ask(prompt, 0).prob for prompt in tried))
   return said, sets
@@ -130,11 +130,11 @@ def answer(context: Context, policy: policy_lib.Policy, encoder: Encoder, prompt
     batch = pad_prompts([prompts[i] for i in full], rows[full], encoder.tokenizer.pad_id, width)
     rollout = sample(policy, mesh_lib.shard_batch(context.mesh, batch), key, samples, c.max_new,
                      c.temperature)
-    said = parse_rollout(processes.local(rollout), policy.tokenizer, encoder.cohort,
-                         max_named=4 * context.config.reward.top_k).said
-    prob.append(np.where(said.parsed, said.prob, unparsed)[:len(at)].mean(1))
-    parsed.append(said.parsed[:len(at)].mean(1))
-    named += [[int(f) for f in ids if f >= 0] for ids in np.asarray(said.named)[:len(at), 0]]
+    read = parse_rollout(processes.local(rollout), policy.tokenizer, encoder.cohort,
+                         max_named=4 * context.config.reward.top_k)
+    prob.append(read.probability(unparsed)[:len(at)])
+    parsed.append(read.said.parsed[:len(at)].mean(1))
+    named += [[int(f) for f in ids if f >= 0] for ids in np.asarray(read.said.named)[:len(at), 0]]
     progress.update(len(at))
   return Said(np.concatenate(prob), np.concatenate(parsed), named)
 

@@ -52,9 +52,10 @@ def run(context: Context) -> None:
       real = jax.tree.map(lambda x, n=len(part): x[:n], result)
       batch = trajectories.read(real, part, data.cohort.label[part], question.top[:len(part)], policy.tokenizer)
       found += batch
+      inner = real.prob[:, 1:] < 0  # without the root, which asks nothing
       figures = {'reward': float(np.mean([t.reward for t in batch])),
                  'best_reward': float(np.mean(best_rewards(batch))),
-                 'nodes': float(real.tree.count.mean()), 'useful': float(real.useful[real.prob < 0].mean())}
+                 'nodes': float(real.tree.count.mean()), 'useful': float(real.useful[:, 1:][inner].mean())}
       writer.write(i, figures)
       progress.update(len(part), **figures)
 

@@ -68,7 +68,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   arms = {a: rows[a] | _means([*figures[a].values()]) for a in shown}
   changed = perturbed.gather({seed: at for seed in config.study.seeds if robustness_is_finished(
       at := run_folder(workdir, seed) / 'robustness', known[seed])}, NAMES, resamples)
-  claims = study_lib.claims(rows, perturbed.most_shuffled(changed['rows']) if changed else None,
+  claims = study_lib.claims(rows, perturbed.all_shuffled(changed['rows']) if changed else None,
                             _transfers(run_folder(workdir, config.study.seeds[0]), known[config.study.seeds[0]]))
   study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
            **({'rates': tried} if config.study.learning_rates else {}), **({'perturbed': changed} if changed else {})}

@@ -72,6 +72,17 @@ def test_permutation_stays_among_the_features_present():
   np.testing.assert_allclose(control, agreement.attention_kl(attention, salience))
 
 
+def test_what_an_arm_was_not_shown_is_no_disagreement():
+  rng = np.random.default_rng(1)
+  salience = rng.dirichlet(np.full(20, 0.5), 50) + 1e-3
+  shown = np.arange(20)[None, :] % 3 > np.arange(50)[:, None] % 2
+  named = [list(np.argsort(-s)[:5]) for s in salience * shown]
+  entry = agreement.named_agreement(named, shown, 5, expert=salience, truth=salience, n=50)
+  assert entry['expert']['mean'] == entry['truth']['mean'] == 1
+  attention = agreement.attention_agreement(salience * shown, salience, shown, n=50)
+  assert attention['mean'] == pytest.approx(0, abs=1e-12) and attention['permuted']['mean'] > 0.5
+
+
 def test_entries_of_metrics_json():
   rng = np.random.default_rng(0)
   salience = rng.dirichlet(np.full(20, 0.5), 50) + 1e-3

@@ -64,6 +64,19 @@ def test_the_last_value_rule_by_hand():
   np.testing.assert_allclose(prob, want)
 
 
+def test_a_feature_that_hardly_varies_is_not_the_best_one():
+  r = np.random.default_rng(0)
+  n, f = 140, 30
+  label = np.sort(r.integers(0, 2, n))  # ties in the order of the rows would follow it
+  signal = label + r.normal(0, 2, n)
+  x = np.zeros((n, f + 1))
+  x[:4, :f] = 1  # nearly constant
+  x[:, f] = signal
+  rows = np.arange(n)
+  prob = baselines.predict('last_value', baselines.Table(x, f + 1), label, rows, rows, 0)
+  assert len(np.unique(prob)) > 2  # fifths of the signal, not the two values of the others
+
+
 def test_bad_use():
   table, label = cohort()
   with pytest.raises(EagrlError, match="'forest' is unknown"):

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from scipy.optimize import brentq
 from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression
 
@@ -66,6 +67,17 @@ def test_calibration_recovers_the_distortion():
   assert abs(fit['intercept']) < 0.15
 
 
+@pytest.mark.parametrize('mean, prevalence', [(.05, .35), (.02, .46), (.95, .5), (.9, .35), (.3, .3)])
+def test_the_intercept_exists_however_far_predictions_are_from_the_prevalence(mean, prevalence):
+  rng = np.random.default_rng(2)
+  logit = np.log(mean / (1 - mean)) + rng.normal(0, 0.3, 400)
+  label = (rng.random(400) < prevalence).astype(int)
+  prob = 1 / (1 + np.exp(-logit))
+  clipped = np.clip(prob, 0.01, 0.99)
+  excess = lambda a: np.sum(label - 1 / (1 + np.exp(-a - np.log(clipped / (1 - clipped)))))
+  assert metrics.calibration(label, prob)['intercept'] == pytest.approx(brentq(excess, -10, 10), abs=1e-6)
+
+
 def test_calibration_does_not_exist_for_constant_or_separable_predictions():
   assert math.isnan(metrics.calibration([0, 1, 1], [0.5, 0.5, 0.5])['slope'])
   assert math.isnan(metrics.calibration([0, 0, 1, 1], [0.1, 0.2, 0.8, 0.9])['slope'])
@@ -76,6 +88,14 @@ def test_calibration_bins_by_hand():
   np.testing.assert_allclose(bins['predicted'], [0.05, 0.55, 1.0])
   np.testing.assert_allclose(bins['observed'], [0.5, 1, 1])
   assert bins['count'].tolist() == [2, 1, 1]
+
+
+def test_a_stated_tenth_opens_its_bin():
+  stated = np.round(np.arange(10) / 10, 6)
+  bins = metrics.calibration_bins(np.zeros(10), stated)
+  np.testing.assert_array_equal(bins['predicted'], stated)  # 10 * .7 is below 7 in one multiplication or another
+  third = metrics.calibration_bins([0, 0], [0.29, 0.3 - 1e-9 / 2], 10)
+  assert third['count'].tolist() == [1, 1]
 
 
 def test_min_precision_recall_by_hand():

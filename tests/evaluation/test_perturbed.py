@@ -31,7 +31,7 @@ def test_changes_are_sklearns_means_over_seeds():
   probs = made_up((2, 1), (3, 0))
   rows = perturbed.table(LABEL, probs, 200)
   assert (rows[0]['kind'], rows[0]['level']) == perturbed.UNCHANGED and 'less_than_expert' not in rows[0]
-  row = perturbed.most_shuffled(rows)
+  row = perturbed.all_shuffled(rows)
   assert (row['kind'], row['level']) == SHUFFLED
   for metric, score in (('auroc', sk.roc_auc_score), ('auprc', sk.average_precision_score)):
     change = {arm: [score(LABEL, probs[SHUFFLED][arm][s]) - score(LABEL, probs[perturbed.UNCHANGED][arm][s])
@@ -41,6 +41,11 @@ def test_changes_are_sklearns_means_over_seeds():
     gap = row['less_than_expert'][metric]
     np.testing.assert_allclose(gap['diff'], np.mean(change['eag']) - np.mean(change['expert']))
     assert gap['ci95'][0] < gap['diff'] < gap['ci95'][1] and 0 < gap['ci95'][0]
+
+
+def test_half_a_shuffle_is_not_all_of_it():
+  rows = perturbed.table(LABEL, made_up((2, 1), (3, 0)), 20)
+  assert perturbed.all_shuffled([row for row in rows if (row['kind'], row['level']) != SHUFFLED]) is None
 
 
 def test_arms_that_lose_the_same_differ_by_nothing():

@@ -49,6 +49,15 @@ def trained():
   return params, history, calls, expert_train._epoch._cache_size() - compiled
 
 
+@pytest.mark.parametrize('select_on', expert_train.SELECT_ON)
+def test_a_member_without_a_number_is_refused(select_on):
+  cfg = dataclasses.replace(CFG, learning_rate=1e20, select_on=select_on, epochs=2)
+  seen = []
+  with pytest.raises(EagrlError, match='expert.learning_rate=1e[+]20: 2 of 2 members are NaN from the first epoch on'):
+    expert_train.train_ensemble(jax.random.key(0), cfg, toy(64, 0), toy(32, 1), lambda _, m, __: seen.append(m))
+  assert np.isnan([m['valid_auroc'] for m in seen]).all()
+
+
 def test_auroc_is_sklearns_with_ties_and_padding():
   rng = np.random.default_rng(0)
   label = rng.integers(0, 2, 60).astype(np.float32)

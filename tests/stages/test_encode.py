@@ -1,5 +1,6 @@
 """Patients to token batches and sampled answers back to arrays."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -12,7 +13,8 @@ from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import synthetic
 from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.lm.tokenizer import train_tokenizer
-from eagrl_jax.stages.encode import Encoder, pad_answers, parse_rollout
+from eagrl_jax.rl.judge import Answers
+from eagrl_jax.stages.encode import Encoder, Read, pad_answers, parse_rollout
 from eagrl_jax.stages.sft import final_answer
 from eagrl_jax.types import Rollout
 
@@ -43,6 +45,18 @@ def test_every_feature_token_lies_in_its_own_line(encoder):
     assert encoder.tokenizer.decode(batch.tokens[row][batch.valid[row]].tolist()) == text.text
 
 
+def test_what_the_budget_leaves_out_is_not_shown(encoder):
+  rows = np.array([3, 0, 7])
+  everything = encoder.shown(rows)
+  np.testing.assert_array_equal(everything, (~np.isnan(encoder.visits.values[rows])).any(1))
+  short = dataclasses.replace(encoder, config=dataclasses.replace(encoder.config, max_characters=120))
+  batch = short.batch(rows)
+  some = short.shown(rows)
+  assert (some.sum(1) < everything.sum(1)).all() and (some <= everything).all() and some.any(1).all()
+  for shown, feature in zip(some, batch.feature):
+    assert set(np.flatnonzero(shown)) == set(np.unique(feature)) - {-1}
+
+
 def test_a_patients_order_depends_on_seed_and_patient_alone(encoder):
   whole = encoder.batch(np.arange(12), (3, 'x', 1))
   alone = encoder.batch(np.array([7]), (3, 'x', 1))
@@ -70,6 +84,22 @@ def test_a_rollout_is_read_back(encoder):
   assert t.decode(tokens[0, 0][read.said.key_mask[0, 0]].tolist()).strip() == 'lactate, sodium'
   assert t.decode(tokens[0, 0][read.said.align_mask[0, 0]].tolist()).lstrip().startswith('<Important Features>')
   assert not read.said.key_mask[0, 1].any() and not read.said.align_mask[0, 1].any()
+
+
+def test_answers_in_another_order_are_the_same_probability():
+  r = np.random.default_rng(0)
+  stated = r.choice(np.arange(100) / 100, (50, 8)).astype(np.float32)
+  parsed = r.random(stated.shape) < 0.9
+  def read(order):
+    said = Answers(stated[:, order], parsed[:, order], None, None, None)
+    return Read(said, [], np.zeros(stated.shape, bool)).probability(0.1387)
+  first = read(np.arange(8))
+  for _ in range(5):
+    np.testing.assert_array_equal(read(r.permutation(8)), first)
+  want = np.where(parsed, np.round(stated.astype(float), 2), 0.1387).mean(1)
+  np.testing.assert_allclose(first, want, atol=1e-6)
+  seven = Answers(np.full((1, 8), 0.7, np.float32), np.ones((1, 8), bool), None, None, None)
+  assert Read(seven, [], np.zeros((1, 8), bool)).probability(0.1).tolist() == [0.7]
 
 
 def test_names_that_several_tokens_spell_are_read():

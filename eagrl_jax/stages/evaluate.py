@@ -63,7 +63,8 @@ def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[st
   if data.cohort.truth is not None:
     probs['oracle'] = data.cohort.truth.risk[rows]
 
-  summary = summarise(context, data, rows, label, arms, probs)
+  shown = data_lib.encoder(context, data, None).shown(rows)
+  summary = summarise(context, data, rows, label, arms, probs, shown)
   write_json(folder / 'metrics.json', summary)
   ids = pseudonyms.shown(data.cohort.subject_id[rows], context.workdir, context.config.evaluate.plain_ids)
   write_predictions(context, data, rows, label, probs, ids)
@@ -78,12 +79,11 @@ def write(context: Context, data: data_lib.Data, rows: np.ndarray, arms: dict[st
 
 
 def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np.ndarray, arms: dict[str, Arm],
-              probs: dict[str, np.ndarray]) -> dict:
-  """The content of metrics.json."""
+              probs: dict[str, np.ndarray], shown: np.ndarray) -> dict:
+  """The content of metrics.json; `shown [n, F]`: the features that the policies' prompts have."""
   n, k = context.config.evaluate.bootstrap, context.config.reward.top_k
   salience = expert_stage.load_salience(context)[rows]
   truth = data.cohort.truth.salience[rows] if data.cohort.truth is not None else None
-  shown = data_lib.encoder(context, data, None).shown(rows)
   ahead = early.of(context, data, data, rows)
   table: dict[str, dict] = {}
   for name, prob in probs.items():

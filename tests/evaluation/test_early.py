@@ -151,7 +151,7 @@ def test_metrics_json_has_it_for_every_arm_or_not_at_all(tmp_path):
     rng = np.random.default_rng(1)
     probs = {name: rng.random(len(rows)) for name in ('base', 'sft', 'rl', 'expert', 'boosting')}
     label = data.cohort.label[rows].astype(int)
-    found = evaluate.summarise(context, data, rows, label, {}, probs)
+    found = evaluate.summarise(context, data, rows, label, {}, probs, data.measured[rows])
     assert ('early' in found) == all('early_score' in arm for arm in found['arms'].values()) == (ends == 'known')
     if ends == 'known':
       left = (data.cohort.stay_end - 48)[rows]

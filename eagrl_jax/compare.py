@@ -17,9 +17,9 @@ def main(arguments: Sequence[str]) -> None:
   parser.add_argument('--out', type=pathlib.Path, default=pathlib.Path('compare.html'), help='the HTML file to write')
   given = parser.parse_args(arguments)
   from eagrl_jax.evaluation import compare
-  runs = compare.read(given.run)
+  runs = compare.read([run.expanduser() for run in given.run])
   print(compare.table(runs))
-  print(f'\n{compare.write(runs, given.out)}')
+  print(f'\n{compare.write(runs, given.out.expanduser())}')
 
 
 def run() -> None:

@@ -23,6 +23,8 @@ def _find_config(argument: str) -> str:
   """In an installed wheel `configs/rl.py` lies inside the package; a checkout's own file wins."""
   from eagrl_jax.types import EagrlError
   path, colon, variant = argument.partition(':')
+  if os.path.isdir(path):
+    raise EagrlError(f'--config={path} is a folder: name a file in it, such as configs/rl.py')
   if os.path.exists(path):
     return argument
   if not (PACKAGED / path).exists():
@@ -69,8 +71,11 @@ def main(argv: list[str]) -> None:
     if not processes.is_main():  # of the others errors only, on stderr
       logging.set_verbosity(logging.ERROR)
       os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-  from eagrl_jax.stages import pipeline
-  workdir = pathlib.Path(_WORKDIR.value)
+  from eagrl_jax.stages import fields, pipeline
+  workdir = pathlib.Path(_WORKDIR.value).expanduser()  # libraries differ in what they make of a ~
+  if not _WORKDIR.value.strip():
+    raise EagrlError('--workdir is empty: name the folder of the run, such as --workdir=runs/first')
+  fields.split_commas(_CONFIG.value)
   if _CONFIG.value.target in ('predict', 'transfer', 'study'):  # built on whole runs
     importlib.import_module(f'eagrl_jax.stages.{_CONFIG.value.target}').run(_CONFIG.value, workdir, _DRY_RUN.value)
   elif _DRY_RUN.value:
@@ -113,8 +118,18 @@ def run() -> None:
     text = text.rpartition('Error: ')[2] if 'Traceback' in text else text  # a config file's own refusal
     if text[:1] == text[-1:] and text[:1] in '\'"':  # a KeyError shown inside another error
       text = text[1:-1].replace('\\n', ' ').replace('\\', '')
+    text = _unknown_field(text) if isinstance(e, (AttributeError, KeyError)) else text
     print(f'eagrl_jax: {" ".join(text.split())}', file=sys.stderr)
     sys.exit(1)
+
+
+def _unknown_field(text: str) -> str:
+  """Names the flag of a field that there is not, of which ml_collections says its last word or section."""
+  word, _, rest = text.strip('\'"').partition("'")
+  for flag in (a.partition('=')[0] for a in sys.argv if a.startswith('--config.')):
+    if word in flag.split('.')[1:]:
+      return f'{flag}: there is no field {word!r}; {rest.strip() or "configs/defaults.py lists all"}'
+  return text
 
 
 if __name__ == '__main__':

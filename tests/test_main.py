@@ -23,6 +23,8 @@ def call(*flags, cwd=ROOT, path=ROOT):
 
 @pytest.mark.parametrize(('flags', 'words'), [
     (['--config.rl.learning_rat=1e-6'], ['learning_rat', 'learning_rate']),
+    (['--config.rl.lr=1e-6'], ['--config.rl.lr: there is no field']),
+    (['--workdir='], ['--workdir is empty']),
     (['--config.rl.group=1'], ['rl.group', '--config.rl.group=2']),
     (['--config.mesh.tensor=3'], ['mesh', 'tensor=3']),
     (['--config.evaluate.cases=-1', '--dry_run'], ['evaluate.cases=-1']),
@@ -75,6 +77,21 @@ def test_an_absent_config_file_names_a_near_one(tmp_path):
   assert result.returncode == 1 and result.stderr.strip().endswith('did you mean configs/rl.py?')
 
 
+def test_a_home_folder_is_meant_by_a_tilde(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  (tmp_path / 'here').mkdir()
+  done = call(f'--config={ROOT}/configs/rl.py', '--workdir=~/w', '--config.target=prepare', '--config.data.n=60',
+              '--config.data.test=20', cwd=tmp_path / 'here')
+  assert done.returncode == 0, done.stderr
+  assert {path.name for path in (tmp_path / 'w' / 'prepare').iterdir()} >= {'done.json', 'events.parquet'}
+  assert not list((tmp_path / 'here').iterdir())
+
+
+def test_a_folder_of_configs_is_no_config():
+  done = call('--config=configs')
+  assert done.returncode == 1 and 'is a folder' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 def test_dry_run_touches_nothing(tmp_path):
   result = call('--config=configs/base.py', f'--workdir={tmp_path / "w"}', '--dry_run', '--config.rl.steps=7',
                 '--config.base.short_steps=0', '--config.lm.n_layers=1')
@@ -93,7 +110,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     z.extractall(tmp_path / 'site')
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()
-  result = call('--config=configs/expert.py:tjh', '--config.data.source=synthetic', '--dry_run', cwd=elsewhere,
+  result = call('--config=configs/expert.py:tjh', '--config.data.source=synthetic', '--config.data.path=', '--dry_run', cwd=elsewhere,
                 path=tmp_path / 'site')
   assert result.returncode == 0, result.stderr
   assert list(elsewhere.iterdir()) == []

@@ -170,9 +170,11 @@ def load(folder: str | Path) -> Cohort:
         censor=events['censor'].to_numpy() if 'censor' in events.column_names else None)
     stored = manifest['sha256']
   except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException):
-    raise EagrlError(f'cohort: {folder.name} is missing, unfinished or damaged; run prepare again') from None
+    raise EagrlError(f'cohort: {folder.name} is missing, unfinished or damaged; delete that folder and '
+                     'run again') from None
   if fingerprint(cohort) != stored:
-    raise EagrlError(f'cohort: the files in {folder.name} are not those its manifest describes; run prepare again')
+    raise EagrlError(f'cohort: the files in {folder.name} are not those its manifest describes; put them back, or '
+                     'delete that folder and run again')
   return cohort
 
 

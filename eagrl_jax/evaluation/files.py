@@ -62,6 +62,10 @@ def read_lines(path: Path) -> list[dict]:
   return rows
 
 
+# Settings that say where something lies: a folder may be called after a patient, a server after a hospital.
+PLACES = ('path', 'outcomes', 'features', 'splits', 'statics', 'checkpoint', 'rollouts', 'workdir')
+
+
 def flat(value: Any, share: bool, prefix: str = '') -> list[tuple[str, str]]:
   """Nested settings as (dotted key, text); long lists are counted, not printed."""
   if isinstance(value, Mapping):
@@ -72,4 +76,5 @@ def flat(value: Any, share: bool, prefix: str = '') -> list[tuple[str, str]]:
     return [(prefix, ', '.join(map(str, value)) if len(value) <= 12 and not isinstance(value[0], (list, dict))
              else f'{len(value):,} entries')]
   text = str(value)
-  return [(prefix, re.split(r'[/\\]', text.rstrip('/\\'))[-1] if share and re.match(r'[/~\\]|\w:\\', text) else text)]
+  private = share and (prefix.rpartition('.')[2] in PLACES or re.match(r'[/~\\]|\w:\\', text))
+  return [(prefix, re.split(r'[/\\]', text.rstrip('/\\'))[-1] if private else text)]

@@ -41,7 +41,7 @@ def write_report(workdir: Path, share: bool = False) -> Path:
   Raises:
     EagrlError: the folder or a file in it cannot be read.
   """
-  workdir = Path(workdir)
+  workdir = Path(workdir).expanduser()
   if not workdir.is_dir():
     raise EagrlError(f'workdir: {workdir.name} is not a folder; give the folder of a run')
   page = render('report.html.j2', **_context(workdir, share))

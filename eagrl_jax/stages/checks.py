@@ -27,6 +27,7 @@ from eagrl_jax.types import EagrlError
 OUTCOMES = {'synthetic': ('mortality',), 'tjh': ('mortality',), 'physionet2012': ('mortality',),
             'mimic4': ('mortality', 'readmission')}
 SOURCES = ('synthetic', 'tjh', 'physionet2012', 'mimic4', 'meds', 'yaib', 'csv', 'wide_csv')
+FEATURE_FILES = ('meds', 'yaib', 'csv', 'wide_csv')  # the sources that `data.features` is for
 INFERENCE = ('samples', 'greedy', 'digits', 'search')  # see `stages.inference`
 EXPORT_DTYPES = ('float32', 'bfloat16')
 CONTROLS = ('expert', 'random', 'prevalence')
@@ -75,6 +76,8 @@ def _check_task(data: ConfigDict, words: bool = True) -> None:
 
 def _check_data(c: ConfigDict) -> None:
   data = c.data
+  if data.seed is not None:
+    fields.seed('data.seed', data.seed)
   splits.parse_protocol(data.protocol)
   if data.protocol and data.splits:
     raise EagrlError('data.protocol and data.splits both say who is tested; leave one empty')
@@ -108,10 +111,18 @@ def _check_csv(data: ConfigDict) -> None:
 
 
 def _check_files(data: ConfigDict) -> None:
-  if data.source != 'synthetic':
+  if data.source == 'synthetic':
+    for name in ('path', 'outcomes'):
+      if data.get(name):
+        raise EagrlError(f'data.{name}={data[name]!r}: the synthetic source reads no file; leave it empty, or '
+                         'choose a variant that reads it, such as configs/rl.py:csv')
+  else:
     fields.existing('data.path', data.path)
     if data.source in ('csv', 'wide_csv', 'meds'):
       fields.existing('data.outcomes', data.outcomes)
+  if data.get('features') and data.source not in FEATURE_FILES:
+    raise EagrlError(f'data.features={data.features!r} is read with {", ".join(FEATURE_FILES)}; {data.source} has '
+                     'features of its own, leave it empty')
   for name in ('splits', 'features'):
     if data.get(name):
       fields.existing(f'data.{name}', data[name])
@@ -176,6 +187,8 @@ def _check_sft(c: ConfigDict) -> None:
 
 def _check_rl(c: ConfigDict, shape: LMConfig | None) -> None:
   rl = c.rl
+  fields.all_whole('rl.align_layers', rl.align_layers)
+  fields.all_whole('rl.align_heads', rl.align_heads)
   fields.one_of('rl.advantage', rl.advantage, advantages.KINDS)
   fields.one_of('rl.align', rl.align, alignment.KINDS)
   fields.one_of('rl.align_control', rl.align_control, CONTROLS)
@@ -231,6 +244,7 @@ def check_transfer(config: ConfigDict) -> None:
   Raises:
     EagrlError: the first thing that is wrong.
   """
+  fields.seed('seed', config.seed)
   _check_source(config.data, words=False)
   if config.transfer.patients < 0:
     raise EagrlError(f'transfer.patients={config.transfer.patients} must not be negative; 0 = all')
@@ -244,6 +258,8 @@ def check_robustness(config: ConfigDict) -> None:
     EagrlError: names the field.
   """
   c = config.robustness
+  for kind, chosen in c.levels.items():
+    fields.all_numbers(f'robustness.levels.{kind}', chosen)
   perturb.check(tuple(c.kinds), c.levels.to_dict())
   if c.patients < 0 or c.samples < 1:
     raise EagrlError(f'robustness.patients={c.patients} must not be negative (0 = every test patient) and '
@@ -266,7 +282,7 @@ def check_predict(config: ConfigDict) -> None:
     fields.existing('predict.features', c.features)
   fields.one_of('predict.policy', c.policy, POLICIES)
   fields.folder_name('predict.name', c.name)
-  outcomes_csv.parse_sex_codes(c.sex_codes)
+  outcomes_csv.parse_sex_codes(c.sex_codes, 'predict.sex_codes')
 
 
 def check_shards(c: ConfigDict, mesh: Mesh, shape: LMConfig | None) -> None:

@@ -73,13 +73,17 @@ def faults(workdir: pathlib.Path) -> Iterator[None]:
 def claim(folder: pathlib.Path, digest: str) -> bool:
   """Marks the folder as ours; False where the stage is done already.
 
-  What another config left there is moved aside, and so are an unfinished run's results.
+  What another config left there is moved aside, and so are an unfinished run's results; what no run made is refused.
   A stage that goes on writes its results anew: those that it had time to write before it was cut off may be half of
   one. Checkpoints and metrics stay, a stage resumes from them.
   """
   if read_hash(folder / 'done.json') == digest:
     return False
   owner = read_hash(folder / 'started.json')
+  marks = [folder / name for name in ('started.json', 'done.json')]
+  if folder.is_dir() and any(folder.iterdir()) and not any(mark.exists() for mark in marks):
+    raise EagrlError(f'--workdir={folder.parent} holds a folder {folder.name} that no run has made; choose '
+                     'another')
   attic = folder.parent / 'superseded' / f'{folder.name}-{owner or "unknown"}-{time.time_ns()}'
   if folder.exists() and owner != digest:
     attic.parent.mkdir(exist_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -26,6 +27,26 @@ def at_least(low: int, c: ConfigDict, *names: str) -> None:
     section, field = name.split('.')
     if c[section][field] < low:
       raise EagrlError(f'{name}={c[section][field]} must be at least {low}')
+
+
+def all_whole(name: str, values: Any) -> None:
+  """Refuses a tuple that holds anything but whole numbers."""
+  if not all(isinstance(x, int) and not isinstance(x, bool) for x in values):
+    raise EagrlError(f'{name}={tuple(values)} must hold whole numbers')
+
+
+def all_numbers(name: str, values: Any) -> None:
+  """Refuses a tuple that holds anything but numbers."""
+  if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
+    raise EagrlError(f'{name}={tuple(values)} must hold numbers')
+
+
+def split_commas(c: ConfigDict) -> None:
+  """A tuple of words may be written as one of numbers is: `--config.study.arms=grpo,dapo`. Changes the config."""
+  for fields in c.values():
+    for field, value in fields.items() if isinstance(fields, ConfigDict) else ():
+      if isinstance(value, tuple) and len(value) == 1 and isinstance(value[0], str) and ',' in value[0]:
+        fields[field] = tuple(word.strip() for word in value[0].split(',') if word.strip())
 
 
 def one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -69,7 +69,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
       return {'attrition': data.cohort.attrition, 'environment': pipeline.environment()}
 
     folder = finished.publish(workdir, 'transfer', c.name or data.cohort.name, made_from, write)
-    logging.info('transfer: %s', folder / 'metrics.json')
+    logging.info('transfer: %s, report: %s', folder / 'metrics.json', report.write_report(workdir))
 
 
 def other(config: ConfigDict, context: Context, home: data_lib.Data) -> tuple[Cohort, foreign.Match]:

@@ -6,9 +6,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eagrl_jax.evaluation.files import read_columns
+from eagrl_jax.evaluation.files import flat, read_columns
 from eagrl_jax.stages import study_table
 from eagrl_jax.types import EagrlError
+
+
+def test_places_are_cut_to_their_last_part_in_what_is_shared():
+  settings = {'data': {'path': '../ward7/events.csv', 'outcomes': 'ward7/died.csv', 'task': 'a/b', 'site': '/x/y'},
+              'rl': {'rollouts': 'http://ward7:8000/v1'}, 'lm': {'checkpoint': 'Qwen/Qwen3'}}
+  shared, own = ({key: text for key, text in flat(settings, share)} for share in (True, False))
+  assert shared == {'data.path': 'events.csv', 'data.outcomes': 'died.csv', 'data.task': 'a/b', 'data.site': 'y',
+                    'rl.rollouts': 'v1', 'lm.checkpoint': 'Qwen3'}
+  assert own['data.path'] == '../ward7/events.csv' and own['rl.rollouts'] == 'http://ward7:8000/v1'
 
 
 def test_columns_come_by_name_and_a_fault_names_run_and_stage(tmp_path):

@@ -97,6 +97,16 @@ def test_a_disk_that_fills_up_in_any_writer(writer, tmp_path, monkeypatch, micro
     pipeline.run(config, tmp_path / 'w')
 
 
+def test_a_folder_that_no_run_has_made_stays_where_it_is(tmp_path):
+  (tmp_path / 'prepare').mkdir()
+  assert disk.claim(tmp_path / 'prepare', 'one')  # empty, as a run leaves it that is killed at once
+  (tmp_path / 'search').mkdir()
+  (tmp_path / 'search' / 'thesis.docx').touch()
+  with pytest.raises(EagrlError, match='holds a folder search that no run has made'):
+    disk.claim(tmp_path / 'search', 'one')
+  assert (tmp_path / 'search' / 'thesis.docx').exists()
+
+
 def test_what_is_not_finite_is_null_in_a_json_file(tmp_path):
   nan = float('nan')
   disk.write_json(tmp_path / 'x.json', {'sd': np.float64(nan), 'ci95': (nan, 1.5), 'rows': [{'p': -math.inf, 'n': 3}]})

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from configs import transfer
+from configs import predict, study, transfer
 from eagrl_jax.ehr import splits, store
-from eagrl_jax.stages import checks, graph, pipeline, settings
+from eagrl_jax.stages import checks, fields, graph, pipeline, settings
+from eagrl_jax.stages import study as study_stage
 from eagrl_jax.types import EagrlError
 
 PATIENTS = [f'p{i}' for i in range(40)]
@@ -212,7 +213,9 @@ def test_a_bad_field_is_named_before_any_data_is_read(section, field, value, wor
     ('reward.authors_weights', (1.0, 0.5, float('nan'))), ('search.min_jaccard', 5.0), ('search.question_tokens', 0),
     ('search.answer_tokens', -3), ('search.exploration', -1.0), ('search.max_depth', 0), ('sft.warmup', -1),
     ('sft.weight_decay', -1.0), ('rl.warmup', -1), ('rl.weight_decay', -1.0), ('rl.learning_rate', 0.0),
-    ('rl.rollouts_timeout', 0.0), ('evaluate.cases', -1), ('evaluate.temperature', -1.0)])
+    ('rl.rollouts_timeout', 0.0), ('evaluate.cases', -1), ('evaluate.temperature', -1.0), ('data.seed', -1),
+    ('data.path', 'records.csv'), ('data.outcomes', 'died.csv'), ('rl.align_layers', ('a',)),
+    ('rl.align_heads', (1.0,)), ('robustness.levels.order', ('a',))])
 def test_a_value_outside_its_range_is_refused_by_a_dry_run(field, value, published_config, tmp_path, capsys):
   config = published_config()
   config.evaluate.samples = 1
@@ -229,6 +232,36 @@ def test_the_other_cohort_of_a_transfer_is_asked_the_same():
   config.data.prevalence = 2.0
   with pytest.raises(EagrlError, match=r'data\.prevalence=2\.0'):
     checks.check_transfer(config)
+
+
+def test_seeds_and_codes_are_named_by_their_own_fields(tmp_path, published_config):
+  c = transfer.get_config()
+  c.seed = -1
+  with pytest.raises(EagrlError, match='^seed=-1'):
+    checks.check_transfer(c)
+  c = predict.get_config()
+  c.predict.path = str(tmp_path)
+  c.predict.sex_codes = 'foo'
+  with pytest.raises(EagrlError, match='^predict.sex_codes='):
+    checks.check_predict(c)
+  c = study.get_config()
+  c.study.seeds = (0.0,)
+  with pytest.raises(EagrlError, match='^study.seeds='):
+    study_stage.run(c, tmp_path / 'w')
+
+
+def test_features_of_a_source_that_has_its_own_are_refused(tmp_path, published_config):
+  c = published_config('physionet2012')
+  c.data.path, c.data.outcomes, c.data.features = str(tmp_path), str(tmp_path), str(tmp_path)
+  with pytest.raises(EagrlError, match='data.features=.* physionet2012 has features of its own'):
+    checks.check(c)
+
+
+def test_words_may_be_separated_by_commas(published_config):
+  c = published_config()
+  c.robustness.kinds, c.evaluate.inference, c.rl.align_layers = ('order, noise',), ('samples',), (0, 1)
+  fields.split_commas(c)
+  assert (c.robustness.kinds, c.evaluate.inference, c.rl.align_layers) == (('order', 'noise'), ('samples',), (0, 1))
 
 
 def test_settings_of_a_hub_name_are_refused_too(published_config):

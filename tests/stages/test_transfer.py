@@ -60,6 +60,7 @@ def test_from_one_synthetic_site_to_the_other(run, capsys):
                                                                              ('rl', 'expert', 'auprc')}
   assert (result['trained_on'], result['n_test'], result['mapped_features']) == ('synthetic-mimic', 40, 20)
   assert '20 of 20 features of the run' in capsys.readouterr().out
+  assert 'id="transfer"' in (run / 'report.html').read_text()
   before = (folder / 'metrics.json').stat().st_mtime_ns
   transfer.run(config(), run)
   assert (folder / 'metrics.json').stat().st_mtime_ns == before

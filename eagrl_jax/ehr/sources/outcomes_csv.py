@@ -20,7 +20,7 @@ SEX = {'m': 1, 'male': 1, 'f': 0, 'female': 0}
 _LABEL = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
 
 
-def parse_sex_codes(text: str) -> dict[str, int] | None:
+def parse_sex_codes(text: str, field: str = 'data.sex_codes') -> dict[str, int] | None:
   """`'1=m,2=f,9=unknown'` -> code of every entry; None where the text is empty.
 
   Raises:
@@ -30,7 +30,7 @@ def parse_sex_codes(text: str) -> dict[str, int] | None:
   pairs = [pair.partition('=') for pair in text.split(',') if pair.strip()]
   codes = {code.strip(): words.get(word.strip().lower(), -2) for code, _, word in pairs}
   if -2 in codes.values() or '' in codes:
-    raise EagrlError(f'data.sex_codes={text!r}: write code=m, code=f or code=unknown, separated by commas')
+    raise EagrlError(f'{field}={text!r}: write code=m, code=f or code=unknown, separated by commas')
   return codes or None
 
 

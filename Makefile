@@ -2,7 +2,8 @@
 # `make bench` compares with PyTorch, transformers and TRL, which it installs beside; Tunix has its own way: BUILD.md.
 PYTHON ?= $(shell for p in python3.12 python3.11 python3.13 python3; do \
 	command -v $$p >/dev/null && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-VERSION := $(shell $(PYTHON) -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")')
+VERSION := $(shell [ -z "$(PYTHON)" ] || $(PYTHON) -c 'import sys; v = sys.version_info; \
+	print("py312" if v >= (3, 12) else "py311" if v >= (3, 11) else "")')
 BIN := .venv/bin
 MALLOC := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
 WORKDIR ?= runs/default
@@ -33,11 +34,14 @@ audit: .venv/ready
 	$(BIN)/python constraints/audit.py constraints/$(VERSION).txt .venv/audit/bin/pip-audit
 
 .venv/ready: pyproject.toml constraints/$(VERSION).txt
-	@test -n "$(PYTHON)" || { echo 'needs Python >= 3.11 on PATH (or PYTHON=...)'; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[dev]'
 	touch $@
+
+# What .venv/ready asks for where VERSION is empty; `make clean` does not.
+constraints/.txt:
+	$(error needs Python >= 3.11 on PATH (or PYTHON=...))
 
 clean:
 	rm -rf .venv build dist

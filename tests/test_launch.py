@@ -1,11 +1,14 @@
 """The launch scripts, dry: what they would run is the same main."""
 
 import pathlib
+import re
 import shutil
 import subprocess
+import tomllib
 
 import pytest
 import yaml
+from packaging.specifiers import SpecifierSet
 
 LAUNCH = pathlib.Path(__file__).parents[1] / 'launch'
 CASES = {'tpu_vm.sh': ['eagrl', 'us-west4-a', 'v5litepod-16', '/mnt/runs/a b'], 'slurm.sbatch': [],
@@ -67,10 +70,45 @@ def test_sky_runs_main_on_every_node(tmp_path):
       '--workdir=runs/first', '--config=configs/rl.py', '--config.rl.steps=3']
 
 
+def test_slurm_gives_each_process_the_cpus_of_the_job(monkeypatch):
+  """srun has not inherited them since Slurm 22.05."""
+  monkeypatch.setenv('SLURM_CPUS_PER_TASK', '6')
+  assert ' --cpus-per-task=6 ' in bash(str(LAUNCH / 'slurm.sbatch'), '--dry_run').stdout
+  monkeypatch.delenv('SLURM_CPUS_PER_TASK')
+  default = re.search(r'^#SBATCH (--cpus-per-task=\d+)$', (LAUNCH / 'slurm.sbatch').read_text(), re.M)[1]
+  assert f' {default} ' in bash(str(LAUNCH / 'slurm.sbatch'), '--dry_run').stdout
+
+
+@pytest.mark.parametrize('script', ['tpu_vm.sh', 'sky.yaml'])
+def test_a_cloud_machine_gets_a_python_that_the_project_takes(script):
+  """Whatever its own: TPU images have 3.10."""
+  text = (LAUNCH / script).read_text()
+  root = LAUNCH.parent
+  takes = SpecifierSet(tomllib.loads((root / 'pyproject.toml').read_text())['project']['requires-python'])
+  major, minor = re.search(r'-m uv venv .*--python (\d+)\.(\d+)', text).groups()
+  assert f'{major}.{minor}' in takes
+  constraints = re.search(r'-m uv pip install .*--python \.venv/bin/python -c (\S+)', text)[1]
+  assert constraints == f'constraints/py{major}{minor}.txt' and (root / constraints).exists()
+  assert '-m venv' not in text
+
+
+def test_sky_can_be_set_up_again(tmp_path):
+  """A second `sky launch` finds the environment of the first, which uv refuses to make again unless told."""
+  stand_in = tmp_path / 'python3'
+  stand_in.write_text('#!/bin/sh\necho "$@"\n')
+  stand_in.chmod(0o755)
+  setup = yaml.safe_load((LAUNCH / 'sky.yaml').read_text())['setup']
+  result = subprocess.run(['bash', '-c', setup], env={'PATH': f'{tmp_path}:/usr/bin:/bin'}, capture_output=True,
+                          text=True, check=True)
+  commands = result.stdout.splitlines()
+  assert [c.split()[1] for c in commands] == ['pip', 'uv', 'uv'] and '--allow-existing' in commands[1]
+
+
 @pytest.mark.skipif(shutil.which('shellcheck') is None, reason='shellcheck is not installed')
 def test_shellcheck_is_clean(tmp_path):
   inner = tmp_path / 'sky.sh'
-  inner.write_text('#!/usr/bin/env bash\n' + yaml.safe_load((LAUNCH / 'sky.yaml').read_text())['run'])
+  task = yaml.safe_load((LAUNCH / 'sky.yaml').read_text())
+  inner.write_text('#!/usr/bin/env bash\n' + task['setup'] + task['run'])
   result = subprocess.run(['shellcheck', *map(str, [*LAUNCH.glob('*.sh'), LAUNCH / 'slurm.sbatch', inner])],
                           capture_output=True, text=True, check=False)
   assert result.returncode == 0, result.stdout

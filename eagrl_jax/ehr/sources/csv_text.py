@@ -6,7 +6,7 @@ import codecs
 import dataclasses
 import difflib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +20,12 @@ from eagrl_jax.ehr.sources import damage
 from eagrl_jax.types import EagrlError
 
 BLOCK = 16 << 20  # bytes read at once
+PER_HOUR = {'s': 3600, 'ms': 3_600_000, 'us': 3_600_000_000, 'ns': 3_600_000_000_000}
 _EMPTY = ('', 'NA', 'N/A', 'NaN', 'nan', 'null', 'NULL', 'None')
 _SODIUM = 'NA'  # the one mark of a missing entry that is also a feature's name
 _LATEST = 1e6  # hours: 114 years
 _OFFSET = r'(?P<offset>[Zz]|[+-][0-9]{2}:?[0-9]{2})$'
+_BELOW_MICROSECONDS = r'(\.[0-9]{6})[0-9]+$'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,19 +48,25 @@ class Reading:
                        'utf8') from None
 
 
-def blocks(path: Path, field: str, wanted: dict[str, bool],
-           reading: Reading, names: str = '') -> Iterator[dict[str, pa.Array]]:
+def blocks(path: Path, field: str, wanted: dict[str, bool], reading: Reading, names: str = '',
+           times: Sequence[str] = ()) -> Iterator[dict[str, pa.Array]]:
   """The wanted columns as trimmed text, block by block; null where missing.
 
   Args:
     path: a CSV, or what ends in `.parquet`.
     wanted: header -> required.
     names: the column of feature names, where NA is sodium.
+    times: see `record_batches`.
   """
-  _check_there(path, field)
+  found: dict[str, str] = {}
+
+  def chosen(headers: list[str]) -> list[str]:
+    found.update(_found(headers, path, field, wanted))
+    return list(found.values())
+
   marks = {name: pa.array([m for m in _EMPTY if name != names or m != _SODIUM]) for name in wanted}
-  for block in (_parquet if path.suffix == '.parquet' else _csv)(path, field, wanted, reading):
-    trimmed = {name: pc.utf8_trim_whitespace(column) for name, column in block.items()}
+  for batch in record_batches(path, field, reading, chosen, times):
+    trimmed = {name: pc.utf8_trim_whitespace(batch.column(header)) for name, header in found.items()}
     yield {name: pc.if_else(pc.is_in(column, marks[name]), pa.scalar(None, pa.string()), column)
            for name, column in trimmed.items()}
 
@@ -72,14 +80,24 @@ def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) 
   return {name: plain[name] for name in wanted if name in plain}
 
 
-def record_batches(path: Path, field: str, reading: Reading,
-                   chosen: Callable[[list[str]], list[str]] | None = None) -> Iterator[pa.RecordBatch]:
-  """Blocks of a CSV, its columns as text; null where empty.
+def record_batches(path: Path, field: str, reading: Reading, chosen: Callable[[list[str]], list[str]] | None = None,
+                   times: Sequence[str] = ()) -> Iterator[pa.RecordBatch]:
+  """Blocks of a CSV or a parquet file, its columns as text; null where empty.
 
   Args:
     chosen: headers of the file -> those to read; None reads all.
+    times: columns that parquet may hold as durations, which become hours.
   """
-  _check_there(path, field)
+  if not path.is_file():
+    raise EagrlError(f'{field}: there is no file {path.name}')
+  if path.suffix == '.parquet':
+    yield from _parquet(path, field, reading, chosen, times)
+  else:
+    yield from _csv(path, field, reading, chosen)
+
+
+def _csv(path: Path, field: str, reading: Reading,
+         chosen: Callable[[list[str]], list[str]] | None) -> Iterator[pa.RecordBatch]:
   # One thread: Arrow names the row of an error only then.
   read = pacsv.ReadOptions(encoding=reading.encoding, block_size=BLOCK, use_threads=False)
   parse = pacsv.ParseOptions(delimiter=reading.delimiter, newlines_in_values=True)
@@ -96,35 +114,33 @@ def record_batches(path: Path, field: str, reading: Reading,
                      f'{where}; check the file, --config.data.encoding and --config.data.delimiter') from None
 
 
-def _check_there(path: Path, field: str) -> None:
-  if not path.is_file():
-    raise EagrlError(f'{field}: there is no file {path.name}')
-
-
-def _csv(path: Path, field: str, wanted: dict[str, bool], reading: Reading) -> Iterator[dict[str, pa.Array]]:
-  found: dict[str, str] = {}
-
-  def chosen(headers: list[str]) -> list[str]:
-    found.update(_found(headers, path, field, wanted))
-    return list(found.values())
-
-  for batch in record_batches(path, field, reading, chosen):
-    yield {name: batch.column(header) for name, header in found.items()}
-
-
-def _parquet(path: Path, field: str, wanted: dict[str, bool], reading: Reading) -> Iterator[dict[str, pa.Array]]:
+def _parquet(path: Path, field: str, reading: Reading, chosen: Callable[[list[str]], list[str]] | None,
+             times: Sequence[str]) -> Iterator[pa.RecordBatch]:
   """Columns of any simple type, such as a MEDS label file has: numbers, texts, true or false, times."""
   try:
     with pq.ParquetFile(path) as file:
-      found = _found(file.schema_arrow.names, path, field, wanted)
-      for batch in file.iter_batches(columns=list(found.values())):
-        columns = {name: pc.cast(batch.column(header), pa.string()) for name, header in found.items()}
-        comma = reading.decimal == ','  # as the reader of numbers expects them
-        yield {name: pc.replace_substring(column, '.', ',') if comma and _is_number(batch.column(found[name]).type)
-               else column for name, column in columns.items()}
+      headers = chosen(file.schema_arrow.names) if chosen else None
+      read = [column for column in file.schema_arrow if headers is None or column.name in headers]
+      if spans := [c for c in read if pa.types.is_duration(c.type) and c.name.strip() not in times]:
+        raise EagrlError(f'{field}: {spans[0].name!r} in {path.name} is of type {spans[0].type}, which has no unit as '
+                         'a value; write numbers')
+      for batch in file.iter_batches(columns=headers):
+        yield pa.RecordBatch.from_arrays([_text(column, reading) for column in batch.columns], batch.schema.names)
   except (pa.ArrowException, OSError) as error:
     raise EagrlError(f'{field}: {path.name} is not a parquet file of plain columns'
                      f' ({type(error).__name__}); check the file') from None
+
+
+def _text(column: pa.Array, reading: Reading) -> pa.Array:
+  """A column of parquet as a CSV would have it: durations in hours, instants in UTC, numbers with its decimal mark."""
+  kind = column.type
+  if pa.types.is_duration(kind):
+    ticks = pc.cast(pc.cast(column, pa.int64()), pa.float64(), safe=False)
+    column = pc.divide(ticks, PER_HOUR[kind.unit])
+  elif pa.types.is_timestamp(kind) and kind.tz:  # the offset of a place changes with summer
+    column = pc.cast(column, pa.timestamp(kind.unit, 'UTC'))
+  text = pc.cast(column, pa.string())
+  return pc.replace_substring(text, '.', ',') if reading.decimal == ',' and _is_number(column.type) else text
 
 
 def _is_number(kind: pa.DataType) -> bool:
@@ -151,7 +167,8 @@ def hours(text: pa.Array, kinds: set[str], field: str, decimal: str) -> np.ndarr
     offset = pc.struct_field(pc.extract_regex(stamps, _OFFSET), 'offset')
     kinds |= {'no zone' if o is None else o.upper() for o in pc.unique(offset).to_pylist()}
     try:
-      instant = pc.cast(pc.replace_substring_regex(stamps, _OFFSET, ''), pa.timestamp('us'))
+      plainly = pc.replace_substring_regex(pc.replace_substring_regex(stamps, _OFFSET, ''), _BELOW_MICROSECONDS, r'\1')
+      instant = pc.cast(plainly, pa.timestamp('us'))
     except pa.ArrowException:
       raise EagrlError(f'{field}: a time is neither a number of hours nor ISO 8601; rewrite the column') from None
     hour[dated] = pc.cast(instant, pa.int64()).to_numpy(zero_copy_only=False) / 3.6e9

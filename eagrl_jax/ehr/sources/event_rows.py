@@ -76,7 +76,7 @@ def read(path: Path, columns: Columns, reading: Reading, count: collections.Coun
   kinds: set[str] = set()
   wanted = {columns.patient: True, columns.time: True, columns.feature: True, columns.value: True,
             columns.unit: columns.unit != Columns.unit, columns.available: columns.available != Columns.available}
-  for block in blocks(path, 'data.path', wanted, reading, columns.feature):
+  for block in blocks(path, 'data.path', wanted, reading, columns.feature, (columns.time, columns.available)):
     time, who, what, raw = (block[c] for c in (columns.time, columns.patient, columns.feature, columns.value))
     complete = pc.and_(pc.and_(pc.is_valid(time), pc.is_valid(who)), pc.is_valid(what))
     complete = complete.to_numpy(zero_copy_only=False)

@@ -63,7 +63,7 @@ def people(path: Path, field: str, columns: Columns, sex_codes: Mapping[str, int
   wanted = {columns.outcome_patient: True, columns.age: columns.age != Columns.age,
             columns.sex: columns.sex != Columns.sex, **more}
   rows: dict[str, list[Any]] = collections.defaultdict(list)
-  for block in blocks(path, field, wanted, reading):
+  for block in blocks(path, field, wanted, reading, times=(columns.until,)):
     for header, column in block.items():
       rows[header] += column.to_pylist()
   who = rows[columns.outcome_patient]

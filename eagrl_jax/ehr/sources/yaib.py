@@ -20,13 +20,13 @@ from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import bounded, bounded_cohort
 from eagrl_jax.ehr.sources.bounded import Grid, Steps
+from eagrl_jax.ehr.sources.csv_text import PER_HOUR
 from eagrl_jax.ehr.sources.yaib_features import FEATURES
 from eagrl_jax.types import EagrlError
 
 _NEEDED = {'dyn': ('stay_id', 'time'), 'sta': ('stay_id', 'age', 'sex'), 'outc': ('stay_id', 'label')}
 _ON_ADMISSION = ('height', 'weight')
 _SEX = {'male': 1, 'm': 1, 'female': 0, 'f': 0}
-_PER_HOUR = {'s': 3600, 'ms': 3_600_000, 'us': 3_600_000_000, 'ns': 3_600_000_000_000}
 
 
 def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, task: str, setting: str,
@@ -100,7 +100,7 @@ def _hours(kind: pa.DataType) -> int:
   if not pa.types.is_duration(kind):
     raise EagrlError(f"data.path: 'time' in dyn.parquet is of type {kind}, whose unit is unknown; write it as a "
                      'duration')
-  return _PER_HOUR[kind.unit]
+  return PER_HOUR[kind.unit]
 
 
 def _choose(db: duckdb.DuckDBPyConnection, source: dict[str, str], outc: pa.Schema | None, steps: Steps) -> None:

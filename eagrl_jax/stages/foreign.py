@@ -91,7 +91,7 @@ def blinded(cohort: Cohort) -> Cohort:
 def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: event_rows.Columns,
                     sex_codes: dict[str, int] | None, encoding: str, delimiter: str, task: str,
                     setting: str, decimal: str = '.', window_hours: float = 0.0) -> tuple[Cohort, Match]:
-  """Reads a long or wide CSV without outcomes, as `long_csv.load` reads one with them.
+  """Reads a long or wide CSV or parquet file without outcomes, as `long_csv.load` reads one with them.
 
   Args:
     kind: 'csv' or 'wide_csv'.

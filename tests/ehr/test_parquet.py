@@ -5,11 +5,12 @@ from __future__ import annotations
 import datetime
 
 import pyarrow as pa
+import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 import pytest
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.ehr.sources import csv_text, long_csv, wide_csv
 from eagrl_jax.stages import foreign
 from eagrl_jax.types import EagrlError
 
@@ -87,3 +88,63 @@ def test_text_with_more_digits_than_microseconds(tmp_path):
     (tmp_path / 'e.csv').write_text('patient,time,feature,value\n' + rows)
     where = outcomes(tmp_path, f'patient,label,until\na,0,{end}{zone}\nb,1,\n')
     assert rows_of(long_csv.load(tmp_path / 'e.csv', where)) == EXPECTED
+
+
+WIDE = FeatureTable((FeatureSpec('lactate'), FeatureSpec('serum sodium', aliases=('Na',)), FeatureSpec('pH')))
+
+
+def wide(folder, **change):
+  table = {'patient': pa.array([7, 7, 7, 8]), ' time ': pa.array([s * 10**9 for s in SECOND], pa.duration('ns')),
+           'lactate': pa.array([1.5, None, float('nan'), 0.25], pa.float32()), 'Na': pa.array([None, 140, 141, 139]),
+           'pH': pa.array([None, None, '<7.2', None]), **change}
+  pq.write_table(pa.table({name: column for name, column in table.items() if column is not None}),
+                 folder / 'w.parquet')
+  return folder / 'w.parquet', outcomes(folder, 'patient,label\n7,0\n8,1\n')
+
+
+def test_a_wide_table_of_known_and_of_new_patients(tmp_path):
+  path, where = wide(tmp_path)
+  known, unknown = wide_csv.load(path, where), new(path, 'wide_csv', table=WIDE)
+  expected = [('7', 0, 'lactate', 1.5), ('7', 1.5, 'Na', 140), ('7', 24, 'Na', 141),
+              ('7', 24, 'pH', pytest.approx(7.2)), ('8', 0, 'Na', 139), ('8', 0, 'lactate', 0.25)]
+  assert rows_of(known) == expected and {('read', 6, 'rows'), ('without value', 0, 'values')} <= set(known.attrition)
+  assert [(*row[:2], row[3]) for row in rows_of(unknown)] == [
+      (*row[:2], row[3]) for row in sorted((p, h, n.replace('Na', 'serum sodium'), v) for p, h, n, v in expected)]
+  assert known.censor.tolist().count(-1) == unknown.censor.tolist().count(-1) == 1
+
+
+@pytest.mark.parametrize('cells', [1, 7])
+def test_a_wide_table_in_blocks_is_the_same_as_text(tmp_path, monkeypatch, cells):
+  monkeypatch.setattr(csv_text, '_CELLS', cells)
+  text = pa.array(['unit', '7', '7', '8']), pa.array(['', *'012']), pa.array(['mmol/L', '1,5', '', '3'])
+  table = pa.table(dict(zip(('patient', 'time', 'Größe 体'), text)))
+  pq.write_table(table, tmp_path / 'w.parquet')
+  pacsv.write_csv(table, tmp_path / 'w.csv', pacsv.WriteOptions(delimiter=';'))
+  where = outcomes(tmp_path, 'patient;label\n7;0\n8;1\n')
+  plain = wide_csv.load(tmp_path / 'w.csv', where, reading=long_csv.Reading('utf8', ';', ','))
+  packed = wide_csv.load(tmp_path / 'w.parquet', where, reading=long_csv.Reading('latin-1', ';', ','))
+  assert rows_of(plain) == rows_of(packed) == [('7', 0, 'Größe 体', 1.5), ('8', 0, 'Größe 体', 3)]
+  assert plain.features.to_json() == packed.features.to_json() and plain.features[0].unit == 'mmol/L'
+
+
+@pytest.mark.parametrize(('change', 'match'), [
+    ({' time ': None}, "w.parquet has no column 'time'; the nearest header"),
+    ({'__index_level_0__': [0, 1, 2, 3]}, 'w.parquet has a column without a header'),
+    ({'na': [1, 2, 3, 4]}, "w.parquet has two columns 'Na'; keep one"),
+    ({'label': [0, 0, 0, 1]}, "the column 'label' belongs to the outcomes file; remove it from w.parquet"),
+    ({'x': pa.array([1, 2, 3, 4], pa.duration('s'))}, r"'x' in w.parquet is of type duration\[s\]"),
+    ({'x': [[1]] * 4}, 'w.parquet is not a parquet file of plain columns'),
+    ({'lactate': None, 'Na': None, 'pH': None}, 'w.parquet holds no row with patient, time and feature')])
+def test_a_bad_wide_table_is_one_line(tmp_path, change, match):
+  path, where = wide(tmp_path, **change)
+  for read in (lambda: wide_csv.load(path, where), lambda: new(path, 'wide_csv', table=WIDE)):
+    with pytest.raises(EagrlError, match=f'^data.path: .*{match}') as caught:
+      read()
+    assert '\n' not in str(caught.value)
+
+
+def test_a_table_without_columns(tmp_path):
+  pq.write_table(pa.table({}), tmp_path / 'w.parquet')
+  for kind in foreign.CSV:
+    with pytest.raises(EagrlError, match='^data.path: w.parquet holds no columns'):
+      new(tmp_path / 'w.parquet', kind)

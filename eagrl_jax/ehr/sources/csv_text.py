@@ -19,7 +19,8 @@ from eagrl_jax.ehr import validation
 from eagrl_jax.ehr.sources import damage
 from eagrl_jax.types import EagrlError
 
-BLOCK = 16 << 20  # bytes read at once
+BLOCK = 16 << 20  # bytes of a CSV read at once
+_CELLS = 1 << 20  # of a parquet file
 PER_HOUR = {'s': 3600, 'ms': 3_600_000, 'us': 3_600_000_000, 'ns': 3_600_000_000_000}
 _EMPTY = ('', 'NA', 'N/A', 'NaN', 'nan', 'null', 'NULL', 'None')
 _SODIUM = 'NA'  # the one mark of a missing entry that is also a feature's name
@@ -119,12 +120,14 @@ def _parquet(path: Path, field: str, reading: Reading, chosen: Callable[[list[st
   """Columns of any simple type, such as a MEDS label file has: numbers, texts, true or false, times."""
   try:
     with pq.ParquetFile(path) as file:
+      if not file.schema_arrow.names:
+        raise EagrlError(f'{field}: {path.name} holds no columns; check the file')
       headers = chosen(file.schema_arrow.names) if chosen else None
       read = [column for column in file.schema_arrow if headers is None or column.name in headers]
       if spans := [c for c in read if pa.types.is_duration(c.type) and c.name.strip() not in times]:
         raise EagrlError(f'{field}: {spans[0].name!r} in {path.name} is of type {spans[0].type}, which has no unit as '
                          'a value; write numbers')
-      for batch in file.iter_batches(columns=headers):
+      for batch in file.iter_batches(max(1, _CELLS // max(1, len(read))), columns=headers):
         yield pa.RecordBatch.from_arrays([_text(column, reading) for column in batch.columns], batch.schema.names)
   except (pa.ArrowException, OSError) as error:
     raise EagrlError(f'{field}: {path.name} is not a parquet file of plain columns'
@@ -132,13 +135,18 @@ def _parquet(path: Path, field: str, reading: Reading, chosen: Callable[[list[st
 
 
 def _text(column: pa.Array, reading: Reading) -> pa.Array:
-  """A column of parquet as a CSV would have it: durations in hours, instants in UTC, numbers with its decimal mark."""
+  """A column of parquet as a CSV would have it: durations in hours, instants in UTC, numbers with its decimal mark.
+
+  NaN is null: a wide table is full of it.
+  """
   kind = column.type
   if pa.types.is_duration(kind):
     ticks = pc.cast(pc.cast(column, pa.int64()), pa.float64(), safe=False)
     column = pc.divide(ticks, PER_HOUR[kind.unit])
   elif pa.types.is_timestamp(kind) and kind.tz:  # the offset of a place changes with summer
     column = pc.cast(column, pa.timestamp(kind.unit, 'UTC'))
+  elif pa.types.is_floating(kind):
+    column = pc.if_else(pc.is_nan(column), pa.scalar(None, kind), column)
   text = pc.cast(column, pa.string())
   return pc.replace_substring(text, '.', ',') if reading.decimal == ',' and _is_number(column.type) else text
 

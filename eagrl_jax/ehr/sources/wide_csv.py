@@ -1,4 +1,4 @@
-"""A wide CSV, one row a patient and time, one column a feature: melted block by block to a long one.
+"""A wide CSV or parquet file, one row a patient and time, one column a feature: melted block by block to a long one.
 
 A first row with `unit` or `units` for the patient gives the units of the columns. A column `available` says when a
 row's values could be known. All else, and the outcomes, is as in `long_csv`.
@@ -10,6 +10,7 @@ import codecs
 import collections
 import dataclasses
 import difflib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,11 +18,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
 from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import csv_text, event_rows, long_csv
 from eagrl_jax.types import EagrlError
+
+_NO_HEADER = '|__index_level_[0-9]+__'  # the latter is how pandas writes row numbers
 
 
 def load(path: str | Path, outcomes: str | Path, *, columns: event_rows.Columns = event_rows.Columns(),
@@ -48,10 +52,16 @@ def load(path: str | Path, outcomes: str | Path, *, columns: event_rows.Columns 
 
 
 def melt(path: Path, target: Path, columns: event_rows.Columns, reading: csv_text.Reading) -> None:
-  """Writes a wide CSV as a long one with the columns available, feature, value and unit."""
+  """Writes a wide CSV, or parquet file, as a long one with the columns available, feature, value and unit."""
+  parts = _long(path, columns, reading)
+  if target.suffix == '.parquet':
+    with pq.ParquetWriter(target, next(parts).schema) as writer:
+      for part in parts:
+        writer.write_table(part)
+    return
   encoder = codecs.getincrementalencoder(reading.encoding)()  # one mark of byte order a file, not one a part
   with target.open('wb') as file:
-    for part in _long(path, columns, reading):
+    for part in parts:
       text = pa.BufferOutputStream()
       pacsv.write_csv(part, text, pacsv.WriteOptions(include_header=not file.tell(), delimiter=reading.delimiter))
       file.write(encoder.encode(text.getvalue().to_pybytes().decode()))
@@ -63,7 +73,7 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
   schema = pa.schema([(name, pa.string()) for name in names])
   yield schema.empty_table()
   units: dict[str, str] | None = None
-  for block in csv_text.record_batches(path, 'data.path', reading):
+  for block in csv_text.record_batches(path, 'data.path', reading, times=names[1:3]):
     cells = {name.strip(): pc.utf8_trim_whitespace(block.column(i)) for i, name in enumerate(block.schema.names)}
     if units is None:  # the first block: header and units
       _check_header([name.strip() for name in block.schema.names], path.name, columns)
@@ -85,7 +95,7 @@ def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> 
     if name not in header:
       near = difflib.get_close_matches(name, header, n=1, cutoff=0.0)
       raise EagrlError(f'data.path: {file} has no column {name!r}; the nearest header is {near[0]!r}')
-  if '' in header:
+  if any(re.fullmatch(_NO_HEADER, name) for name in header):
     raise EagrlError(f'data.path: {file} has a column without a header; name it or remove it')
   twice = [name for name, n in collections.Counter(map(canonical, header)).items() if n > 1]
   if twice:

@@ -82,6 +82,8 @@ def test_other_headers_delimiter_encoding_and_gzip(tmp_path):
     ('patient,time,sodium,\na,0,1,2\n', 'a column without a header'),
     ('patient,time,sodium,label\na,0,1,1\n', "the column 'label' belongs to the outcomes file; remove it"),
     ('patient,time,sodium,age\na,0,1,1\n', "the column 'age' belongs to the outcomes file; remove it"),
+    ('patient,time,sodium,LABEL \na,0,1,1\n', "the column 'LABEL' belongs to the outcomes file; remove it"),
+    ('patient,time,sodium,_Until\na,0,1,9\n', "the column '_Until' belongs to the outcomes file; remove it"),
     ('patient,time,sodiun\na,0,1\n', "unknown feature 'sodiun'; did you mean 'serum sodium'"),
     ('patient,time,sodium\nunit,,mg\na,0,1\n', "'serum sodium' occurs in 'mg'"),
     ('patient,time,sodium\na,noon,1\n', 'data.columns.time: a time is neither'),
@@ -91,6 +93,16 @@ def test_bad_files_are_one_line(tmp_path, events, match):
   with pytest.raises(EagrlError, match=match) as caught:
     wide_csv.load(*make(tmp_path, events), features=tmp_path / 'f.yaml')
   assert '\n' not in str(caught.value) and 'secret' not in str(caught.value)
+
+
+def test_renamed_columns_of_the_outcomes_file_are_no_features(tmp_path):
+  columns = long_csv.Columns(outcome_patient='Stay', label='died', until='time', available='until')
+  for own in ('Died', 'STAY'):
+    paths = make(tmp_path, f'patient,time,until,Label,{own}\na,0,0,1,1\nb,0,0,2,2\n', 'Stay,died\na,0\nb,1\n')
+    with pytest.raises(EagrlError, match=f"the column '{own}' belongs to the outcomes file"):
+      wide_csv.load(*paths, columns=columns)
+  paths = make(tmp_path, 'patient,time,until,Label\na,0,0,1\nb,0,0,2\n', 'Stay,died,time\na,0,1\nb,1,1\n')
+  assert wide_csv.load(*paths, columns=columns).features.names == ('Label',)
 
 
 def test_absent_files(tmp_path):

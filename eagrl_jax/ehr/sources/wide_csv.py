@@ -101,7 +101,9 @@ def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> 
   if twice:
     shown = next(name for name in header if canonical(name) == twice[0])
     raise EagrlError(f'data.path: {file} has two columns {shown!r}; keep one')
-  for name in (columns.label, columns.age, columns.sex):
-    if name in header:
+  of_outcomes = {canonical(name) for name in (columns.outcome_patient, columns.label, columns.age, columns.sex,
+                                              columns.until)}
+  for name in header:
+    if canonical(name) in of_outcomes and name not in (columns.patient, columns.time, columns.available):
       raise EagrlError(f'data.path: the column {name!r} belongs to the outcomes file; remove it from {file}, where it '
                        'would be shown to the model')

@@ -126,6 +126,8 @@ def test_a_byte_order_mark_does_not_hide_a_column(tmp_path):
     ('patient,labl\na,0\nb,1\n', "o.csv has no column 'label'; the nearest header is 'labl'"),
     ('patient,label\na,0\nb,0\n', 'all 2 patients are negative'),
     ('patient,label\na,1\nb,1\n', 'all 2 patients are positive'),
+    ('patient,label,label\na,0,1\nb,1,0\n', "data.outcomes: o.csv has two columns 'label'; keep one"),
+    ('patient,label,sex, sex \na,0,m,f\nb,1,f,m\n', "data.outcomes: o.csv has two columns 'sex'; keep one"),
     ('patient,label\nx,1\ny,0\n', "no id in 'patient' occurs in the events"),
     ('patient,label\na,0\nB,1\nb,1\n', '1 patients have two ids'),
     ('patient,label,sex\na,0,1\nb,1,2\n', "2 entries of 'sex' have an unknown code"),
@@ -151,6 +153,7 @@ def test_a_column_taken_for_another_shows_no_entry(tmp_path, columns, features, 
 @pytest.mark.parametrize(('events', 'match'), [
     ('', 'e.csv is not a CSV'), ('patient,time,feature,value\n', 'holds no row'),
     ('patient,time,feature,val\na,0,sodium,1\n', "no column 'value'; the nearest header is 'val'"),
+    ('patient,time,feature,value,value\na,0,sodium,1,2\n', "data.path: e.csv has two columns 'value'; keep one"),
     ('patient,time,feature,value\na,0,sodiun,1\n', "unknown feature 'sodiun'; did you mean 'serum sodium'"),
     ('patient,time,feature,value,unit\na,0,sodium,1,mg/dL\n', "'serum sodium' occurs in 'mg/dL'"),
     ('patient,time,feature,value\n007,0,sodium,1\n7,0,sodium,1\n', '1 patients have two ids'),
@@ -160,6 +163,12 @@ def test_a_column_taken_for_another_shows_no_entry(tmp_path, columns, features, 
 def test_bad_events(tmp_path, events, match):
   message = refused(match, *make(tmp_path, events), features=tmp_path / 'f.yaml')
   assert 'secret' not in message
+
+
+def test_columns_that_are_not_used_may_have_one_name(tmp_path):
+  paths = make(tmp_path, 'patient,time,feature,value,note,note\na,0,sodium,1,p,q\nb,0,sodium,2,r,s\n',
+               'patient,label,note,note\na,0,p,q\nb,1,r,s\n')
+  assert sorted(long_csv.load(*paths, features=tmp_path / 'f.yaml').value) == [1, 2]
 
 
 def test_two_units_without_a_spec_and_absent_files(tmp_path):

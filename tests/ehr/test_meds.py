@@ -114,6 +114,17 @@ def test_bad_sets_are_one_line(tmp_path, change, match):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(('place', 'field', 'column'), [
+    ('set/data/train/0', 'data.path', 'numeric_value'), ('set/data/train/0', 'data.path', 'time'),
+    ('labels/0', 'data.outcomes', 'boolean_value')])
+def test_two_columns_of_one_name(tmp_path, place, field, column):
+  path = make(tmp_path) / f'{place}.parquet'
+  table = pq.read_table(path)
+  pq.write_table(table.append_column(column.upper(), table[column]), path)
+  with pytest.raises(EagrlError, match=f"^{field}: a file of (data|labels) has two columns '{column}'; keep one$"):
+    load(tmp_path)
+
+
 def test_a_shard_of_static_rows_has_times_of_no_type(tmp_path):
   shards = ([e for e in EVENTS if e[1] is None], [e for e in EVENTS if e[1] is not None])
   make(tmp_path, shards=shards)

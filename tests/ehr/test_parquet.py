@@ -90,6 +90,19 @@ def test_text_with_more_digits_than_microseconds(tmp_path):
     assert rows_of(long_csv.load(tmp_path / 'e.csv', where)) == EXPECTED
 
 
+@pytest.mark.parametrize('twice', ['value', 'note'])
+def test_two_columns_of_one_name_are_refused_where_they_are_used(tmp_path, twice):
+  path, where = long(tmp_path, HOURS, note=list('pqrs'))
+  table = pq.read_table(path)
+  pq.write_table(table.append_column(twice, table[twice]), path)
+  for load in (lambda: long_csv.load(path, where), lambda: new(path)):
+    if twice == 'note':
+      assert rows_of(load()) == EXPECTED
+    else:
+      with pytest.raises(EagrlError, match="^data.path: e.parquet has two columns 'value'; keep one$"):
+        load()
+
+
 WIDE = FeatureTable((FeatureSpec('lactate'), FeatureSpec('serum sodium', aliases=('Na',)), FeatureSpec('pH')))
 
 

@@ -87,6 +87,20 @@ def test_bad_tables_are_one_line(tmp_path, change, match):
   assert '\n' not in str(caught.value)
 
 
+@pytest.mark.parametrize(('table', 'column', 'name', 'used'), [
+    ('dyn', 'hr', 'hr', True), ('dyn', 'hr', 'HR', True), ('dyn', 'time', 'time', True), ('sta', 'age', 'AGE', True),
+    ('sta', 'height', 'height', True), ('outc', 'label', 'label', True), ('sta', 'ward', 'ward', False)])
+def test_two_columns_of_one_name_are_refused_where_they_are_used(tmp_path, table, column, name, used):
+  path = make(tmp_path, sta={'ward': ['x', 'y', 'z']}) / f'{table}.parquet'
+  whole = pq.read_table(path)
+  pq.write_table(whole.append_column(name, whole[column]), path)
+  if not used:
+    assert len(load(tmp_path)) == 2
+    return
+  with pytest.raises(EagrlError, match=f"^data.path: {table}.parquet has two columns '{column}'; keep one$"):
+    load(tmp_path)
+
+
 def test_missing_and_damaged_tables(tmp_path):
   make(tmp_path)
   path = tmp_path / 'dyn.parquet'

@@ -78,6 +78,8 @@ def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) 
   for name in (n for n, required in wanted.items() if required and n not in plain):
     near = difflib.get_close_matches(name, plain, n=1, cutoff=0.0)
     raise EagrlError(f'{field}: {path.name} has no column {name!r}; the nearest header is {near[0]!r}')
+  if twice := [name for name in wanted if sum(header.strip() == name for header in headers) > 1]:
+    raise EagrlError(f'{field}: {path.name} has two columns {twice[0]!r}; keep one')
   return {name: plain[name] for name in wanted if name in plain}
 
 

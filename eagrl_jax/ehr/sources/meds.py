@@ -105,6 +105,11 @@ def _parquet(path: Path, field: str, columns: tuple[str, ...],
   for column in columns:
     if column not in have:
       raise EagrlError(f'{field}: {path.name} has no column {column!r}; {fix}')
+  for schema in schemas:
+    lower = [name.lower() for name in schema.names]  # as the database tells columns apart
+    used = (*columns, 'unit') if 'code' in columns else columns
+    if twice := [name for name in used if lower.count(name) > 1]:
+      raise EagrlError(f'{field}: a file of {path.name} has two columns {twice[0]!r}; keep one')
   who, when = ([s.field(c).type for s in schemas if c in s.names] for c in columns[:2])
   if wrong := [kind for kind in who if not (pa.types.is_integer(kind) or _is_text(kind))]:
     raise EagrlError(f'{field}: {columns[0]!r} in {path.name} is of type {wrong[0]}; write whole numbers')

@@ -93,6 +93,10 @@ def _schema(path: Path, needed: tuple[str, ...]) -> pa.Schema:
   for column in needed:
     if column not in schema.names:
       raise EagrlError(f'data.path: {path.name} has no column {column!r}; write it as YAIB does')
+  used = schema.names if path.stem == 'dyn' else (*needed, *_ON_ADMISSION)
+  lower = [name.lower() for name in schema.names]  # as the database tells columns apart
+  if twice := [name for name in used if lower.count(name.lower()) > 1]:
+    raise EagrlError(f'data.path: {path.name} has two columns {twice[0]!r}; keep one')
   return schema
 
 

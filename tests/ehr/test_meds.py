@@ -114,6 +114,29 @@ def test_bad_sets_are_one_line(tmp_path, change, match):
   assert '\n' not in str(caught.value)
 
 
+def relabelled(folder, values):
+  path = make(folder) / 'labels' / '0.parquet'
+  pq.write_table(pq.read_table(path).set_column(2, 'boolean_value', values), path)
+  return folder
+
+
+@pytest.mark.parametrize(('values', 'wrong'), [
+    (pa.array([2, 1, 0, 0, 1, None]), 1), (pa.array([0.2, 1, 0, 0, -1, None]), 2),
+    (pa.array([float('nan'), 1, 0, 0, 1, None]), 1), (pa.array(['secret', '1', '0', '0', '7', None]), 2)])
+def test_labels_that_are_not_yes_or_no_are_counted(tmp_path, values, wrong):
+  with pytest.raises(EagrlError, match=f"^data.outcomes: {wrong} entries of 'boolean_value' are not true, false, 0 or "
+                                       '1; give a yes-or-no task$'):
+    load(relabelled(tmp_path, values))
+
+
+@pytest.mark.parametrize('values', [[1, 0, 0, 0, 1, None], [1.0, 0, 0, 0, 1, None],
+                                    ['True', '0', 'false', '0.0', '1', None]])
+def test_labels_of_any_type_that_say_yes_or_no(tmp_path, values):
+  made = load(relabelled(tmp_path / 'b', pa.array(values)))
+  plain = load(make(tmp_path / 'a'))
+  assert dict(zip(made.subject_id, made.label)) == {'1': 1, '2': 0, '3': 0} and made.attrition == plain.attrition
+
+
 @pytest.mark.parametrize(('place', 'field', 'column'), [
     ('set/data/train/0', 'data.path', 'numeric_value'), ('set/data/train/0', 'data.path', 'time'),
     ('labels/0', 'data.outcomes', 'boolean_value')])

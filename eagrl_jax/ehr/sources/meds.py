@@ -27,6 +27,8 @@ from eagrl_jax.types import EagrlError
 
 _DATA = ('subject_id', 'time', 'code', 'numeric_value')
 _LABELS = ('subject_id', 'prediction_time', 'boolean_value')
+# Of any type; NULL also of what is neither a number nor true or false.
+_LABEL = 'coalesce(TRY_CAST(boolean_value AS DOUBLE), CAST(TRY_CAST(boolean_value AS BOOLEAN) AS DOUBLE))'
 _WHEN = 'subject_id and prediction_time say whom to predict and when'
 _SEX = "CASE WHEN regexp_matches(code, '^(GENDER|SEX)//(M|MALE)$', 'i') THEN 1 " \
        "WHEN regexp_matches(code, '^(GENDER|SEX)//(F|FEMALE)$', 'i') THEN 0 END"
@@ -135,7 +137,11 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _choose(db: duckdb.DuckDBPyConnection, labels: str, grid: Grid, steps: Steps, labelled: bool) -> None:
   """Makes the table `stays`: patient, subject_id, start and cut of the window, label."""
-  value, said = ('CAST(boolean_value AS BOOLEAN)', 'label') if labelled else ('false', 'prediction time')
+  if labelled and (wrong := bounded.count(db, f'FROM {labels} WHERE boolean_value IS NOT NULL AND '
+                                              f'coalesce({_LABEL}, 2) NOT IN (0, 1)')):
+    raise EagrlError(f"data.outcomes: {wrong} entries of 'boolean_value' are not true, false, 0 or 1; give a yes-or-no "
+                     'task')
+  value, said = (f'CAST({_LABEL} AS BOOLEAN)', 'label') if labelled else ('false', 'prediction time')
   db.execute(f'CREATE TABLE asked AS SELECT CAST(subject_id AS VARCHAR) AS subject_id, '
              f'prediction_time AS cut, {value} AS label FROM {labels}')
   rows = bounded.count(db, 'FROM asked')

@@ -190,7 +190,7 @@ def read_features(path: str | Path) -> FeatureTable:
   """Reads a table of feature specs written by hand: a YAML or JSON list of mappings with FeatureSpec's fields.
 
   Raises:
-    EagrlError: no such file, not a list, unknown or missing fields, ranges upside down.
+    EagrlError: no such file, not a list, unknown or missing fields, ranges upside down, a scale of 0.
   """
   path, fields = Path(path), {f.name: f for f in dataclasses.fields(FeatureSpec)}
   try:
@@ -223,6 +223,9 @@ def read_features(path: str | Path) -> FeatureTable:
       for entry in row.get(field, ()):
         if not isinstance(entry, list) or len(entry) != len(shape) or not all(map(_is, entry, shape)):
           raise EagrlError(f'features: {name!r}: an entry of {field} must be {_SHOWN[field]}')
+        if field != 'levels' and not entry[-2]:
+          raise EagrlError(f'features: {name!r}: a scale of {field} is 0, which turns every value into the offset; '
+                           'give value in unit = scale * value + offset')
     for field, (kind, shown) in _ITEMS.items():
       if not all(_is(entry, kind) for entry in row.get(field, ())):
         raise EagrlError(f'features: {name!r}: entries of {field} must be {shown}')

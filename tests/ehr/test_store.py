@@ -126,6 +126,8 @@ def test_damage_is_noticed(tmp_path):
     ('- {name: a, aliases: b}', "'a': aliases has the wrong type"),
     ('- {name: a, rescale: [[0, 1, 100]]}', "'a': an entry of rescale must be .from, to, scale, offset."),
     ('- {name: a, accepted_units: [mg/dL, 2, 0]}', 'an entry of accepted_units must be'),
+    ('- {name: a, accepted_units: [[mg/dL, 1, 0], [g/L, 0, 0]]}', "'a': a scale of accepted_units is 0, which turns"),
+    ('- {name: a, rescale: [[0, 1, -0.0, 37]]}', "'a': a scale of rescale is 0, which turns every value into the off"),
     ('- {name: a, levels: [[1, yes]]}', 'an entry of levels must be .value, word.'),
     ('- {unit: a}', 'entries that each have a name'), ('a: 1', 'must be a list'), ('', 'must be a list'),
     ('- {name: "a, b"}', 'answers use as marks'), ('- {name: a, kind: x}', 'numeric or ordinal'),

@@ -5,7 +5,9 @@ import gzip
 import numpy as np
 import pytest
 
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.stages import foreign
 from eagrl_jax.types import EagrlError
 
 EVENTS = """patient,time,feature,value,unit
@@ -84,6 +86,25 @@ def test_dates_alone_are_midnights(tmp_path):
   events = 'patient,time,feature,value\na,2020-01-31,x,1\na,2020-02-02,x,2\nb,2021-05-05,x,3\n'
   cohort = long_csv.load(*make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
   assert cohort.hour[cohort.value == 2].tolist() == [48]
+
+
+@pytest.mark.parametrize('mark', ['0001-01-01', '1900-01-01', '1970-01-01T00:00', '9999-12-31'])
+@pytest.mark.parametrize('value', ['1', ''])
+def test_a_date_that_stands_for_none(tmp_path, mark, value):
+  time = lambda p, i: mark if p in 'ac' and i == 1 else f'{1999 + i}-03-01'  # the second row of two patients
+  rows = ''.join(f'{p},{time(p, i)},x,{value if i == 1 else i}\n' for p in 'abcd' for i in range(3, 0, -1))
+  args = make(tmp_path, 'patient,time,feature,value\n' + rows, 'patient,label\na,0\nb,1\n')
+  match = 'data.columns.time: of 2 patients two rows lie more than 30 years apart with none between; leave a time that'
+  assert mark not in refused(f'^{match}', *args, window_hours=48.0)
+  with pytest.raises(EagrlError, match=f'^{match}'):
+    foreign.read_unlabelled('csv', str(args[0]), '', FeatureTable((FeatureSpec('x'),)), columns=long_csv.Columns(),
+                            sex_codes=None, encoding='utf8', delimiter=',', task='mortality', setting='patients')
+
+
+def test_a_record_of_a_life_is_none(tmp_path):
+  rows = ''.join(f'{p},{year}-01-01,x,{year}\n' for p in 'ab' for year in (1930, 2017, 1959, 1988))
+  cohort = long_csv.load(*make(tmp_path, f'patient,time,feature,value\n{rows}', 'patient,label\na,0\nb,1\n'))
+  assert len(cohort.value) == 8
 
 
 @pytest.mark.parametrize(('first', 'second', 'match'), [

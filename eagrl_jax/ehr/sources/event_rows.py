@@ -22,6 +22,7 @@ from eagrl_jax.types import EagrlError
 
 SUPERSEDED = 'superseded by a later value of the same time'
 NO_LEVEL = 'a word that is no level of the feature'
+_YEARS = 30  # between neighbouring rows of a patient; 1900-01-01 and 1970-01-01 often stand where no date is known
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +103,21 @@ def read(path: Path, columns: Columns, reading: Reading, count: collections.Coun
   if not sum(map(len, parts['value'])):
     raise EagrlError(f'data.path: {path.name} holds no row with patient, time and feature')
   joined = {field: np.concatenate(arrays) for field, arrays in parts.items()}
+  _refuse_placeholders(joined['patient'], joined['hour'], columns.field('time'))
   return Events(codes['patient'], codes['feature'], codes['unit'], codes['word'], kinds, **joined)
+
+
+def _refuse_placeholders(patient: np.ndarray, hour: np.ndarray, field: str) -> None:
+  """Of a date that stands for none all hours would count, and a window after it would hold nothing."""
+  first, last = np.full((2, patient.max() + 1), [[np.inf], [-np.inf]])
+  np.minimum.at(first, patient, hour)
+  np.maximum.at(last, patient, hour)
+  rows = np.flatnonzero((last - first > _YEARS * 8766)[patient])
+  rows = rows[np.lexsort((hour[rows], patient[rows]))]
+  gap = (np.diff(hour[rows]) > _YEARS * 8766) & (np.diff(patient[rows]) == 0)
+  if gap.any():
+    raise EagrlError(f'{field}: of {len(np.unique(patient[rows[1:]][gap]))} patients two rows lie more than {_YEARS} '
+                     'years apart with none between; leave a time that is not known empty, or remove those rows')
 
 
 def _encode(column: pa.Array, codes: dict[str, int]) -> np.ndarray:

@@ -110,7 +110,7 @@ def test_the_wheel_works_outside_the_checkout(tmp_path):
     z.extractall(tmp_path / 'site')
   elsewhere = tmp_path / 'elsewhere'
   elsewhere.mkdir()
-  result = call('--config=configs/expert.py:tjh', '--config.data.source=synthetic', '--config.data.path=', '--dry_run', cwd=elsewhere,
-                path=tmp_path / 'site')
+  result = call('--config=configs/expert.py:tjh', '--config.data.source=synthetic', '--config.data.path=', '--dry_run',
+                cwd=elsewhere, path=tmp_path / 'site')
   assert result.returncode == 0, result.stderr
   assert list(elsewhere.iterdir()) == []

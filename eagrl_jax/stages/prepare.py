@@ -123,9 +123,13 @@ def read_source(c: ConfigDict, seed: int, labelled: bool = True) -> Cohort:
 
 
 def with_records(cohort: Cohort, window_hours: float) -> Cohort:
-  """Drops patients without any event before `window_hours` (0 = no limit) and counts them."""
-  inside = cohort.patient if not window_hours else cohort.patient[cohort.hour < window_hours]
-  rows = np.unique(inside)
+  """Drops patients without any event before `window_hours` (0 = no limit); counts them and the events after it.
+
+  Those events stay in the cohort, where a wider window finds them; no model is shown them.
+  """
+  inside = np.ones(len(cohort.hour), bool) if not window_hours else cohort.hour < window_hours
+  cohort = counted(cohort, 'after the window', int(np.sum(~inside)), 'values')
+  rows = np.unique(cohort.patient[inside])
   if len(rows) == len(cohort):
     return cohort
   return counted(cohort.take(rows), 'no record in the window', len(cohort) - len(rows))

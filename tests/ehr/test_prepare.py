@@ -13,6 +13,8 @@ import test_meds
 
 from configs import defaults
 from eagrl_jax.ehr import splits, store
+from eagrl_jax.ehr.records import LATE_STEPS
+from eagrl_jax.ehr.sources import synthetic
 from eagrl_jax.evaluation import leakage
 from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import beside, checks, prepare
@@ -50,6 +52,15 @@ def test_what_is_not_used_lies_beside_the_cohort_and_is_never_logged(tmp_path, c
   assert manifest['rejects'] == 2 and ['outside hard range: sodium', 1, 'values'] in manifest['attrition']
   assert 'sodium' in caplog.text and '9876543' not in caplog.text and 'k1' not in caplog.text.split()
   assert len(store.load(folder).value) == 120
+
+
+def test_events_after_the_window_are_counted_and_kept():
+  cohort = synthetic.generate(synthetic.SyntheticConfig(n=30), 0)
+  late = int(np.sum(cohort.hour >= 24))
+  found = prepare.with_records(cohort, 24.0)
+  assert 0 < late < len(cohort.hour) == len(found.hour)
+  assert found.attrition == (*cohort.attrition, ('after the window', late, 'values'))
+  assert 'after the window' in LATE_STEPS and prepare.with_records(cohort, 0.0) is cohort
 
 
 def test_statistics_of_another_cohort_or_other_train_patients_are_refused(tmp_path):

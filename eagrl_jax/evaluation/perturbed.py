@@ -29,7 +29,7 @@ def gather(folders: Mapping[int, Path], names: Mapping[str, str], n: int = 1000)
     n: resamples of patients.
 
   Returns:
-    {'n': patients, 'rows': of `table`}.
+    {'n': patients, 'rows': of `table`}, with the arms that every seed has.
 
   Raises:
     EagrlError: predictions are gone, or two seeds judged other patients or conditions.
@@ -45,7 +45,9 @@ def gather(folders: Mapping[int, Path], names: Mapping[str, str], n: int = 1000)
     for at, arms in found.items():
       for arm, prob in arms.items():
         probs.setdefault(at, {}).setdefault(names.get(arm, arm), {})[seed] = prob
-  return None if label is None else {'n': len(label), 'rows': table(label, probs, n)}
+  # Means over seeds are comparable between arms of the same seeds alone.
+  whole = {at: {arm: by for arm, by in arms.items() if by.keys() == folders.keys()} for at, arms in probs.items()}
+  return None if label is None else {'n': len(label), 'rows': table(label, whole, n)}
 
 
 def _read(folder: Path) -> tuple[np.ndarray, dict[Condition, dict[str, np.ndarray]]]:

@@ -72,12 +72,12 @@ def test_the_section_has_a_line_a_condition():
   assert table[2].startswith('| unchanged ') and '300 of the test patients, seeds 0, 1.' in '\n'.join(lines)
 
 
-def write(folder, label, conditions=(perturbed.UNCHANGED, SHUFFLED)):
+def write(folder, label, conditions=(perturbed.UNCHANGED, SHUFFLED), named=('rl', 'expert')):
   folder.mkdir()
   n = len(label)
   tables = [pa.table({'kind': [kind] * n, 'level': [level] * n, 'arm': [arm] * n, 'boolean_value': label.astype(bool),
                       'predicted_boolean_probability': told(1)})
-            for kind, level in conditions for arm in ('rl', 'expert')]
+            for kind, level in conditions for arm in named]
   pq.write_table(pa.concat_tables(tables), folder / 'predictions.parquet')
   return folder
 
@@ -88,6 +88,9 @@ def test_folders_of_seeds_become_one_table_if_they_judge_the_same(tmp_path):
   found = perturbed.gather({s: write(tmp_path / f'{s}', LABEL) for s in (0, 1)}, names, 50)
   assert found['n'] == 300 and found['rows'][1]['seeds'] == [0, 1]
   assert set(found['rows'][0]['arms']) == {'eag', 'expert'}
+  more = write(tmp_path / 'more', LABEL, named=('base', 'rl', 'expert'))  # its first arm is of one seed
+  found = perturbed.gather({0: more, 1: tmp_path / '1'}, names, 50)
+  assert found['rows'][0]['seeds'] == [0, 1] and set(found['rows'][0]['arms']) == {'eag', 'expert'}
   others = {'patients': write(tmp_path / 'patients', 1 - LABEL),
             'conditions': write(tmp_path / 'conditions', LABEL, (perturbed.UNCHANGED,))}
   for folder in others.values():

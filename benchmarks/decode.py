@@ -86,6 +86,8 @@ def main() -> None:
   parser.add_argument('--reps', type=int, default=3)
   parser.add_argument('--no_peer', action='store_true', help='ours alone')
   a = parser.parse_args()
+  if not a.no_peer:
+    measure.check_peer(parser, a.compute_dtype)
   cfg = measure.shape(a)
   flops, bandwidth, source = measure.peaks(cfg.compute_dtype)
   for prompts in a.prompts:

@@ -105,6 +105,12 @@ def report(name: str, unit: str, ours: float, peer: float | None, peer_name: str
   print(json.dumps({k: float(f'{v:.4g}') if isinstance(v, float) else v for k, v in line.items()}), flush=True)
 
 
+def check_peer(parser: argparse.ArgumentParser, compute_dtype: str) -> None:
+  """Refuses to set ours beside torch models that compute otherwise: they are float32, on the CPU."""
+  if compute_dtype != 'float32' or jax.default_backend() != 'cpu':
+    parser.error('the peers compute in float32 on the CPU: leave out --compute_dtype, or add --no_peer')
+
+
 def hugging_face(cfg: LMConfig, attention: str = 'sdpa') -> Any:
   """A randomly initialised transformers model of the same shape, float32, in evaluation mode."""
   import torch
@@ -114,6 +120,6 @@ def hugging_face(cfg: LMConfig, attention: str = 'sdpa') -> Any:
   config = transformers.LlamaConfig(
       vocab_size=cfg.vocab_size, hidden_size=cfg.d_model, num_hidden_layers=cfg.n_layers,
       num_attention_heads=cfg.n_heads, num_key_value_heads=cfg.n_kv_heads, head_dim=cfg.head_dim,
-      intermediate_size=cfg.d_ff, tie_word_embeddings=True, max_position_embeddings=4096,
+      intermediate_size=cfg.d_ff, tie_word_embeddings=cfg.tie_embeddings, max_position_embeddings=4096,
       attn_implementation=attention)
   return transformers.LlamaForCausalLM(config).eval()

@@ -166,6 +166,8 @@ def main() -> None:
   parser.add_argument('--no_peer', action='store_true')
   parser.add_argument('--no_growth', action='store_true', help='leave out the search beside itself')
   a = parser.parse_args()
+  if not a.no_peer:
+    measure.check_peer(parser, a.compute_dtype)
   cfg = dataclasses.replace(SHAPE if a.shape == 'peer' else measure.SHAPES[a.shape], compute_dtype=a.compute_dtype)
   cfg = dataclasses.replace(cfg, vocab_size=a.vocab or cfg.vocab_size)
   work = Work(a.trees, a.rollouts, a.siblings, a.prompt, a.step, a.depth)

@@ -270,6 +270,8 @@ def main() -> None:
   a = parser.parse_args()
   if a.peer and a.compute_dtype != 'float32':
     parser.error('the peers compute in float32: leave out --compute_dtype')
+  if a.peer and a.lora_rank:
+    parser.error('the peers train every weight: leave out --lora_rank')
   if a.peer and importlib.util.find_spec(a.peer) is None:
     raise SystemExit(f'--peer {a.peer} needs the package: pip install {PEERS[a.peer]}; see BUILD.md')
   cfg = dataclasses.replace(measure.shape(a), remat=a.remat)

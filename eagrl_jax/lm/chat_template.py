@@ -27,7 +27,8 @@ def render(template: str, turns: Sequence[tuple[str, str]], tokens: dict[str, st
   """
   messages = [{'role': role, 'content': words} for role, words in turns]
   known = {name: token for name, token in tokens.items() if token is not None}
-  return _compile(template).render(messages=messages, add_generation_prompt=add_generation_prompt, **known)
+  return _compile(template).render(messages=messages, tools=None, documents=None,
+                                   add_generation_prompt=add_generation_prompt, **known)
 
 
 class _Generation(jinja2.ext.Extension):

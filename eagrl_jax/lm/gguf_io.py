@@ -97,6 +97,10 @@ def _config(meta: Metadata, tensors: dict[str, gguf.ReaderTensor]) -> LMConfig:
   heads, d_model, arch = meta.count('attention.head_count'), meta.count('embedding_length'), meta.architecture
   if meta.get(f'{arch}.rope.scaling.type', 'none') not in ('none', None):
     raise EagrlError(f'{meta.file}: {arch}.rope.scaling.type is not supported; use a model without it')
+  # A factor by itself is linear scaling; the second name is that of older files.
+  for key in (f'{arch}.rope.scaling.factor', f'{arch}.rope.scale_linear'):
+    if meta.get(f'{arch}.rope.scaling.type') is None and meta.get(key) not in (None, 0, 1):
+      raise EagrlError(f'{meta.file}: {key} is not supported; use a model without it')
   if TOP['embed'] not in tensors:
     raise EagrlError(f'{meta.file}: tensor {TOP["embed"]!r} is missing; download the file again')
   cfg = LMConfig(

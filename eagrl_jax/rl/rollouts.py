@@ -16,6 +16,7 @@ from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl.engine import Answer, Sampling
+from eagrl_jax.rl.gradients import map_rows
 from eagrl_jax.types import Array, Params, PromptBatch, Rollout
 
 Generate = Callable[[Params, PromptBatch, Array], Rollout]  # the typed key decides the draws
@@ -49,12 +50,17 @@ def to_rollout(answers: Sequence[Sequence[Answer]], sampling: Sampling) -> Rollo
   return out
 
 
-@functools.partial(jax.jit, static_argnames='cfg')
-def with_entropy(params: Params, cfg: LMConfig, prompt: PromptBatch, rollout: Rollout) -> Rollout:
-  """The rollout with the entropies at temperature 1 of `params`, by a forward pass.
+@functools.partial(jax.jit, static_argnames=('cfg', 'micro'))
+def with_entropy(params: Params, cfg: LMConfig, prompt: PromptBatch, rollout: Rollout, micro: int) -> Rollout:
+  """The rollout with the entropies at temperature 1 of `params`, by forward passes over `micro` prompts each.
 
   Log-probabilities stay the writer's: they are the old ones of the update's ratio, also where its weights lag behind.
   """
-  out = forward_shared(params, cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
-  _, entropy = token_logprobs(params, cfg, out.hidden, rollout.tokens)
+
+  def of_part(part):
+    prompt, rollout = part
+    out = forward_shared(params, cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
+    return token_logprobs(params, cfg, out.hidden, rollout.tokens)[1]
+
+  entropy = map_rows(of_part, (prompt, rollout), micro)
   return dataclasses.replace(rollout, entropy=jnp.where(rollout.valid, entropy, 0))

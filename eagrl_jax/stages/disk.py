@@ -22,8 +22,9 @@ from absl import logging
 
 from eagrl_jax.types import EagrlError
 
-# Stay when a stage goes on.
-RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt')
+# Stay when a stage goes on; `rollouts` is what a server has open.
+RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt', 'rollouts',
+           'rollouts.new')
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # whatever the file, it is the disk's fault
 
 

@@ -23,6 +23,7 @@ from eagrl_jax.lm import lora
 from eagrl_jax.lm.forward import forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl import alignment
+from eagrl_jax.rl.gradients import map_rows
 from eagrl_jax.rl.judge import judge
 from eagrl_jax.rl.reading import read_attention
 from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
@@ -54,7 +55,7 @@ def run(context: Context) -> None:
   _, frozen = lora.split(start_policy.params, start_policy.config)
   update = functools.partial(
       make_update(start_policy.config, optimizer, settings.update(context.config), shardings), frozen=frozen)
-  reference = make_reference(start_policy) if c.kl else None
+  reference = make_reference(start_policy, c.micro_batch) if c.kl else None
   generate, key = rollouts_lib.choose(context, start_policy), rng.stage_key(context.config.seed, 'rl')
   with Checkpoints(context.folder('rl') / 'checkpoints') as checkpoints:
     found = checkpoints.restore(state_lib.abstract(start_policy.config, optimizer, context.mesh))
@@ -131,17 +132,21 @@ def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: Promp
   attention = None
   if context.config.rl.attention_reward:
     attention = read_attention(policy.config, settings.update(context.config), salience.shape[-1], params, prompt,
-                               rollout, answers.align_mask)
+                               rollout, answers.align_mask, context.config.rl.micro_batch)
   batch, figures = judge(settings.judge(context.config), prompt, rollout, answers, data.cohort.label[rows],
                          salience[rows], attention)
   return batch, {name: float(value) for name, value in figures.items()}
 
 
-def make_reference(policy: policy_lib.Policy):
-  """`(prompt, rollout) -> [B, G, T]` log-probabilities of the starting policy, for the KL term."""
+def make_reference(policy: policy_lib.Policy, micro: int):
+  """`(prompt, rollout) -> [B, G, T]` log-probabilities of the starting policy, for KL; `micro` prompts a pass."""
   @jax.jit
   def logprobs(params, prompt, rollout):
-    out = forward_shared(params, policy.config, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
-    return token_logprobs(params, policy.config, out.hidden, rollout.tokens)[0]
+    def of_part(part):
+      prompt, rollout = part
+      out = forward_shared(params, policy.config, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
+      return token_logprobs(params, policy.config, out.hidden, rollout.tokens)[0]
+
+    return map_rows(of_part, (prompt, rollout), micro)
 
   return lambda prompt, rollout: logprobs(policy.params, prompt, rollout)

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import shutil
 import urllib.parse
 
 import jax
@@ -49,7 +50,7 @@ class External:
     self._folder = (context.folder('rl') / 'rollouts').resolve()
     self._config, self._tokenizer, self._dtype = policy.config, policy.tokenizer, c.lm.compute_dtype
     self._mesh, self._sampling, self._refresh = context.mesh, sampling, c.rl.rollouts_refresh
-    self._calls = 0
+    self._calls, self._micro = 0, c.rl.micro_batch
     host = urllib.parse.urlsplit(self._server.url).hostname
     if processes.is_main() and host not in ('localhost', '127.0.0.1', '::1'):
       logging.warning('rl.rollouts: prompts, which are patient records, are sent to %s', host)
@@ -63,7 +64,7 @@ class External:
     answers = processes.first(lambda: engine.complete(
         self._server, self._sampling, self._config.vocab_size, *asked))
     rollout = mesh_lib.shard_batch(self._mesh, rollouts_lib.to_rollout(answers, self._sampling))
-    return rollouts_lib.with_entropy(params, self._config, prompt, rollout)
+    return rollouts_lib.with_entropy(params, self._config, prompt, rollout, self._micro)
 
   def _renew(self, params: Params) -> None:
     """Writes the policy and has the server read it; the name of its model comes from the first time."""
@@ -85,6 +86,7 @@ class External:
   def _write(self, params: Params) -> None:
     """Replaces the folder's files one by one: a server that has one of them mapped keeps the old one."""
     fresh = pathlib.Path(f'{self._folder}.new')
+    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was cut short
     hf_io.save_hf(fresh, params, self._config, self._tokenizer, self._dtype)
     self._folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(fresh.iterdir()):

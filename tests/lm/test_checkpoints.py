@@ -423,6 +423,15 @@ def test_broken_gguf_files_are_named(tmp_path):
     write_gguf(path, ref.CFG, params, words=words)
     with pytest.raises(EagrlError, match=said):
       gguf_io.load_gguf(path)
+  def scaled(key, value, w, pre):
+    byte_level(w, pre)
+    w.add_float32(f'llama.rope.{key}', value)
+  for key, value in (('scaling.factor', 4.0), ('scale_linear', 8.0)):  # a factor without a type is linear
+    write_gguf(path, ref.CFG, params, words=functools.partial(scaled, key, value))
+    with pytest.raises(EagrlError, match=f'llama.rope.{key} is not supported'):
+      gguf_io.load_gguf(path)
+    write_gguf(path, ref.CFG, params, words=functools.partial(scaled, key, 1.0))
+    gguf_io.load_gguf(path)
   write_gguf(path, ref.CFG, params, drop=('blk.1.ffn_up.weight',))
   with pytest.raises(EagrlError, match=r'blk\.1\.ffn_up\.weight'):
     gguf_io.load_gguf(path)

@@ -88,6 +88,28 @@ def test_chat_template(tokenizer, tmp_path):
   assert Tokenizer.load(tmp_path).apply_chat('hello') == '[user]hello<|end|>[a]'
 
 
+def test_a_template_finds_what_transformers_lends_it(tokenizer, tmp_path):
+  """No tools and no documents are None, not unknown; a line of a block alone leaves no line."""
+  template = """{%- set started = true %}
+{% if tools is not none or documents is not none %}
+Environment: ipython
+{% endif %}
+  {% for m in messages %}
+<{{ m.role }}> {{ m.content }}
+  {% endfor %}
+{% if add_generation_prompt %}
+<a>{% endif %}"""
+  tokenizer.save(tmp_path)
+  file = tmp_path / 'tokenizer_config.json'
+  file.write_text(json.dumps(json.loads(file.read_text()) | {'chat_template': template}))
+  text = Tokenizer.load(tmp_path).apply_chat('hello')
+  assert text == '<user> hello\n<a>'
+  if transformers := pytest.importorskip('transformers'):
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert theirs.apply_chat_template([{'role': 'user', 'content': 'hello'}], tokenize=False,
+                                      add_generation_prompt=True) == text
+
+
 CHAT = '{% for m in messages %}<a>{{ m.content }}<turn>{% endfor %}{% if add_generation_prompt %}<a>{% endif %}'
 
 

@@ -135,12 +135,22 @@ def test_the_update_sees_the_same_batch_as_from_our_own_sampler():
   lengths = np.asarray(ours.valid).sum(-1)
   assert lengths.min() < T and lengths.max() == T  # both ways to end
   with Vllm(ours) as server:
-    theirs = rollouts.with_entropy(PARAMS, LM, prompts(), rollouts.to_rollout(ask(server), ASKED))
+    theirs = rollouts.with_entropy(PARAMS, LM, prompts(), rollouts.to_rollout(ask(server), ASKED), B)
   a, b = update_batch(ours), update_batch(theirs)
   for name in ('tokens', 'valid', 'logprobs'):
     np.testing.assert_array_equal(getattr(a.rollout, name), getattr(b.rollout, name))
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), a, b)
   assert np.asarray(b.rollout.entropy).max() > 0.1
+
+
+def test_entropies_of_some_prompts_at_a_time_are_the_same_and_need_less_memory():
+  ours = written(PARAMS, jax.random.key(3))
+  temporary = {}
+  for micro in (1, B):
+    step = rollouts.with_entropy.lower(PARAMS, LM, prompts(), ours, micro=micro).compile()
+    temporary[micro] = step.memory_analysis().temp_size_in_bytes
+    np.testing.assert_allclose(step(PARAMS, prompts(), ours).entropy, ours.entropy, atol=1e-5)
+  assert temporary[1] < 0.6 * temporary[B]
 
 
 def test_a_request_holds_the_prompt_as_ids_and_every_field_of_the_draw():
@@ -210,7 +220,7 @@ def test_no_server_and_a_slow_one_are_told_apart():
 
 def context(folder: pathlib.Path, url: str, refresh: int = 2):
   rl = {'rollouts': url, 'rollouts_model': '', 'rollouts_refresh': refresh, 'rollouts_timeout': 20.0, 'group': G,
-        'max_new': T, 'temperature': 1.0}
+        'max_new': T, 'temperature': 1.0, 'micro_batch': 1}
   config = ConfigDict({'rl': rl, 'lm': {'compute_dtype': 'float32'}})
   return SimpleNamespace(config=config, mesh=mesh_lib.make_mesh(), folder=lambda name: folder / name)
 
@@ -234,7 +244,7 @@ def test_the_server_reads_new_weights_every_so_many_steps(tmp_path, caplog):
       want = written(weights(loaded), jax.random.key(3), sampling)
       np.testing.assert_array_equal(got.tokens, want.tokens)
       np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-6)
-      now = rollouts.with_entropy(weights(step), LM, prompts(), got).entropy
+      now = rollouts.with_entropy(weights(step), LM, prompts(), got, B).entropy
       np.testing.assert_allclose(got.entropy, now, atol=1e-6)  # of the current weights
   paths = [path for path, _ in server.seen]
   assert paths.count('/collective_rpc') == paths.count('/reset_prefix_cache') == 2

@@ -107,6 +107,15 @@ def test_a_folder_that_no_run_has_made_stays_where_it_is(tmp_path):
   assert (tmp_path / 'search' / 'thesis.docx').exists()
 
 
+def test_what_a_server_has_open_stays_when_a_stage_goes_on(tmp_path):
+  folder = tmp_path / 'rl'
+  assert disk.claim(folder, 'one')
+  for name in ('rollouts', 'policy'):
+    (folder / name).mkdir()
+  assert disk.claim(folder, 'one')
+  assert (folder / 'rollouts').exists() and not (folder / 'policy').exists()
+
+
 def test_what_is_not_finite_is_null_in_a_json_file(tmp_path):
   nan = float('nan')
   disk.write_json(tmp_path / 'x.json', {'sd': np.float64(nan), 'ci95': (nan, 1.5), 'rows': [{'p': -math.inf, 'n': 3}]})

@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from eagrl_jax import rng
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
@@ -13,9 +14,10 @@ from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import synthetic
 from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.lm.tokenizer import train_tokenizer
+from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl.judge import Answers
 from eagrl_jax.stages.encode import Encoder, Read, pad_answers, parse_rollout
-from eagrl_jax.stages.sft import final_answer
+from eagrl_jax.stages.sft import batches, final_answer
 from eagrl_jax.types import Rollout
 
 ANSWER = ('<Final subquestion> Now? </Final subquestion>\n<Important Features> lactate, sodium </Important Features>\n'
@@ -71,6 +73,20 @@ def test_the_weighted_answer_begins_at_its_tag(encoder):
   assert t.decode(ids[final_answer(ids, t):-1]) == '<Final answer> 0.75 </Final answer>'
   plain = t.encode('nothing')
   assert final_answer(plain, t) == len(plain)
+
+
+def test_the_answer_weighs_more_in_a_batch_of_trajectories(encoder):
+  t = encoder.tokenizer
+  ids = [*t.encode(ANSWER), t.eos_id]
+  plain = t.encode('nothing')
+  config = ConfigDict(dict(seed=0, prompt=dict(shuffle_features=False), sft=dict(answer_weight=5.0)))
+  context = types.SimpleNamespace(config=config, mesh=make_mesh())
+  batch = next(batches(context, encoder, {2: [ids, plain], 7: [ids]}, 2, 0))
+  weight = dict(zip(np.asarray(batch.prompt.example).tolist(), np.asarray(batch.loss_mask)))
+  begin = final_answer(ids, t)
+  for row in (2, 7):
+    assert set(weight[row][0, :begin]) == {1} and set(weight[row][0, begin:len(ids)]) == {5}
+  assert set(weight[2][1, :len(plain)]) == {1}
 
 
 def test_a_rollout_is_read_back(encoder):

@@ -31,7 +31,7 @@ def tokenizer():
 @pytest.fixture
 def patients():
   cohort = synthetic.generate(synthetic.SyntheticConfig(n=6, features=DEFAULT_FEATURES), 0)
-  splits = types.SimpleNamespace(train=np.arange(3), test=np.arange(3, 6))
+  splits = types.SimpleNamespace(train=np.arange(2), valid=np.arange(2, 4), test=np.arange(4, 6))
   return types.SimpleNamespace(cohort=cohort, visits=to_visits(cohort, 24, 2, 'mean'), splits=splits)
 
 
@@ -49,7 +49,7 @@ def test_whoever_writes_answers_stops_at_every_end(tokenizer):
 
 @pytest.mark.parametrize('fits', [True, False])
 def test_the_longest_prompt_must_leave_room(fits, tokenizer, patients, micro_config, tmp_path, monkeypatch):
-  """Of train and test patients, before the weights are read."""
+  """Of all patients, before the weights are read."""
   context = Context(micro_config(), tmp_path, make_mesh())
   encoder = data_lib.encoder(context, patients, tokenizer)
   longest = max(len(encoder.tokens(row)[0]) for row in range(6))

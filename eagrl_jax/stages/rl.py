@@ -149,4 +149,4 @@ def make_reference(policy: policy_lib.Policy, micro: int):
 
     return map_rows(of_part, (prompt, rollout), micro)
 
-  return lambda prompt, rollout: logprobs(policy.params, prompt, rollout)
+  return functools.partial(logprobs, policy.params)

@@ -17,7 +17,7 @@ from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.search.grammar_compiler import compile_grammar
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import lessons, memory, pipeline, policy, programs, settings, sizes
+from eagrl_jax.stages import lessons, memory, pipeline, policy, programs, rl, settings, sizes
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.optimizer import make_optimizer
@@ -59,6 +59,21 @@ def test_weights_and_optimiser_are_exact(lora, micro_config):
       'weights': held(model.init(lm, jax.random.key(0))), 'optimiser': held(state.opt_state),
       'reference': held(state.params)}
   assert memory.kv_bytes(lm, mesh) == held(cache.empty(lm, 1, 1, 1))
+
+
+def test_the_pass_for_kl_needs_no_more_than_the_update_that_is_planned(micro_config):
+  c, mesh = micro_config(), make_mesh()
+  c.rl.update(prompts=16, group=4, max_new=48, micro_batch=2, minibatches=1, kl=0.02)
+  sizes = programs.Sizes(256, 20, 48)
+  batch = programs.rl_batch(c, mesh, sizes)
+
+  def plan(micro):
+    logprobs = rl.make_reference(policy.Policy(model.abstract(LM, mesh), LM, None), micro)
+    return logprobs.func.lower(*logprobs.args, batch.prompt, batch.rollout).compile().memory_analysis()
+  some, together = plan(2), plan(16)
+  assert 1e6 < some.temp_size_in_bytes < 0.5 * together.temp_size_in_bytes
+  update = programs.rl_step(c, LM, mesh, sizes).memory_analysis()
+  assert some.temp_size_in_bytes + some.output_size_in_bytes < update.temp_size_in_bytes
 
 
 def test_the_search_is_planned_as_it_runs(micro_config, monkeypatch):

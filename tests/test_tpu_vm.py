@@ -29,6 +29,12 @@ SLEEP = r'''#!/usr/bin/env bash
 '''
 
 
+def _hear() -> None:
+  """What this process was started to ignore, by nohup say, a shell could not trap."""
+  for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(each, signal.SIG_DFL)
+
+
 @pytest.fixture
 def launch(tmp_path):
   """Runs the script; returns its result and its calls, each a list of words."""
@@ -42,7 +48,7 @@ def launch(tmp_path):
            'SIGNAL_AT': signal_at, 'SIGNAL': by.name.removeprefix('SIG')}
     result = subprocess.run(
         ['bash', str(SCRIPT), 'eagrl', 'us-west4-a', 'v5litepod-16', '/mnt/runs/a', '--config=configs/rl.py'],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=30, check=False)
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False, preexec_fn=_hear)
     return result, [shlex.split(line) for line in (tmp_path / 'calls').read_text().splitlines()]
   return run
 
@@ -86,7 +92,6 @@ def test_what_cannot_be_fetched_keeps_the_slice(launch, what):
   remaining = [shlex.split(line) for line in result.stderr.splitlines() if line.startswith('gcloud')]
   assert verbs(remaining) == ['results', 'log', 'delete']
   assert next(c for c in calls if '--recurse' in c) in remaining
-
 
 
 def test_a_failed_run_whose_results_cannot_be_fetched_keeps_its_status(launch):

@@ -38,12 +38,12 @@ THINK_FORMAT = (
 
 FULL_HEAD = (
     'You are an experienced physician reading the record of {setting}.\nEstimate {quantity}.\n'
-    'The record has {visits} visits, {times} days after the first measurement. Each line is one feature with one value '
+    'The record has {visits}, ending {times} days after the first measurement. Each line is one feature with one value '
     'per visit, oldest first; NaN means not measured at that visit.\nSex: {who}. Age: {years} years.\n')
 
 REPHRASED_HEAD = (
     'Below is what was measured in {setting}. As a doctor with long practice, say {quantity}.\n'
-    'Patient: {who}, {years} years. There were {visits} visits, at {times} days from the start. A line holds a feature '
+    'Patient: {who}, {years} years. There were {visits}, ending {times} days from the start. A line holds a feature '
     'and its values, one for each visit, the earliest first; NaN stands for a visit without that measurement.\n')
 
 REPHRASED_FORMAT = (
@@ -114,6 +114,7 @@ class Prompt:
   spans: tuple[tuple[int, int, int], ...]  # (feature id, first character, one past the last)
   dropped_values: int  # left out by the budget
   dropped_features: int
+  shown: np.ndarray  # [T, F] the values that stand in it, NaN where there is none
 
 
 def flag(spec: FeatureSpec, value: float) -> str:
@@ -172,16 +173,28 @@ def _line(spec: FeatureSpec, series: np.ndarray, sign: np.ndarray, style: str, k
   return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
 
 
+def _latest(series: np.ndarray, style: str, keep: int) -> np.ndarray:
+  """Which entries of `series [T]` a line has: the full style cuts positions, the compact style observations."""
+  there = ~np.isnan(series)
+  if style == 'full':
+    there[:-keep] = False
+  else:
+    there[np.flatnonzero(there)[:-keep]] = False
+  return there
+
+
 def _fit(series: dict[int, np.ndarray], signs: np.ndarray, features: FeatureTable, config: PromptConfig):
-  """Lines within the character budget. `-> ({feature: line}, dropped values, dropped features)`."""
+  """Lines within the character budget, of features with a value among those kept.
+
+  `-> ({feature: line}, how many values or visits are kept, dropped values, dropped features)`
+  """
 
   def shown(keep, order):
-    return {f: _line(features[f], series[f], signs[:, f], config.style, keep) for f in order}
+    return {f: _line(features[f], series[f], signs[:, f], config.style, keep) for f in order
+            if _latest(series[f], config.style, keep).any()}
 
   def count(keep, order):
-    # The full style cuts positions, the compact style cuts observations.
-    return sum(int(np.sum(~np.isnan(series[f][-keep:]))) if config.style == 'full'
-               else min(keep, int(np.sum(~np.isnan(series[f])))) for f in order)
+    return sum(int(_latest(series[f], config.style, keep).sum()) for f in order)
 
   order = list(series)
   total = sum(int(np.sum(~np.isnan(s))) for s in series.values())
@@ -191,6 +204,7 @@ def _fit(series: dict[int, np.ndarray], signs: np.ndarray, features: FeatureTabl
   while sum(map(len, lines.values())) > budget and keep > 1:
     keep -= 1
     lines = shown(keep, order)
+  order = list(lines)
   if sum(map(len, lines.values())) > budget:
     by_count = sorted(order, key=lambda f: -int(np.sum(~np.isnan(series[f]))))
     kept, used = set(), 0
@@ -200,7 +214,7 @@ def _fit(series: dict[int, np.ndarray], signs: np.ndarray, features: FeatureTabl
         used += len(lines[f])
     order = [f for f in order if f in kept]
     lines = {f: lines[f] for f in order}
-  return lines, total - count(keep, order), len(series) - len(order)
+  return lines, keep, total - count(keep, order), len(series) - len(order)
 
 
 def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: float, sex: int, *, setting: str,
@@ -219,7 +233,7 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
   order = np.arange(len(features)) if order is None else order
   series = {int(f): values[:, f] for f in order if not np.all(np.isnan(values[:, f]))}
   signs = np.zeros(values.shape, np.int8) if censor is None else censor
-  lines, dropped_values, dropped_features = _fit(series, signs, features, config)
+  lines, keep, dropped_values, dropped_features = _fit(series, signs, features, config)
   who = {1: 'male', 0: 'female'}.get(int(sex), 'unknown')
   years = 'unknown' if np.isnan(age) else f'{min(age, 90):.0f}'
 
@@ -228,18 +242,23 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
             f'Record of {len(hours)} visits. Patient of {years} years, {who}.\n')
     tail = f'Question: {question}\n' if standard else f'Please answer: {question}\n'
   else:
-    times = ', '.join(f'{h / 24:.3g}' for h in hours)
-    absent = [s.name for i, s in enumerate(features) if i not in series]
-    fields = {'setting': setting, 'quantity': quantity, 'question': question, 'visits': len(hours), 'times': times,
+    times = ', '.join(f'{h / 24:.3g}' for h in hours[-keep:])
+    absent = [s.name for i, s in enumerate(features) if np.isnan(values[-keep:, i]).all()]
+    cut = f', of which the last {keep} are shown' if keep < len(hours) else ''
+    visits = f'{len(hours)} visit{"s" * (len(hours) != 1)}{cut}'
+    fields = {'setting': setting, 'quantity': quantity, 'question': question, 'visits': visits, 'times': times,
               'who': who, 'years': years, 'absent': ', '.join(absent), 'depth': config.max_depth, 'k': config.top_k}
     head = (FULL_HEAD if standard else REPHRASED_HEAD).format(**fields)
-    tail = ('Never measured: {absent}.\n' if standard else 'Without any measurement: {absent}.\n') if absent else ''
+    never = ('Never measured' if standard else 'Without any measurement') + ' in them' * bool(cut)
+    tail = f'{never}: {{absent}}.\n' if absent else ''
     layout = THINK_FORMAT if config.reasoning == 'free' else FORMAT if standard else REPHRASED_FORMAT
     refusal = '' if not config.may_refuse else REFUSAL if standard else REPHRASED_REFUSAL
     tail = (tail + layout + refusal).format(**fields)
 
-  text, spans = head, []
+  text, spans, shown = head, [], np.full(values.shape, np.nan, values.dtype)
   for f, line in lines.items():
     spans.append((f, len(text), len(text) + len(line) - 1))
     text += line
-  return Prompt(text + tail, tuple(spans), dropped_values, dropped_features)
+    there = _latest(values[:, f], config.style, keep)
+    shown[there, f] = values[there, f]
+  return Prompt(text + tail, tuple(spans), dropped_values, dropped_features, shown)

@@ -70,7 +70,7 @@ def corpus(context: Context, data: data_lib.Data) -> Iterator[str]:
     prompt = encoder.prompt(int(row))
     if not prompt.spans:
       raise EagrlError('prompt.max_characters leaves no feature line; raise it')
-    values, visible = encoder.values(int(row)), [f for f, _, _ in prompt.spans]
+    values, visible = prompt.shown, [f for f, _, _ in prompt.spans]
     generator = rng.host(c.seed, 'base corpus', int(row))
     answer = warmup.write_answer(data.cohort.features, values, visible, settings.task(c), c.reward.top_k,
                                  c.search.max_depth, generator, encoder.censor(int(row))).text

@@ -35,7 +35,7 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
   # One width a lesson, so that the step compiles twice at most; the longest of a sample.
   sample, generator = rows[:128], rng.host(seed, 'base width')
   short_width = _width(short_lesson(short, sample, rng.host(seed, 'base width'), c)[1], encoder.tokenizer)
-  whole_width = _width([exercises(encoder, row, r, measured(r), generator, c.answers)
+  whole_width = _width([exercises(encoder, row, r, generator, c.answers)
                         for row, r in zip(sample, whole_records(encoder, sample, generator, c))], encoder.tokenizer)
   step = start
   while True:
@@ -50,8 +50,7 @@ def batches(context: Context, encoder: Encoder, rows: np.ndarray, start: int) ->
     else:
       records = whole_records(encoder, chosen, generator, c)
       prompt = encoder.batch(chosen, order, records)
-      texts = [exercises(encoder, row, record, np.unique(shown[shown >= 0]).tolist(), generator, c.answers)
-               for row, record, shown in zip(chosen, records, np.asarray(prompt.feature))]
+      texts = [exercises(encoder, row, record, generator, c.answers) for row, record in zip(chosen, records)]
     tokens, valid, weight = collate(texts, encoder.tokenizer, short_width if brief else whole_width, c.read_weight)
     yield mesh_lib.shard_batch(context.mesh, SupervisedBatch(prompt, tokens, valid, weight))
     step += 1
@@ -103,10 +102,12 @@ def whole_records(encoder: Encoder, chosen: np.ndarray, generator: np.random.Gen
   return records
 
 
-def exercises(encoder: Encoder, row: int, record: np.ndarray, visible: list[int], generator: np.random.Generator,
+def exercises(encoder: Encoder, row: int, record: np.ndarray, generator: np.random.Generator,
               count: int) -> list[Exercise]:
-  """`count` rule-written answers to a patient's record whose prompt shows `visible`, and three drills."""
+  """`count` rule-written answers to a patient's record, and three drills: of what its prompt shows and nothing else."""
   features, censor = encoder.cohort.features, encoder.censor(row, record)
+  record = encoder.prompt(row, values=record).shown
+  visible = measured(record)
   written = [warmup.write_answer(features, record, visible, encoder.config.task, encoder.config.top_k,
                                  encoder.config.max_depth, generator, censor) for _ in range(count)]
   return written + [write(features, record, visible, generator) for write in DRILLS]

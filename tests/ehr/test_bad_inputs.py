@@ -182,7 +182,7 @@ def test_06_the_side_of_a_limit_is_kept_to_the_prompt_and_the_answer(tmp_path):
                    'last': {'a': 'x ok 7 <3 >21', 'b': 'x ok >6 4 <8'}}
   own = encoder.values(row['a'])
   assert encoder.prompt(row['a'], values=np.where(own == 21, 22, own)).text.splitlines()[1] == ' x ok 7 <3 22'
-  told = {who: lessons.exercises(encoder, i, encoder.values(i), [0], np.random.default_rng(0), 1)[0].text
+  told = {who: lessons.exercises(encoder, i, encoder.values(i), np.random.default_rng(0), 1)[0].text
           for who, i in row.items()}
   assert ' x ok above 21, rising </Answer 1>' in told['a'] and ' x ok below 8, rising </Answer 1>' in told['b']
 

@@ -46,7 +46,7 @@ def search_toy(kind, toy):
   cfg = LMConfig(vocab_size=grammar.stop.shape[0], d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, head_dim=8, d_ff=48)
   # Loud layers over quiet embeddings: a policy whose next token depends on everything that it has read.
   start = init(cfg, jax.random.key(0))
-  layers = {name: (30 if name in ('wo', 'w_down') else 3) * x for name, x in start['layers'].items()}
+  layers = {name: (30 if name in ('wo', 'w_down') else 1.5) * x for name, x in start['layers'].items()}
   params = start | {'embed': start['embed'] / 3, 'final_norm': 3 * start['final_norm'], 'layers': layers}
   rng = np.random.default_rng(0)
   prompt = make_prompt(rng, cfg.vocab_size, [4, 9, 2])

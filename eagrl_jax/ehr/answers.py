@@ -9,6 +9,8 @@ from eagrl_jax.ehr.features import FeatureTable
 
 # All of a number or nothing of it: quantifiers that give nothing back, and no digit behind.
 _NUMBER = re.compile(r'(?<![\d.])(\d{1,3}+(?:\.\d++)?+|\.\d++)(?!\.?\d)\s*(%?)')
+_NEGATIVE = re.compile(r'-|[\u2212\u2013]\s*\.?\d')  # a minus sign or an en dash before a number
+_AROUND = re.compile(r'^\d+[.)]|\([^()]*\)$')  # a number before a name, a unit or remark behind it
 _REFUSAL = re.compile(r'\b(?:do(?: not|n.t) know|cannot (?:tell|estimate|answer))\b', re.I)
 _BARE_REFUSAL = re.compile(
     r'\W*(?:final answer\W+)?i (?:do(?: not|n.t) know|cannot (?:tell|estimate|answer))(?: (?:it|that|this))?\W*$', re.I)
@@ -50,15 +52,18 @@ def parse(text: str, features: FeatureTable, max_steps: int = 16) -> Answer:
   probability, last = None, text.rstrip().rpartition('\n')[2]
   refused = bool(_BARE_REFUSAL.match(last) if final is None else _REFUSAL.search(final))
   if final is not None:
-    numbers = {float(n) / (100 if percent else 1) for n, percent in _NUMBER.findall(final)}
-    if len(numbers) == 1 and not refused and '-' not in final:
+    numbers = {round(float(n) / (100 if percent else 1), 12) for n, percent in _NUMBER.findall(final)}
+    if len(numbers) == 1 and not refused and not _NEGATIVE.search(final):
       value = numbers.pop()
       probability = value if value <= 1 else None
 
   listed = _span(text, FEATURES)
   named: list[int] = []
   for name in re.split(r'[,;\n]', text[slice(*listed)]) if listed else ():
-    found = features.find(name.strip(' .\n'))
+    name = name.strip(' .\n')
+    found = features.find(name)
+    if found is None:  # '1. creatinine', 'creatinine (umol/L)'
+      found = features.find(_AROUND.sub('', name).strip())
     if found is not None and found not in named:
       named.append(found)
   if not listed and (begin := text.rfind(f'<{FEATURES}>')) >= 0:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from eagrl_jax.ehr import tasks
 from eagrl_jax.ehr.splits import FOLDS
 
 ITEMS = (  # (item, part, what it asks for)
@@ -71,6 +72,9 @@ _UNMEASURED = {  # by prompt.style
     'full': 'Policy: NaN at a visit without it, features without any value listed as such, nothing imputed.'}
 
 
+_AUTHORS = 'To be filled by the authors'
+
+
 def table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
   """Every item with what the run knows, '' where that is nothing.
 
@@ -81,7 +85,8 @@ def table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
   """
   known = _known(run) if run['config'] else {}
   parts = list(dict.fromkeys(part for _, part, _ in ITEMS))
-  return [{'item': item, 'part': part, 'order': parts.index(part), 'asks': asks, 'answer': known.get(item, '')}
+  return [{'item': item, 'part': part, 'order': parts.index(part), 'asks': asks, 'answer': known.get(item, ''),
+           'whole': bool(known.get(item)) and _AUTHORS not in known[item]}
           for item, part, asks in ITEMS]
 
 
@@ -89,7 +94,7 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
   c, manifest, result = run['config'], run['manifest'], run['result']
   at: Callable[..., Any] = lambda section, field, default='': (c.get(section) or {}).get(field, default)
   task, cohort = result.get('task') or at('data', 'task'), manifest.get('name') or at('data', 'source')
-  unit, divided = _unit(at('data', 'source')), 'as a file says' if at('data', 'splits') else 'at random'
+  unit, divided = unit_of(at('data', 'source')), 'as a file says' if at('data', 'splits') else 'at random'
   out = {
       '7': _join(f'measurements in bins of {at("data", "bin_hours"):g} h' if at('data', 'bin_hours') else '',
                  f'{at("data", "aggregate")} within a bin' if at('data', 'aggregate') else '',
@@ -101,8 +106,9 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
       '12b': ('Policy: raw values with units or flags, in text. Expert: z-scores by train statistics; a channel a '
               'level of features whose spec says so.'),
       '12c': _join(f'language model ({_policy(at)}), distilled from a tree search, then policy optimisation',
-                   f'expert: {at("expert", "members")} ConCare members' if at('expert', 'members') else '',
-                   f'settings under Config; early stopping on validation {unit}s'),
+                   f'{f"expert: {members} ConCare members, " if (members := at("expert", "members")) else "expert: "}'
+                   f'stopped early by validation {unit}s',
+                   'policy: fixed numbers of steps; settings under Config'),
       '12e': ('AUROC, AUPRC, Brier, log loss, calibration, net benefit'
               + (', early score' if result.get('early') else '') + f'; bootstrap by {unit}'
               + (f', {at("evaluate", "bootstrap"):,} resamples' if at('evaluate', 'bootstrap') else '')
@@ -118,17 +124,20 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
   if task:
     out['1'] = f'Development and evaluation; {task}; {cohort}.'
     out['4'] = 'Development and evaluation.'
-    out['8a'] = f'{task}{_horizon(at("data", "source"), at("data", "window_hours", None))}.'
+    asked = at('data', 'question') or (tasks.KNOWN[task].question if task in tasks.KNOWN else '')
+    out['8a'] = f'{task}{f": {asked}" if asked else ""}. {_AUTHORS}: how it was assessed.'
   if cohort:
     simulated = ' Simulated, not patients.' if manifest.get('synthetic') else ''
     source = f' (source {at("data", "source")})' if at('data', 'source') else ''
     out['5a'] = f'{cohort}{source}.{simulated}'
   if manifest.get('setting'):
-    out['6a'] = f'{manifest["setting"]}; centres: to be filled by the authors.'
+    out['6a'] = f'{manifest["setting"]}. {_AUTHORS}: centres.'
   if manifest.get('attrition'):
-    out['6b'] = out['20a'] = 'Steps from source to cohort under Cohort.'
+    out['6b'] = 'Steps from source to cohort under Cohort.'
+    out['20a'] = f'{out["6b"]} {_AUTHORS}: the outcome at each step.'
   if manifest.get('features'):
-    out['9b'] = f'{manifest["features"]} features of the record, age and sex; units and ranges in prepare/.'
+    hours = _horizon(at('data', 'source'), at('data', 'window_hours', None))
+    out['9b'] = f'{manifest["features"]} features of the record{hours}, age and sex; units and ranges in prepare/.'
   if manifest.get('patients'):
     patients, steps = manifest['patients'], manifest.get('attrition') or ()
     undrawn = sum(count for step, count, _ in steps if step == 'not drawn by the protocol')
@@ -140,8 +149,11 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
         if manifest.get('patients') else ''
     out['21'] = f'{whole}{result["n_test"]:,} test {unit}s{share}.'
     if 'prevalence' in result:
-      out['13'] = f'{100 * result["prevalence"]:.1f} % of the test {unit}s have the outcome; no recalibration.'
-    out['23a'] = 'Under Results, Differences and Subgroups.'
+      balanced = 'as many training trajectories of either outcome; ' if at('search', 'balance') else ''
+      out['13'] = (f'{100 * result["prevalence"]:.1f} % of the test {unit}s have the outcome; {balanced}'
+                   'no recalibration.')
+    out['23a'] = 'Under Results and Differences' + (
+        ', and Subgroups.' if result.get('subgroups') else f'. {_AUTHORS}: key groups.')
     out['23b'] = 'By sex and age under Subgroups.' if result.get('subgroups') else ''
     out['22'] = 'Weights, tokenizer and every setting in the run\'s folder; `export` writes them for other software.'
     out['24'] = 'Not updated.'
@@ -157,7 +169,7 @@ def _join(*parts: str) -> str:
   return text[:1].upper() + text[1:] + '.'
 
 
-def _unit(source: str) -> str:
+def unit_of(source: str) -> str:
   """What a row of the cohort is: YAIB's tables name stays and no patients."""
   return 'stay' if source == 'yaib' else 'patient'
 

@@ -28,7 +28,7 @@ def roc(arms: Predictions, notes: Mapping[str, str]) -> str:
         ax.plot(fpr, tpr, **drawing.look(arm), label=_legend(arm, notes))
     _unit_square(ax)
     drawing.legend_below(fig, ax)
-    return drawing.to_svg(fig, 'roc', 'ROC curves of all arms; areas with 95 % intervals in the legend.')
+    return drawing.to_svg(fig, 'roc', 'ROC curves of the arms drawn; areas with 95 % intervals in the legend.')
 
 
 def precision_recall(arms: Predictions, notes: Mapping[str, str]) -> str:
@@ -44,7 +44,8 @@ def precision_recall(arms: Predictions, notes: Mapping[str, str]) -> str:
     ax.axhline(prevalence, color=drawing.COLOURS['muted'], lw=0.8, label=f'prevalence {prevalence:.2f}')
     _unit_square(ax)
     drawing.legend_below(fig, ax)
-    return drawing.to_svg(fig, 'pr', 'Precision-recall curves of all arms; areas with 95 % intervals in the legend.')
+    return drawing.to_svg(
+        fig, 'pr', 'Precision-recall curves of the arms drawn; areas with 95 % intervals in the legend.')
 
 
 def decision(arms: Predictions) -> str:
@@ -63,7 +64,7 @@ def decision(arms: Predictions) -> str:
     ax.set_xlim(0, 0.8)
     ax.set_ylim(-0.25 * top, 1.05 * top)
     drawing.legend_below(fig, ax)
-    return drawing.to_svg(fig, 'decision', 'Net benefit of every arm over the threshold probability.')
+    return drawing.to_svg(fig, 'decision', 'Net benefit of the arms drawn over the threshold probability.')
 
 
 def calibration(arms: Predictions) -> str:
@@ -85,7 +86,7 @@ def calibration(arms: Predictions) -> str:
     low.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     drawing.legend_below(fig, top)
     return drawing.to_svg(fig, 'calibration',
-                          'Calibration curves of all arms, with the number of patients in each bin.')
+                          'Calibration curves of the arms drawn, with the number of patients in each bin.')
 
 
 def robustness(kind: str, title: str, words: str, levels: Sequence[float],
@@ -125,21 +126,31 @@ def rewards(before: Sequence[float], after: Sequence[float]) -> str:
 
 def paired_bars(names: Sequence[str], salience: Sequence[float], attention: Sequence[float], case: str,
                 top: int = 10) -> str:
-  """Expert salience beside policy attention for the features with most of either, in percent of their sums."""
+  """Expert salience beside policy attention for the features with most of either, in percent of their sums.
+
+  Attention without any mass was not read: the answer has no feature list.
+  """
   pair = np.array([salience, attention], float)  # [2, F]
   total = pair.sum(1, keepdims=True)
   pair = 100 * pair / np.where(total > 0, total, 1)
   order = np.argsort(-pair.max(0), kind='stable')[:top]
+  was_read = total[1, 0] > 0
   y = np.arange(len(order))
   with mpl.rc_context(drawing.STYLE):
     fig, ax = drawing.axes(380, 120 + 26 * len(order), 'Where expert and policy look', 'Share of the total (%)', '')
     ax.barh(y - 0.19, pair[0, order], 0.36, color=drawing.colour('expert'), label='expert salience')
-    ax.barh(y + 0.19, pair[1, order], 0.36, color=drawing.colour('rl'), label='policy attention')
+    if was_read:
+      ax.barh(y + 0.19, pair[1, order], 0.36, color=drawing.colour('rl'), label='policy attention')
+    else:
+      ax.plot([], [], ' ', label='policy attention not read: no feature list in its first answer')
     ax.set_yticks(y, [drawing.short(names[i]) for i in order], color=drawing.COLOURS['ink'])
     ax.tick_params(axis='y', length=0)
     ax.grid(False, axis='y')
     ax.invert_yaxis()
     drawing.legend_below(fig, ax)
+    if not was_read:
+      listed = ', '.join(f'{names[i]} {pair[0, i]:.0f}' for i in order)
+      return drawing.to_svg(fig, f'bars-{case}', f'Expert salience, percent; attention was not read: {listed}.')
     listed = ', '.join(f'{names[i]} {pair[0, i]:.0f} against {pair[1, i]:.0f}' for i in order)
     return drawing.to_svg(fig, f'bars-{case}', f'Expert salience against policy attention, percent: {listed}.')
 

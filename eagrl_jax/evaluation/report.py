@@ -113,7 +113,9 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   tree, cases = (None if share else read_json(workdir / name) for name in ('search/tree.json', 'evaluate/cases.json'))
   salience = (config.get('expert') or {}).get('salience', '')
   return {
-      'share': share, 'result': result, 'arms': arms, 'paired': sections.paired(result),
+      'share': share, 'result': result, 'arms': arms,
+      'unit': checklist.unit_of((config.get('data') or {}).get('source', '')),
+      'undrawn': [arm for arm in predictions if arm not in drawn(predictions)], 'paired': sections.paired(result),
       'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
                          'log_loss': metrics.log_loss(*yp), 'ece': metrics.expected_calibration_error(*yp),
                          'min_ps': metrics.min_precision_recall(*yp),

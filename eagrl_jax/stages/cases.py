@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from eagrl_jax import mesh as mesh_lib
+from eagrl_jax.ehr import prompt
+from eagrl_jax.ehr.features import FeatureSpec
 from eagrl_jax.rl.reading import read_layers
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
@@ -61,7 +63,8 @@ def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience:
         continue
       features.append({
           'name': spec.name, 'unit': spec.unit, 'ref_low': spec.ref_low, 'ref_high': spec.ref_high,
-          'values': [None if np.isnan(v) else round(float(v), spec.decimals) for v in values[:, f]],
+          'values': [None if np.isnan(v) else float(f'{v:.6g}') for v in values[:, f]],
+          **_last(spec, values[:, f], None if signs is None else signs[:, f]),
           'salience': float(salience[row, f]), 'attention': float(arms['rl'].attention[i, f])})
       if signs is not None and signs[:, f].any():  # some are limits, see `Cohort.censor`
         features[-1]['signs'] = signs[:, f].tolist()
@@ -73,3 +76,11 @@ def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience:
         'probabilities': {name: float(arm.prob[i]) for name, arm in arms.items()},
         'outcome': int(data.cohort.label[row])})
   return out
+
+
+def _last(spec: FeatureSpec, values: np.ndarray, signs: np.ndarray | None) -> dict[str, str]:
+  """A feature's last value and its flag, as a prompt has them. `[T], [T]`"""
+  at = np.flatnonzero(~np.isnan(values))[-1]
+  side = {'H': 'high', 'L': 'low'}.get(prompt.flag(spec, values[at])[:1], '')
+  return {'last': prompt.write_value(spec, float(values[at]), prompt.MARKS[0 if signs is None else int(signs[at])]),
+          'flag': side}

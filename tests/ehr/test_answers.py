@@ -21,9 +21,17 @@ def test_reads_a_whole_answer():
     ('0.3', 0.3), ('75%', 0.75), ('1', 1.0), ('0', 0.0), ('about .2', 0.2), ('0.750', 0.75), ('0.2 0.2', 0.2),
     ('1.2', None), ('-0.2', None), ('0.2 or 0.4', None), ('high', None), ('', None), ('150%', None),
     ('0.8765432', 0.8765432), ('0.123456789012', 0.123456789012), ('0.3.', 0.3), ('0.3.1', None), ('0.3 .1', None),
+    ('0.007 (0.7%)', 0.007), ('0.29 (29 %)', 0.29), ('\u22120.3', None), ('\u20130.3', None), ('0.3 \u2013 low', 0.3),
     ('1234', None), ('I do not know', None), ("I don't know, 0.5", None), ('nan', None), ('1e-3', None)])
 def test_probability(text, expected):
   assert parse(f'<Final answer> {text} </Final answer>', TABLE).probability == expected
+
+
+@pytest.mark.parametrize(('listed', 'named'), [
+    ('lactate (mmol/L), Heart Rate', (0, 1)), ('1. heart rate\n2) lactate (high)', (1, 0)),
+    ('lactate (Unit: mmol/L. Reference range: 0.5 to 2.)', (0,)), ('(lactate high), lact (', ()), ('2', ())])
+def test_names_may_have_a_number_before_and_a_remark_behind(listed, named):
+  assert parse(f'<Important Features> {listed} </Important Features>', TABLE).features == named
 
 
 def test_refusal_is_told_from_nonsense():

@@ -96,6 +96,36 @@ def test_never_measured_features_are_named_once():
   assert 'Never measured: sodium.' in prompt.text and [f for f, _, _ in prompt.spans] == [0, 2]
 
 
+@pytest.mark.parametrize(('fields', 'said', 'absent'), [
+    ({}, 'The record has 5 visits, of which the last 2 are shown, ending 4, 5 days after the first measurement.',
+     'Never measured in them: lactate.'),
+    ({'wording': 'rephrased'}, 'There were 5 visits, of which the last 2 are shown, ending 4, 5 days from the start.',
+     'Without any measurement in them: lactate.')])
+def test_a_full_prompt_says_which_visits_it_shows(fields, said, absent):
+  values = np.full((5, 3), NAN)
+  values[0, 0], values[:, 1], values[4, 2] = 9.9, np.arange(140, 145), 1
+  draw = lambda **more: render(TABLE, values, 24.0 * np.arange(1, 6), 60, 1, setting='x',
+                               config=PromptConfig(**fields, **more))
+  prompt = draw(max_values=2)
+  assert said in prompt.text and absent in prompt.text and [f for f, _, _ in prompt.spans] == [1, 2]
+  want = np.full((5, 3), NAN)
+  want[3:, 1], want[4, 2] = (143, 144), 1
+  np.testing.assert_array_equal(prompt.shown, want)
+  assert (prompt.dropped_values, prompt.dropped_features) == (4, 1)
+  whole = draw()
+  assert '5 visits, ending 1, 2, 3, 4, 5 days' in whole.text and 'Never measured' not in whole.text
+  np.testing.assert_array_equal(whole.shown, values)
+
+
+def test_a_compact_prompt_shows_the_last_observations_of_each_feature():
+  values = np.full((4, 3), NAN)
+  values[:, 0], values[:2, 1] = (1, 2, NAN, 4), (140, 150)
+  prompt = render(TABLE, values, np.zeros(4), 60, 1, setting='x', config=PromptConfig(style='compact', max_values=2))
+  want = np.full((4, 3), NAN)
+  want[[1, 3], 0], want[:2, 1] = (2, 4), (140, 150)
+  np.testing.assert_array_equal(prompt.shown, want)
+
+
 def test_budget_drops_old_values_then_rare_features():
   everything = show('compact')
   body = sum(stop - start + 1 for _, start, stop in everything.spans)

@@ -42,12 +42,27 @@ def test_all_items_are_there_and_nothing_unknown_is_claimed(html):
 
 
 @pytest.mark.parametrize(('source', 'hours', 'said'), [
-    ('meds', 48.0, 'mortality, from the last 48 h before the prediction.'),
-    ('meds', 0.0, 'mortality, from the whole record before the prediction.'),
-    ('mimic4', 24.0, 'mortality, from the first 24 h.'),
-    ('tjh', 0.0, 'mortality, from the whole record.')])
-def test_the_horizon_is_that_of_the_source(source, hours, said):
-  assert answers(data=data(source, window_hours=hours))['8a'] == said
+    ('meds', 48.0, 'from the last 48 h before the prediction'),
+    ('meds', 0.0, 'from the whole record before the prediction'),
+    ('mimic4', 24.0, 'from the first 24 h'),
+    ('tjh', 0.0, 'from the whole record')])
+def test_the_horizon_of_predictors_is_that_of_the_source(source, hours, said):
+  known = answers(data=data(source, window_hours=hours), manifest={'features': 7})
+  assert known['9b'].startswith(f'7 features of the record, {said}, age and sex;')
+  assert 'will the patient die' in known['8a'] and said not in known['8a']
+
+
+def test_what_is_known_in_part_does_not_count_as_filled():
+  made = {'n_test': 180, 'prevalence': 0.1, 'task': 'mortality'}
+  run = {'config': {'data': data('tjh'), 'search': {'balance': True}}, 'environment': {}, 'robustness': {},
+         'split': None, 'transfer': [], 'result': made,
+         'manifest': {'setting': 'adults', 'attrition': [['read', 3, 'patients']]}}
+  rows = {row['item']: row for row in checklist.table(run)}
+  for item in ('6a', '8a', '20a', '23a'):
+    assert rows[item]['answer'] and not rows[item]['whole']
+  assert rows['6b']['whole'] and 'either outcome' in rows['13']['answer']
+  some = checklist.table(run | {'result': made | {'subgroups': {'rl': [{'name': 'women'}]}}})
+  assert next(row for row in some if row['item'] == '23a')['whole'] is True
 
 
 SIZES = {'train': 1440, 'tuning': 180, 'held_out': 180}

@@ -1,5 +1,6 @@
 """What the base stage is taught: true flags of the record that the prompt shows, and nothing of the outcome."""
 
+import dataclasses
 import itertools
 import types
 
@@ -40,6 +41,17 @@ def lines(text, names):
   body = [line[1:] for line in text.splitlines() if line.startswith(' ')]
   name = lambda line: next(n for n in sorted(names, key=len, reverse=True) if line.startswith(n + ' '))
   return {name(line): line.removeprefix(name(line)).split()[0] for line in body}
+
+
+def test_answers_tell_no_trend_that_the_prompt_does_not_show(taught):
+  _, encoder = taught
+  told = {}
+  for shown in (1, 2):
+    mine = dataclasses.replace(encoder, config=dataclasses.replace(encoder.config, max_values=shown))
+    told[shown] = ' '.join(e.text for row in range(24) for e in lessons.exercises(
+        mine, row, mine.values(row), np.random.default_rng(row), 2))
+  trends = ('rising', 'falling', 'steady')
+  assert all(word in told[2] for word in trends) and not any(word in told[1] for word in trends)
 
 
 def test_findings_tell_the_flags_that_the_prompt_shows(taught):

@@ -19,9 +19,11 @@ from eagrl_jax.types import EagrlError
 _TABLES = {'hosp/admissions': mimic4_stays.ADMISSIONS, 'hosp/patients': mimic4_stays.PATIENTS,
            'icu/icustays': mimic4_stays.ICUSTAYS}
 _EVENTS = ('subject_id', 'charttime', 'itemid', 'value', 'valuenum', 'valueuom')
-# SQL over charted, stored, s.start, s.cut, w.text, w.level and number; the first that holds decides.
+_AHEAD = 24  # hours before the stay in which what is asked on admission, height and weight, is taken to be of it
+# SQL over charted, stored, i.ahead, s.opens, s.cut, w.text, w.level and number; the first that holds decides. Charts
+# have whole minutes and stays seconds: what is charted in a stay's first minute is not before it.
 # Rows outside the window are those of a patient's other days and stays, as many as there are: no sign of a wrong clock.
-_FATES = (('without a time', 'charted IS NULL'), ('before the stay', 'charted < s.start'),
+_FATES = (('without a time', 'charted IS NULL'), ('before the stay', 'charted < s.opens - i.ahead'),
           ('after the window', 'charted >= s.cut'), ('charted in the window, stored after it', 'stored > s.cut'),
           ('not assessed: no verbal response behind a tube', 'w.text IS NOT NULL AND w.level IS NULL'),
           ('without a number', 'number IS NULL'))
@@ -81,8 +83,10 @@ def _read(db: duckdb.DuckDBPyConnection, folder: Path, name: str, items: tuple[I
   """Adds the chosen stays' values of these items to `events`."""
   table = Path(name).name
   source, have = _csv(db, folder, name, _EVENTS)
-  db.execute(f'CREATE TABLE {table}_items (itemid VARCHAR, worded BOOLEAN)')
-  db.executemany(f'INSERT INTO {table}_items VALUES (?, ?)', [(str(i.itemid), bool(i.words)) for i in items])
+  db.execute(f'CREATE TABLE {table}_items (itemid VARCHAR, worded BOOLEAN, ahead INTERVAL)')
+  asked = {spec.name for spec in FEATURES if spec.group == 'admission'}
+  db.executemany(f'INSERT INTO {table}_items SELECT ?, ?, to_hours(?)', [
+      (str(i.itemid), bool(i.words), _AHEAD if i.feature in asked else 0) for i in items])
   db.execute(f'CREATE TABLE {table}_words (itemid VARCHAR, text VARCHAR, level DOUBLE)')
   words = [(str(i.itemid), text.lower(), level) for i in items
            for text, level in (*i.words, *((text, None) for text in i.not_assessed))]
@@ -94,10 +98,11 @@ def _read(db: duckdb.DuckDBPyConnection, folder: Path, name: str, items: tuple[I
     db.execute(f'''
         CREATE TABLE {table} AS
         SELECT s.patient, e.itemid, lower(trim(e.valueuom)) AS unit, CASE {fate} ELSE -1 END AS fate, number,
-          date_diff('microsecond', s.origin, charted) / 3.6e9 AS hour
+          greatest(0, date_diff('microsecond', s.origin, charted)) / 3.6e9 AS hour
         FROM (SELECT *, TRY_CAST(charttime AS TIMESTAMP) AS charted,
                 {'TRY_CAST(storetime AS TIMESTAMP)' if 'storetime' in have else 'NULL'} AS stored FROM {source}) e
-        JOIN {table}_items i USING (itemid) JOIN stays s USING (subject_id)
+        JOIN {table}_items i USING (itemid)
+        JOIN (SELECT *, date_trunc('minute', start) AS opens FROM stays) s USING (subject_id)
         LEFT JOIN {table}_words w ON w.itemid = e.itemid AND w.text = lower(trim(e.value)),
         LATERAL (SELECT CASE WHEN i.worded OR w.text IS NOT NULL THEN w.level
                           ELSE TRY_CAST(coalesce(e.valuenum, e.value) AS DOUBLE) END AS number)''')

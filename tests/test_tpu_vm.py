@@ -6,6 +6,7 @@ import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
@@ -22,17 +23,16 @@ fi
 case "$*" in *describe*) head -n 1 "$HERE/states"; sed -i '2,$!{$!d}' "$HERE/states";; esac
 exit 0
 '''
+# A shell cannot trap what it was started to ignore, and these tests may be started by nohup.
+HEARING = """import os, signal, sys
+for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+  signal.signal(each, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])"""
 # The wait between two looks is short; with SIGNAL_AT=waiting a signal comes during it.
 SLEEP = r'''#!/usr/bin/env bash
 [[ "$1" = 30 && "$SIGNAL_AT" = waiting ]] && kill "-$SIGNAL" "$PPID"
 [[ "$1" = 30 ]] || exec /bin/sleep "$1"
 '''
-
-
-def _hear() -> None:
-  """What this process was started to ignore, by nohup say, a shell could not trap."""
-  for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-    signal.signal(each, signal.SIG_DFL)
 
 
 @pytest.fixture
@@ -47,8 +47,8 @@ def launch(tmp_path):
     env = {'PATH': f'{tmp_path}:{os.environ["PATH"]}', 'HERE': str(tmp_path), 'FAIL_AT': fail_at,
            'SIGNAL_AT': signal_at, 'SIGNAL': by.name.removeprefix('SIG')}
     result = subprocess.run(
-        ['bash', str(SCRIPT), 'eagrl', 'us-west4-a', 'v5litepod-16', '/mnt/runs/a', '--config=configs/rl.py'],
-        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False, preexec_fn=_hear)
+        [sys.executable, '-c', HEARING, 'bash', str(SCRIPT), 'eagrl', 'us-west4-a', 'v5litepod-16', '/mnt/runs/a',
+         '--config=configs/rl.py'], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60, check=False)
     return result, [shlex.split(line) for line in (tmp_path / 'calls').read_text().splitlines()]
   return run
 

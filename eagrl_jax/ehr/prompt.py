@@ -162,17 +162,6 @@ def _range(spec: FeatureSpec) -> str:
   return f'{ends[0]} to {ends[1]}'.strip()
 
 
-def _line(spec: FeatureSpec, series: np.ndarray, sign: np.ndarray, style: str, keep: int) -> str:
-  # In: series [T] with NaN where not measured, sign [T].  Out: at most `keep` of its latest entries.
-  if style == 'compact':
-    at = np.flatnonzero(~np.isnan(series))[-keep:]
-    shown = ' '.join(write_value(spec, series[t], MARKS[sign[t]]) for t in at)
-    return f' {spec.name} {flag(spec, series[at[-1]]) or "ok"} {shown}\n'
-  shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v, MARKS[s])
-                    for v, s in zip(series[-keep:], sign[-keep:]))
-  return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
-
-
 def _latest(series: np.ndarray, style: str, keep: int) -> np.ndarray:
   """Which entries of `series [T]` a line has: the full style cuts positions, the compact style observations."""
   there = ~np.isnan(series)
@@ -181,6 +170,17 @@ def _latest(series: np.ndarray, style: str, keep: int) -> np.ndarray:
   else:
     there[np.flatnonzero(there)[:-keep]] = False
   return there
+
+
+def _line(spec: FeatureSpec, series: np.ndarray, sign: np.ndarray, style: str, keep: int) -> str:
+  # In: series [T] with NaN where not measured, sign [T].  Out: at most `keep` of its latest entries.
+  if style == 'compact':
+    at = np.flatnonzero(_latest(series, style, keep))
+    shown = ' '.join(write_value(spec, series[t], MARKS[sign[t]]) for t in at)
+    return f' {spec.name} {flag(spec, series[at[-1]]) or "ok"} {shown}\n'
+  shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v, MARKS[s])
+                    for v, s in zip(series[-keep:], sign[-keep:]))
+  return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
 
 
 def _fit(series: dict[int, np.ndarray], signs: np.ndarray, features: FeatureTable, config: PromptConfig):

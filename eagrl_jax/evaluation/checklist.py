@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from eagrl_jax.ehr import tasks
-from eagrl_jax.ehr.splits import FOLDS
+from eagrl_jax.ehr.splits import FOLDS, kept_apart
 
 ITEMS = (  # (item, part, what it asks for)
     ('1', 'Title', 'Model developed or evaluated, for whom, for which outcome'),
@@ -94,7 +94,8 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
   c, manifest, result = run['config'], run['manifest'], run['result']
   at: Callable[..., Any] = lambda section, field, default='': (c.get(section) or {}).get(field, default)
   task, cohort = result.get('task') or at('data', 'task'), manifest.get('name') or at('data', 'source')
-  unit, divided = unit_of(at('data', 'source')), 'as a file says' if at('data', 'splits') else 'at random'
+  unit = kept_apart(at('data', 'source')).removesuffix('s')
+  divided = 'as a file says' if at('data', 'splits') else 'at random'
   out = {
       '7': _join(f'measurements in bins of {at("data", "bin_hours"):g} h' if at('data', 'bin_hours') else '',
                  f'{at("data", "aggregate")} within a bin' if at('data', 'aggregate') else '',
@@ -167,11 +168,6 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
 def _join(*parts: str) -> str:
   text = '; '.join(part for part in parts if part)
   return text[:1].upper() + text[1:] + '.'
-
-
-def unit_of(source: str) -> str:
-  """What a row of the cohort is: YAIB's tables name stays and no patients."""
-  return 'stay' if source == 'yaib' else 'patient'
 
 
 def _horizon(source: str, window_hours: float | None) -> str:

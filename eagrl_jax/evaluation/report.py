@@ -14,6 +14,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from eagrl_jax.ehr.splits import kept_apart
 from eagrl_jax.evaluation import checklist, drawing, figures, learning, marks, metrics, patients, sections, subgroups
 from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
@@ -114,7 +115,7 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   salience = (config.get('expert') or {}).get('salience', '')
   return {
       'share': share, 'result': result, 'arms': arms,
-      'unit': checklist.unit_of((config.get('data') or {}).get('source', '')),
+      'unit': kept_apart((config.get('data') or {}).get('source', '')).removesuffix('s'),
       'undrawn': [arm for arm in predictions if arm not in drawn(predictions)], 'paired': sections.paired(result),
       'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
                          'log_loss': metrics.log_loss(*yp), 'ece': metrics.expected_calibration_error(*yp),

@@ -50,17 +50,23 @@ def to_rollout(answers: Sequence[Sequence[Answer]], sampling: Sampling) -> Rollo
   return out
 
 
+def scores(params: Params, cfg: LMConfig, prompt: PromptBatch, rollout: Rollout, micro: int,
+           pick: Callable[[Array, Array], Array]) -> Array:
+  """`pick` of a rollout's log-probabilities and entropies `[B, G, T]` under `params`, `micro` prompts a pass."""
+
+  def of_part(part):
+    prompt, rollout = part
+    out = forward_shared(params, cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
+    return pick(*token_logprobs(params, cfg, out.hidden, rollout.tokens))
+
+  return map_rows(of_part, (prompt, rollout), micro)
+
+
 @functools.partial(jax.jit, static_argnames=('cfg', 'micro'))
 def with_entropy(params: Params, cfg: LMConfig, prompt: PromptBatch, rollout: Rollout, micro: int) -> Rollout:
   """The rollout with the entropies at temperature 1 of `params`, by forward passes over `micro` prompts each.
 
   Log-probabilities stay the writer's: they are the old ones of the update's ratio, also where its weights lag behind.
   """
-
-  def of_part(part):
-    prompt, rollout = part
-    out = forward_shared(params, cfg, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
-    return token_logprobs(params, cfg, out.hidden, rollout.tokens)[1]
-
-  entropy = map_rows(of_part, (prompt, rollout), micro)
+  entropy = scores(params, cfg, prompt, rollout, micro, lambda _, entropy: entropy)
   return dataclasses.replace(rollout, entropy=jnp.where(rollout.valid, entropy, 0))

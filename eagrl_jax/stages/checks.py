@@ -187,8 +187,8 @@ def _check_sft(c: ConfigDict) -> None:
 
 def _check_rl(c: ConfigDict, shape: LMConfig | None) -> None:
   rl = c.rl
-  fields.all_whole('rl.align_layers', rl.align_layers)
-  fields.all_whole('rl.align_heads', rl.align_heads)
+  fields.all_numbers('rl.align_layers', rl.align_layers, whole=True)
+  fields.all_numbers('rl.align_heads', rl.align_heads, whole=True)
   fields.one_of('rl.advantage', rl.advantage, advantages.KINDS)
   fields.one_of('rl.align', rl.align, alignment.KINDS)
   fields.one_of('rl.align_control', rl.align_control, CONTROLS)

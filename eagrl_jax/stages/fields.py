@@ -29,16 +29,11 @@ def at_least(low: int, c: ConfigDict, *names: str) -> None:
       raise EagrlError(f'{name}={c[section][field]} must be at least {low}')
 
 
-def all_whole(name: str, values: Any) -> None:
-  """Refuses a tuple that holds anything but whole numbers."""
-  if not all(isinstance(x, int) and not isinstance(x, bool) for x in values):
-    raise EagrlError(f'{name}={tuple(values)} must hold whole numbers')
-
-
-def all_numbers(name: str, values: Any) -> None:
+def all_numbers(name: str, values: Any, whole: bool = False) -> None:
   """Refuses a tuple that holds anything but numbers."""
-  if not all(isinstance(x, int | float) and not isinstance(x, bool) for x in values):
-    raise EagrlError(f'{name}={tuple(values)} must hold numbers')
+  kind = int if whole else int | float
+  if not all(isinstance(x, kind) and not isinstance(x, bool) for x in values):
+    raise EagrlError(f'{name}={tuple(values)} must hold {"whole " * whole}numbers')
 
 
 def split_commas(c: ConfigDict) -> None:

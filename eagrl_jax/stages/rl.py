@@ -20,12 +20,10 @@ from absl import logging
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
 from eagrl_jax.lm import lora
-from eagrl_jax.lm.forward import forward_shared
-from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.rl import alignment
-from eagrl_jax.rl.gradients import map_rows
 from eagrl_jax.rl.judge import judge
 from eagrl_jax.rl.reading import read_attention
+from eagrl_jax.rl.rollouts import scores
 from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
@@ -142,11 +140,6 @@ def make_reference(policy: policy_lib.Policy, micro: int):
   """`(prompt, rollout) -> [B, G, T]` log-probabilities of the starting policy, for KL; `micro` prompts a pass."""
   @jax.jit
   def logprobs(params, prompt, rollout):
-    def of_part(part):
-      prompt, rollout = part
-      out = forward_shared(params, policy.config, prompt.tokens, prompt.valid, rollout.tokens, rollout.valid)
-      return token_logprobs(params, policy.config, out.hidden, rollout.tokens)[0]
-
-    return map_rows(of_part, (prompt, rollout), micro)
+    return scores(params, policy.config, prompt, rollout, micro, lambda logprobs, _: logprobs)
 
   return functools.partial(logprobs, policy.params)

@@ -72,7 +72,7 @@ def _check(config: ConfigDict) -> None:
     raise EagrlError(f'study.resamples={c.resamples} must be at least 1')
   if not c.seeds or len(set(c.seeds)) != len(c.seeds):
     raise EagrlError(f'study.seeds={tuple(c.seeds)}: give one or more different seeds')
-  fields.all_whole('study.seeds', c.seeds)
+  fields.all_numbers('study.seeds', c.seeds, whole=True)
   for seed in c.seeds:
     fields.seed('study.seeds', seed)
   for arm in c.arms:

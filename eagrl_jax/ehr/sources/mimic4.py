@@ -20,10 +20,11 @@ _TABLES = {'hosp/admissions': mimic4_stays.ADMISSIONS, 'hosp/patients': mimic4_s
            'icu/icustays': mimic4_stays.ICUSTAYS}
 _EVENTS = ('subject_id', 'charttime', 'itemid', 'value', 'valuenum', 'valueuom')
 _AHEAD = 24  # hours before the stay in which what is asked on admission, height and weight, is taken to be of it
-# SQL over charted, stored, i.ahead, s.opens, s.cut, w.text, w.level and number; the first that holds decides. Charts
+# SQL over charted, stored, i.ahead, s.start, s.cut, w.text, w.level and number; the first that holds decides. Charts
 # have whole minutes and stays seconds: what is charted in a stay's first minute is not before it.
 # Rows outside the window are those of a patient's other days and stays, as many as there are: no sign of a wrong clock.
-_FATES = (('without a time', 'charted IS NULL'), ('before the stay', 'charted < s.opens - i.ahead'),
+_FATES = (('without a time', 'charted IS NULL'),
+          ('before the stay', "charted < date_trunc('minute', s.start) - i.ahead"),
           ('after the window', 'charted >= s.cut'), ('charted in the window, stored after it', 'stored > s.cut'),
           ('not assessed: no verbal response behind a tube', 'w.text IS NOT NULL AND w.level IS NULL'),
           ('without a number', 'number IS NULL'))
@@ -101,8 +102,7 @@ def _read(db: duckdb.DuckDBPyConnection, folder: Path, name: str, items: tuple[I
           greatest(0, date_diff('microsecond', s.origin, charted)) / 3.6e9 AS hour
         FROM (SELECT *, TRY_CAST(charttime AS TIMESTAMP) AS charted,
                 {'TRY_CAST(storetime AS TIMESTAMP)' if 'storetime' in have else 'NULL'} AS stored FROM {source}) e
-        JOIN {table}_items i USING (itemid)
-        JOIN (SELECT *, date_trunc('minute', start) AS opens FROM stays) s USING (subject_id)
+        JOIN {table}_items i USING (itemid) JOIN stays s USING (subject_id)
         LEFT JOIN {table}_words w ON w.itemid = e.itemid AND w.text = lower(trim(e.value)),
         LATERAL (SELECT CASE WHEN i.worded OR w.text IS NOT NULL THEN w.level
                           ELSE TRY_CAST(coalesce(e.valuenum, e.value) AS DOUBLE) END AS number)''')

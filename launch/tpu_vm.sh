@@ -23,7 +23,13 @@ log=(gcloud compute tpus tpu-vm scp "$name:eagrl/run.log" "$name.log" --zone="$z
 show() { printf '%q ' "$@"; echo; }
 say() { show "$@"; $dry || { "$@" <&0 & wait $!; }; }  # a signal is acted on during `wait`, not after the command
 on_all() { say gcloud compute tpus tpu-vm ssh "$name" --zone="$zone" --worker=all --command="$1"; }
-end() { local child; for child in $(pgrep -P "$1"); do end "$child"; done; kill "$1" 2>/dev/null || true; }
+# A command is halted while its children are looked for: one that it starts in between would outlive it.
+end() {
+  local child
+  kill -STOP "$1" 2>/dev/null || return 0
+  for child in $(pgrep -P "$1"); do end "$child"; done
+  kill "$1" && kill -CONT "$1" || true
+} 2>/dev/null
 end_commands() { local job; for job in $(jobs -rp); do end "$job"; done; }
 
 private=  # its owner alone can look into it, as into eagrl/ on the workers

@@ -4,6 +4,7 @@ import os
 import pathlib
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ GCLOUD = r'''#!/usr/bin/env bash
 printf '%q ' gcloud "$@" >>"$HERE/calls"; echo >>"$HERE/calls"
 if [[ "$*" == *$SIGNAL_AT* ]]; then
   kill "-$SIGNAL" "$PPID"
-  [[ "$*" == *' create '* ]] || { sleep 60; exit 1; }
+  [[ "$*" == *' create '* ]] || { sleep .1; sleep 60; exit 1; }
 fi
 [[ "$*" == *$FAIL_AT* ]] && exit 7
 case "$*" in *describe*) head -n 1 "$HERE/states"; sed -i '2,$!{$!d}' "$HERE/states";; esac
@@ -33,12 +34,18 @@ SLEEP = r'''#!/usr/bin/env bash
 [[ "$1" = 30 && "$SIGNAL_AT" = waiting ]] && kill "-$SIGNAL" "$PPID"
 [[ "$1" = 30 ]] || exec /bin/sleep "$1"
 '''
+# Answers late, as on a busy machine: a command may start another child after the look and before its own end.
+PGREP = f'''#!/bin/sh
+{shutil.which('pgrep')} "$@"; code=$?
+/bin/sleep .3
+exit $code
+'''
 
 
 @pytest.fixture
 def launch(tmp_path):
   """Runs the script; returns its result and its calls, each a list of words."""
-  for name, text in {'gcloud': GCLOUD, 'sleep': SLEEP, 'git': '#!/bin/sh\n'}.items():
+  for name, text in {'gcloud': GCLOUD, 'sleep': SLEEP, 'pgrep': PGREP, 'git': '#!/bin/sh\n'}.items():
     (tmp_path / name).write_text(text)
     (tmp_path / name).chmod(0o755)
 

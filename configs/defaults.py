@@ -90,7 +90,9 @@ def get_config(variant: str = '') -> ConfigDict:
       weight_decay=0.0, micro_batch=2, advantage='dr_grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0,
       kl=0.02,  # keeps a small policy's text in form
-      dynamic_sampling=True, overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
+      dynamic_sampling=True,  # groups whose answers are all worth the same do not count
+      resample=0,  # rollouts a step may add to fill their places
+      overlong_buffer=0, c_align=0.05, align='kl', align_rows='features',
       align_per_token=True, align_layers=(), align_heads=(),  # () = all of them
       attention_reward=0.0,  # of the top-K agreement of attention, beside the joint reward
       align_control='expert',  # whose salience reward and alignment follow: expert, or a control: random | prevalence

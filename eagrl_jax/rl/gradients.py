@@ -72,14 +72,19 @@ def map_rows(function: Callable[[Any], Any], batch: Any, micro: int) -> Any:
 
 
 def guarded_step(
-    state: Any, grads: Params, loss: Array, optimizer: optax.GradientTransformation
+    state: Any, grads: Params, loss: Array, optimizer: optax.GradientTransformation, counts: Array | bool = True
 ) -> tuple[Any, dict[str, Array]]:
-  """Optimiser step; a non-finite loss or gradient changes nothing but `state.step`, and `finite` says so."""
+  """Optimiser step; a non-finite loss or gradient changes nothing but `state.step`, and `finite` says so.
+
+  Args:
+    counts: False of a batch of which nothing counts: its gradient is 0, but momentum and weight decay would move the
+      weights on. It changes nothing but `state.step` either.
+  """
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(loss)
   updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
   params = optax.apply_updates(state.params, updates)
-  keep = lambda new, old: jnp.where(finite, new, old)
+  keep = lambda new, old: jnp.where(finite & counts, new, old)
   state = state.replace(
       params=jax.tree.map(keep, params, state.params),
       opt_state=jax.tree.map(keep, opt_state, state.opt_state),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -194,7 +195,7 @@ def make_update(
 
   Returns:
     The update. Its state is any flax.struct with `params`, `opt_state`, `step`; `frozen` are the weights that are not
-    trained (`lm.lora.split`). Metrics are device scalars;
+    trained (`lm.lora.split`). Metrics are device scalars, NaN where no token or no aligned answer counts;
     `logp_gap_*` is |log p of trainer - log p of sampler|: on the first update of a batch, numerical mismatch alone.
   """
   check_taps(cfg, lm_cfg)
@@ -203,9 +204,13 @@ def make_update(
     if cfg.kl_coef and batch.ref_logprobs is None:
       raise EagrlError('rl.kl > 0 needs the log-probabilities of a reference: RLBatch.ref_logprobs')
     loss_fn = lambda trained, part: policy_loss(lora.join(trained, frozen), part, lm_cfg, cfg)
-    grads, stats = accumulate(loss_fn, state.params, weigh(batch, cfg), cfg.micro_batch)
-    state, health = guarded_step(state, grads, stats.sums['loss'], optimizer)
-    return state, stats.sums | stats.peaks | health
+    weighted = weigh(batch, cfg)
+    grads, stats = accumulate(loss_fn, state.params, weighted, cfg.micro_batch)
+    counts = weighted.token_weight.sum() > 0
+    state, health = guarded_step(state, grads, stats.sums['loss'], optimizer, counts)
+    aligned = counts if weighted.align_weight is None else weighted.align_weight.sum() > 0
+    known = lambda name: aligned if name.startswith('align_') else counts | (name in ('loss', 'objective'))
+    return state, {k: jnp.where(known(k), v, jnp.nan) for k, v in (stats.sums | stats.peaks).items()} | health
 
   return jax.jit(update, donate_argnums=0, out_shardings=(state_shardings, None))
 
@@ -240,6 +245,22 @@ def policy_steps(
   first = history[0]
   history[0] = first | {'sampler_gap_mean': first['logp_gap_mean'], 'sampler_gap_max': first['logp_gap_max']}
   return state, history
+
+
+def over_updates(history: list[dict[str, Array]]) -> dict[str, float]:
+  """One step's metrics from those of its updates: the largest `*_max`, the lowest `finite`, the mean of the others.
+
+  An update of which nothing counts says nothing of what is NaN there.
+  """
+  figures = {}
+  for name in history[0]:  # the first alone knows the sampler's gap
+    values = [float(metrics[name]) for metrics in history if name in metrics]
+    if name == 'finite':
+      figures[name] = min(values)
+      continue
+    known = [value for value in values if not math.isnan(value)] if name not in ('loss', 'grad_norm') else values
+    figures[name] = math.nan if not known else max(known) if name.endswith('_max') else sum(known) / len(known)
+  return figures
 
 
 @functools.partial(jax.jit, static_argnums=2)

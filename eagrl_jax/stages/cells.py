@@ -2,7 +2,9 @@
 
 Arms of reinforcement learning start from the same policy, with the same budget, and differ in what they name:
 GRPO (arXiv 2402.03300) and DAPO (arXiv 2503.14476) as published, but for the optimiser and the sampling, which are the
-config's; each ablation leaves one thing out; the controls follow salience that knows nothing of the patient. `direct`
+config's, and for the rollouts with which DAPO fills a step, four more at most; each ablation leaves one thing out
+(without the attention reward that of the prediction has the whole weight, so KL and alignment have less beside it);
+the controls follow salience that knows nothing of the patient. `direct`
 is the base policy without reasoning: the number it would write at once. `think` is the base policy asked to think in
 any form (`prompt.style=full`: policies from a checkpoint; the tiny one reads no instructions).
 
@@ -39,7 +41,7 @@ CHANGES: dict[str, dict[str, object]] = {
     'think': {'prompt.reasoning': 'free'},
     'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False},
     'dapo': PLAIN | {'rl.loss': 'token_mean', 'rl.clip_min': 0.28, 'rl.clip_max': 0.28, 'rl.dynamic_sampling': True,
-                     'rl.kl': 0.0},
+                     'rl.resample': 4, 'rl.kl': 0.0},
     'no_stage1': {'rl.start': 'base'},
     'no_attention_reward': {'rl.lam': 1.0, 'rl.attention_reward': 0.0},
     'no_adaptive_clip': {'rl.clip_min': 0.2, 'rl.clip_max': 0.2},

@@ -208,6 +208,10 @@ def _check_rl(c: ConfigDict, shape: LMConfig | None) -> None:
     raise EagrlError(f'rl.lam={rl.lam} must lie in [0, 1]')
   if rl.attention_reward < 0:
     raise EagrlError(f'rl.attention_reward={rl.attention_reward} must not be negative; 0 = off')
+  fields.at_least(0, c, 'rl.resample')
+  if rl.resample and not rl.dynamic_sampling:
+    raise EagrlError(f'rl.resample={rl.resample} fills the places of groups that rl.dynamic_sampling leaves out: set '
+                     '--config.rl.dynamic_sampling=True, or rl.resample=0')
   if not 0 <= rl.overlong_buffer <= rl.max_new:
     raise EagrlError(f'rl.overlong_buffer={rl.overlong_buffer} must lie in 0..{rl.max_new} (rl.max_new); 0 = off')
   if rl.prompts % rl.minibatches:

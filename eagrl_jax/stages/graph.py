@@ -43,7 +43,8 @@ NAMES = tuple(s.name for s in STAGES)
 
 # Fields that came later, with the value of before: a run that leaves them so keeps its hashes.
 SINCE: dict[str, dict[str, object]] = {
-    'evaluate': {'threshold': 0.5}, 'data': {'question': '', 'quantity': ''}, 'prompt': {'may_refuse': True}}
+    'evaluate': {'threshold': 0.5}, 'data': {'question': '', 'quantity': ''}, 'prompt': {'may_refuse': True},
+    'rl': {'resample': 0}}
 
 
 def new_fields(config: ConfigDict, section: str) -> dict[str, object]:
@@ -69,8 +70,9 @@ def stage_hashes(config: ConfigDict, known: Mapping[str, str] | None = None) -> 
 def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
   """Hash of one stage that is made from `inputs`, the hashes of the stages it needs."""
   sections = {s: config[s].to_dict() for s in stage.sections}
-  if 'rl' in sections:  # where an engine runs and how long it is waited for change no result
+  if 'rl' in sections:  # where an engine runs, by what name and how long it is waited for change no result
     del sections['rl']['rollouts_timeout']
+    sections['rl']['rollouts_model'] = ''
     sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
   for name in SINCE.keys() & sections.keys():
     for field in SINCE[name].keys() - new_fields(config, name).keys():

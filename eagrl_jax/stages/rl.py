@@ -2,7 +2,8 @@
 
 Each step:
 1. Sample a group of answers to each of `rl.prompts` train patients, prompt prefilled once.
-2. Read them on the host; joint reward, group advantage, entropy-aware upper clip.
+2. Read them on the host; joint reward, group advantage, entropy-aware upper clip. With `rl.resample`, further patients
+   are asked while groups of equal rewards leave places.
 3. `rl.epochs` passes over the batch, `rl.minibatches` updates each, with the alignment loss on the
    policy's attention.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -23,8 +25,9 @@ from eagrl_jax.lm import lora
 from eagrl_jax.rl import alignment
 from eagrl_jax.rl.judge import judge
 from eagrl_jax.rl.reading import read_attention
+from eagrl_jax.rl.refill import refill
 from eagrl_jax.rl.rollouts import scores
-from eagrl_jax.rl.update import RLBatch, make_update, policy_steps
+from eagrl_jax.rl.update import RLBatch, make_update, over_updates, policy_steps
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -39,7 +42,7 @@ from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.nonfinite import Watch
 from eagrl_jax.train.optimizer import make_optimizer
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import EagrlError, Params, PromptBatch, Rollout
+from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
 
 
 def run(context: Context) -> None:
@@ -69,19 +72,18 @@ def run(context: Context) -> None:
     with MetricWriter(context.folder('rl'), start) as writer, Progress('rl', c.steps, start) as progress:
       preemption.defer()
       for step in range(start, c.steps):
-        rows = draw(context, data.splits.train, step)
-        order = (context.config.seed, 'rl order', step) if context.config.prompt.shuffle_features else None
-        prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows, order))
         params = lora.join(state.params, frozen)
-        rollout = generate(params, prompt, jax.random.fold_in(key, step))
-        batch, figures = score(context, encoder, data, prompt, rollout, salience, start_policy, params)
+        ask = functools.partial(scored, context, encoder, data, generate, salience, start_policy, params)
+        rows = draw(context, data.splits.train, step)
+        batch, figures = ask(rows, jax.random.fold_in(key, step), (step,))
+        if c.resample and math.isfinite(figures['reward']):
+          batch, figures, rows = fill(context, data.splits.train, ask, key, step, batch, figures, rows)
         if math.isfinite(figures['reward']):
           if reference is not None:
-            batch = dataclasses.replace(batch, ref_logprobs=reference(prompt, rollout))
+            batch = dataclasses.replace(batch, ref_logprobs=reference(batch.prompt, batch.rollout))
           batch = mesh_lib.shard_batch(context.mesh, batch)
           state, history = policy_steps(update, state, batch, c.epochs, c.minibatches)
-          figures |= {k: float(v) for k, v in (history[0] | history[-1]).items()}
-          figures['finite'] = min(float(m['finite']) for m in history)
+          figures |= over_updates(history)
         writer.write(step, watch.see(step, figures, rows))
         progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures.get('entropy', math.nan))
         stop = preemption.requested(state)
@@ -119,6 +121,44 @@ def draw(context: Context, train: np.ndarray, step: int) -> np.ndarray:
   epoch, i = divmod(step, per_epoch)
   order = rng.host(context.config.seed, 'rl patients', epoch).permutation(train)
   return order[i * n:(i + 1) * n]
+
+
+def further(context: Context, train: np.ndarray, step: int, asked: np.ndarray) -> np.ndarray | None:
+  """As many patients as a step begins with who were not asked in it yet; None when there are not so many."""
+  n = len(draw(context, train, step))
+  rest = rng.host(context.config.seed, 'rl further patients', step).permutation(np.setdiff1d(train, asked))
+  return rest[:n] if len(rest) >= n else None
+
+
+def fill(context: Context, train: np.ndarray, ask: Callable[..., tuple[RLBatch, dict[str, float]]], key: Array,
+         step: int, batch: RLBatch, figures: dict[str, float], rows: np.ndarray
+         ) -> tuple[RLBatch, dict[str, float], np.ndarray]:
+  """Asks further patients, `rl.resample` times at most, until every group of the batch counts.
+
+  Returns:
+    The batch; means over all that was asked, `rollouts` of them, but `groups_used` of the batch; all rows asked.
+  """
+  seen = [figures]
+  for i in range(1, context.config.rl.resample + 1):
+    more = further(context, train, step, rows)
+    if figures['groups_used'] >= 1 or more is None:
+      break
+    added, at = ask(more, jax.random.fold_in(jax.random.fold_in(key, step), i), (step, i))
+    batch = mesh_lib.shard_batch(context.mesh, refill(batch, added))
+    rows = np.concatenate([rows, more])
+    seen.append(at)
+    figures = {name: float(np.mean([s[name] for s in seen])) for name in at}
+    figures['groups_used'] = min(1.0, sum(s['groups_used'] for s in seen))
+  return batch, figures | {'rollouts': float(len(seen))}, rows
+
+
+def scored(context: Context, encoder: Encoder, data: data_lib.Data, generate: rollouts_lib.Generate,
+           salience: np.ndarray, policy: policy_lib.Policy, params: Params, rows: np.ndarray, key: Array,
+           at: tuple[int, ...]) -> tuple[RLBatch, dict[str, float]]:
+  """Asks patients `rows [B]` once; `at`, step and round, says which order their features come in."""
+  order = (context.config.seed, 'rl order', *at) if context.config.prompt.shuffle_features else None
+  prompt = mesh_lib.shard_batch(context.mesh, encoder.batch(rows, order))
+  return score(context, encoder, data, prompt, generate(params, prompt, key), salience, policy, params)
 
 
 def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: PromptBatch, rollout: Rollout,

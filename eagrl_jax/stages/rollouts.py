@@ -3,9 +3,10 @@
 - `own`: our sampler, on the weights of the step.
 - `http://host:port/v1`: a vLLM server. The policy is written, as a Hugging Face directory in `lm.compute_dtype`, to
   `<workdir>/rl/rollouts` before the first step and every `rl.rollouts_refresh` steps from there (after a resume: from
-  the first step that it makes), and the server reads it again. So answers come from weights that are at most
-  `rl.rollouts_refresh - 1` steps old; the update's ratio is to the probabilities that the server gave. The entropies
-  of the upper clip are the current policy's, by one forward pass over the answers.
+  the first step that it makes; a rollout that `rl.resample` adds counts as a step), and the server reads it again. So
+  answers come from weights that are at most `rl.rollouts_refresh - 1` steps old; the update's ratio is to the
+  probabilities that the server gave. The entropies of the upper clip are the current policy's, by one forward pass
+  over the answers.
 
 The server must see the folder under the same path.
 """
@@ -42,7 +43,7 @@ def choose(context: Context, policy: policy_lib.Policy) -> rollouts_lib.Generate
 
 
 class External:
-  """A `Generate` that asks a server and keeps its weights fresh; every call is a step."""
+  """A `Generate` that asks a server and keeps its weights fresh; every call counts as a step."""
 
   def __init__(self, context: Context, policy: policy_lib.Policy, sampling: engine.Sampling):
     c = context.config

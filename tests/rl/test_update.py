@@ -19,7 +19,8 @@ from eagrl_jax.lm.forward import AttentionTap, forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.lm.sampler import generate
 from eagrl_jax.rl import update as update_lib
-from eagrl_jax.rl.update import RLBatch, UpdateConfig, make_update, policy_loss, policy_steps, weigh
+from eagrl_jax.rl.update import (RLBatch, UpdateConfig, make_update, over_updates, policy_loss, policy_steps,
+                                 weigh)
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.types import EagrlError, PromptBatch, Rollout
 
@@ -292,6 +293,32 @@ def test_a_non_finite_gradient_changes_nothing(params):
   after, metrics = update(state, batch.replace(advantage=batch.advantage.at[0, 0].set(jnp.inf)))
   assert metrics['finite'] == 0 and after.step == before.step + 1
   jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
+
+
+def test_an_update_of_nothing_moves_nothing(params):
+  """Momentum would go on moving the weights, and figures of no answer are unknown, not 0."""
+  update, batch = compiled(FULL), make_batch()
+  state, _ = update(new_state(params), batch)
+  before = jax.tree.map(np.array, state)
+  after, metrics = update(state, batch.replace(weight=jnp.zeros(B)))
+  assert metrics['finite'] == 1 and metrics['loss'] == metrics['grad_norm'] == 0 and after.step == before.step + 1
+  jax.tree.map(np.testing.assert_array_equal, (after.params, after.opt_state), (before.params, before.opt_state))
+  assert all(np.isnan(metrics[k]) for k in ('entropy', 'ref_kl', 'ratio_max', 'logp_gap_mean', 'align_loss'))
+
+
+def test_an_update_without_aligned_answers_says_no_alignment(params):
+  batch = make_batch()
+  _, metrics = compiled(FULL)(new_state(params), batch.replace(align_mask=jnp.zeros((B, G, T), bool)))
+  assert np.isnan(metrics['align_loss']) and np.isnan(metrics['align_jaccard']) and np.isfinite(metrics['entropy'])
+
+
+def test_figures_of_a_step_are_of_all_its_updates():
+  history = [{'entropy': 2.0, 'ratio_max': 1.0, 'loss': 1.0, 'finite': 1.0, 'sampler_gap_max': 0.5},
+             {'entropy': np.nan, 'ratio_max': np.nan, 'loss': 0.0, 'finite': 1.0},
+             {'entropy': 1.0, 'ratio_max': 3.0, 'loss': 2.0, 'finite': 0.0}]
+  assert over_updates(history) == {'entropy': 1.5, 'ratio_max': 3, 'loss': 1, 'finite': 0, 'sampler_gap_max': 0.5}
+  assert np.isnan(over_updates(history[1:2])['entropy'])
+  assert np.isnan(over_updates([*history, {'loss': np.nan}])['loss'])  # a loss is never unknown: it must be seen
 
 
 def test_an_absurd_ratio_stays_finite(params):

@@ -194,6 +194,7 @@ def test_sex_codes_are_a_flag(config, tmp_path):
     ('rl', 'align_heads', (4,), 'rl.align_heads'), ('sft', 'micro_batch', 3, 'sft.micro_batch'),
     ('sft', 'learning_rate', -1.0, 'sft.learning_rate'), ('search', 'candidates', 0, 'search.candidates'),
     ('rl', 'loss', 'foo', 'rl.loss'), ('rl', 'clip_over', 'foo', 'rl.clip_over'), ('rl', 'kl', -1.0, 'rl.kl'),
+    ('rl', 'resample', -1, 'rl.resample'),
     ('rl', 'attention_reward', -1.0, 'rl.attention_reward'), ('reward', 'clip_low', 0.6, 'reward.clip_low'),
 ])
 def test_a_bad_field_is_named_before_any_data_is_read(section, field, value, words, published_config):

@@ -88,10 +88,15 @@ def test_a_run_of_before_a_field_came_keeps_its_hashes(micro_config):
   new, old, set_ = micro_config(), micro_config(), micro_config()
   for config in (new, old, set_):
     config.prompt.style = 'full'
-  del old.evaluate['threshold'], old.prompt['may_refuse']
+  del old.evaluate['threshold'], old.prompt['may_refuse'], old.rl['resample']
   set_.evaluate.threshold, set_.prompt.may_refuse = 0.3, False
+  more = micro_config()
+  more.rl.resample = 1
   a, b, c = (graph.stage_hashes(config) for config in (new, old, set_))
-  assert a == b and a['evaluate'] != c['evaluate'] and a['base'] != c['base'] and a['expert'] == c['expert']
+  assert a == b and a['expert'] == c['expert']
+  assert a['evaluate'] != c['evaluate'] and a['base'] != c['base']
+  first, filled = graph.stage_hashes(micro_config()), graph.stage_hashes(more)
+  assert first['sft'] == filled['sft'] and first['rl'] != filled['rl']
   assert settings.prompt(old) == settings.prompt(new) != settings.prompt(set_)
 
 
@@ -99,7 +104,7 @@ def test_where_an_engine_runs_is_no_reason_to_train_again(micro_config):
   configs = [micro_config() for _ in range(3)]
   for config, where in zip(configs, ('own', 'http://a:1/v1', 'http://b:2/v1')):
     config.rl.rollouts = where
-  configs[2].rl.rollouts_timeout = 5.0
+  configs[2].rl.update(rollouts_timeout=5.0, rollouts_model='another name of it')
   own, a, b = (graph.stage_hashes(c)['rl'] for c in configs)
   assert own != a == b
 

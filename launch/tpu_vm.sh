@@ -70,9 +70,15 @@ trap 'exit 130' INT
 trap 'exit 143' HUP TERM
 $stopped && exit 143
 
+unanswered=0
 $dry || while true; do
-  read -r state why <<<"$(gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
-    --format='value(state.state,state.failedData.error.message)')"
+  if answer=$(gcloud compute tpus queued-resources describe "$name" --zone="$zone" \
+      --format='value(state.state,state.failedData.error.message)'); then
+    unanswered=0
+  elif ((++unanswered == 20)); then  # ten minutes: no hiccup, and a slice that comes unseen costs money
+    echo "no slice: gcloud does not say what has become of $name" >&2; exit 1
+  fi
+  read -r state why <<<"$answer"
   case $state in
     ACTIVE) break ;;
     FAILED | SUSPEND* | DELETING) echo "no slice: $name is $state${why:+, $why}" >&2; exit 1 ;;

@@ -119,6 +119,12 @@ def test_a_request_that_gives_no_slice_is_ended_in_one_line(launch, state):
   assert verbs(calls) == ['create', 'describe', 'describe', 'delete']
 
 
+def test_a_request_of_which_nothing_is_heard_is_given_up(launch):
+  result, calls = launch(fail_at=' describe ')
+  assert result.returncode == 1 and result.stderr == 'no slice: gcloud does not say what has become of eagrl\n'
+  assert verbs(calls) == ['create', *['describe'] * 20, 'delete']
+
+
 def test_a_request_that_is_refused_deletes_nothing(launch):
   """The name may be that of another's slice."""
   result, calls = launch(fail_at=' create ')

@@ -50,10 +50,14 @@ def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Iterator[M
 
 
 def things(c: ConfigDict, sizes: Sizes, stage: str) -> tuple[str, ...]:
-  """What a stage does with the policy, one after the other; of base's lessons the one whose pass is longest."""
+  """What a stage does with the policy, one after the other; of base's lessons the one whose pass is longest.
+
+  A server's answers (`rl.rollouts`) are read in passes of `rl.micro_batch` without gradients: less than the update.
+  """
   longest = sorted(sizes.lessons, key=lambda name: sizes.lessons[name].tokens)[-1:]
-  return {'base': tuple(longest), 'search': ('search',), 'sft': ('update',), 'rl': ('update', 'rollout'),
-          'evaluate': ('rollout', 'search') if 'search' in c.evaluate.inference else ('rollout',)}[stage]
+  rl = ('update', 'rollout') if c.rl.rollouts == 'own' else ('update',)
+  evaluate = ('rollout', 'search') if 'search' in c.evaluate.inference else ('rollout',)
+  return {'base': tuple(longest), 'search': ('search',), 'sft': ('update',), 'rl': rl, 'evaluate': evaluate}[stage]
 
 
 def moment(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str, what: str) -> Moment:

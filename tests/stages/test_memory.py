@@ -117,6 +117,13 @@ def test_base_is_planned_at_its_longest_pass(micro_config):
   assert memory.things(micro_config(), programs.Sizes(400, 20, 48), 'base') == ()
 
 
+def test_answers_of_a_server_take_no_sampler(micro_config):
+  c, sizes = micro_config(), programs.Sizes(400, 20, 48)
+  assert memory.things(c, sizes, 'rl') == ('update', 'rollout')
+  c.rl.rollouts = 'http://localhost:8000/v1'
+  assert memory.things(c, sizes, 'rl') == ('update',)
+
+
 def test_what_base_is_taught_is_no_longer_than_estimated(finished, micro_config):
   context = Context(micro_config(), finished, make_mesh())
   data = data_lib.load(context)

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from eagrl_jax.evaluation import bootstrap, drawing, learning, pseudonyms, report
+from eagrl_jax.evaluation import bootstrap, drawing, learning, provenance, pseudonyms, report
 from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, interval, interval_text, range_text
 from eagrl_jax.types import EagrlError
 
 METRICS = ('auroc', 'auprc')
 HEADLINE = ('base', 'sft', 'rl', 'expert')
+_NO_PREDICTIONS: tuple[np.ndarray, bool, np.ndarray, dict] = np.empty(0, str), False, np.empty(0), {}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Run:
   """What a run left behind; whatever is not there is empty."""
 
   name: str
+  former: bool  # its evaluation is `provenance.outdated`, and so left out
   result: Mapping[str, Any]
   settings: Mapping[str, str]  # dotted field -> text
   versions: Mapping[str, str]
@@ -53,11 +55,14 @@ def read(folders: Sequence[Path]) -> list[Run]:
     names = [f.resolve().name for f in map(Path, folders)]
     name = folder.resolve().name
     name = f'{len(runs) + 1}: {name}' if names.count(name) > 1 else name
-    runs.append(Run(name, read_json(folder / 'evaluate/metrics.json') or {},
+    outdated = provenance.outdated(folder)
+    former = 'evaluate' in outdated
+    runs.append(Run(name, former, {} if former else read_json(folder / 'evaluate/metrics.json') or {},
                     dict(flat(read_json(folder / 'config.json'), share=True)),
                     dict(flat(read_json(folder / 'environment.json') or {}, share=True)),
-                    {stage: read_lines(folder / stage / 'metrics.jsonl') for stage in report.STAGES},
-                    *_predictions(folder)))
+                    {stage: [] if stage in outdated else read_lines(folder / stage / 'metrics.jsonl')
+                     for stage in report.STAGES},
+                    *(_NO_PREDICTIONS if former else _predictions(folder))))
   return runs
 
 
@@ -66,7 +71,7 @@ def _predictions(folder: Path) -> tuple[np.ndarray, bool, np.ndarray, dict[str, 
   table = read_columns(folder / 'evaluate/predictions.parquet', 'subject_id', 'arm', 'boolean_value',
                        'predicted_boolean_probability')
   if table is None:
-    return np.empty(0, str), False, np.empty(0), {}
+    return _NO_PREDICTIONS
   ids, arm, label, prob = table.values()
   behind = pseudonyms.undone(folder, ids)
   ids = ids if behind is None else behind
@@ -85,6 +90,9 @@ def _predictions(folder: Path) -> tuple[np.ndarray, bool, np.ndarray, dict[str, 
 
 def unpaired(a: Run, b: Run) -> str:
   """Why two runs cannot be paired; '' where they can."""
+  for run in (a, b):
+    if run.former:
+      return f'{run.name} was evaluated with other settings or an earlier policy; run its evaluate stage again'
   if not len(a.ids) or not len(b.ids):
     return 'no predictions in one of them'
   if a.result.get('task') != b.result.get('task'):
@@ -159,7 +167,8 @@ def write(runs: Sequence[Run], out: Path) -> Path:
             for stage in report.STAGES]
   page = report.render(
       'compare.html.j2',
-      runs=[{'name': run.name, 'token': drawing.run_token(i), 'result': run.result} for i, run in enumerate(runs)],
+      runs=[{'name': run.name, 'token': drawing.run_token(i), 'former': run.former, 'result': run.result}
+            for i, run in enumerate(runs)],
       arms=arms(runs), paired=paired(runs), curves=[(stage, svgs) for stage, svgs in curves if svgs],
       config=differences([run.settings for run in runs]), versions=differences([run.versions for run in runs]))
   try:

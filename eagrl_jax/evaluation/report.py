@@ -1,7 +1,8 @@
 """One self-contained report.html from a run's folder, and the table printed at the end of a run.
 
-The folder is the only input. A file that is not there becomes a line "not in this run"; a file
-that is there and broken is an error. The page needs no network and no script.
+The folder is the only input. A file that is not there becomes a line "not in this run", one of a stage that is
+`provenance.outdated` a line that says so; a file that is there and broken is an error. The page needs no network and no
+script.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from markupsafe import Markup
 
 from eagrl_jax.ehr.splits import kept_apart
-from eagrl_jax.evaluation import checklist, drawing, figures, learning, marks, metrics, patients, sections, subgroups
+from eagrl_jax.evaluation import (checklist, drawing, figures, learning, marks, metrics, patients, provenance, sections,
+                                  subgroups)
 from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
 from eagrl_jax.types import EagrlError
@@ -92,8 +94,10 @@ def arm_rows(result: Mapping) -> list[dict]:
 
 
 def _context(workdir: Path, share: bool) -> dict[str, Any]:
-  result = read_json(workdir / 'evaluate/metrics.json') or {}
-  manifest = read_json(workdir / 'prepare/manifest.json') or {}
+  outdated = provenance.outdated(workdir)
+  of_stage = lambda name, read=read_json: None if name.partition('/')[0] in outdated else read(workdir / name)
+  result = of_stage('evaluate/metrics.json') or {}
+  manifest = of_stage('prepare/manifest.json') or {}
   arms = arm_rows(result)
   notes = {kind: {a['name']: interval_text(a[kind]) for a in arms} for kind in ('auroc', 'auprc')}
   for arm in arms:
@@ -102,19 +106,19 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
       arm[f'{kind}_bar'] = _bar(arm[kind], arm['name'], low, mark)
   drawn = lambda found: {arm: yp for arm, yp in found.items() if arm in DRAWN or arm not in ARMS}
   headline = [a for a in arms if a['name'] in ('base', 'rl', 'expert') and a['auroc']]  # before, after, the expert
-  predictions = _predictions(workdir / 'evaluate/predictions.parquet')
-  logs = {stage: read_lines(workdir / stage / 'metrics.jsonl') for stage in STAGES}
+  predictions = of_stage('evaluate/predictions.parquet', _predictions) or {}
+  logs = {stage: of_stage(f'{stage}/metrics.jsonl', read_lines) or [] for stage in STAGES}
   curves = [(stage, [Markup(svg) for _, svg in learning.learning_curves(rows, stage)]) for stage, rows in logs.items()]
-  rewards = read_json(workdir / 'search/rewards.json')
-  robustness = read_json(workdir / 'robustness/metrics.json')
-  transfer = {path.parent.name: read_json(path) for path in sorted(workdir.glob('transfer/*/metrics.json'))}
+  rewards, robustness = of_stage('search/rewards.json'), of_stage('robustness/metrics.json')
+  transfer = {path.parent.name: read_json(path) for path in sorted(workdir.glob('transfer/*/metrics.json'))
+              if f'transfer/{path.parent.name}' not in outdated}
   config, environment = read_json(workdir / 'config.json') or {}, read_json(workdir / 'environment.json') or {}
   known = {'config': config, 'manifest': manifest, 'environment': environment, 'result': result,
-           'robustness': robustness, 'transfer': list(transfer), 'split': _split(workdir / 'prepare/splits.parquet')}
-  tree, cases = (None if share else read_json(workdir / name) for name in ('search/tree.json', 'evaluate/cases.json'))
+           'robustness': robustness, 'transfer': list(transfer), 'split': of_stage('prepare/splits.parquet', _split)}
+  tree, cases = (None if share else of_stage(name) for name in ('search/tree.json', 'evaluate/cases.json'))
   salience = (config.get('expert') or {}).get('salience', '')
   return {
-      'share': share, 'result': result, 'arms': arms,
+      'share': share, 'outdated': outdated, 'result': result, 'arms': arms,
       'unit': kept_apart((config.get('data') or {}).get('source', '')).removesuffix('s'),
       'undrawn': [arm for arm in predictions if arm not in drawn(predictions)], 'paired': sections.paired(result),
       'recalibration': [{'name': arm, **metrics.calibration(*yp), 'brier': metrics.brier(*yp),
@@ -129,8 +133,10 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
       'curves': curves, 'rewards': Markup(figures.rewards(rewards['all'], rewards['selected'])) if rewards else None,
       'tree': patients.roots(tree) if tree else None, 'cases': [patients.case(c) for c in cases] if cases else None,
       'robustness': sections.robustness(robustness), 'faithfulness': sections.faithfulness(robustness),
-      'members': sections.members(robustness, read_json(workdir / 'expert/summary.json'), salience),
-      'transfer': sections.transfer(transfer, ARMS), 'costs': sections.costs(result),
+      'members': sections.members(robustness, of_stage('expert/summary.json'), salience),
+      'transfer': sections.transfer(transfer, ARMS),
+      'former': sorted(name.removeprefix('transfer/') for name in outdated if name.startswith('transfer/')),
+      'costs': sections.costs(result),
       'checklist': checklist.table(known) if config or result else [],
       'attrition': _attrition(manifest), 'config': flat(config, share),
       'environment': flat(environment, share), 'headline': headline,

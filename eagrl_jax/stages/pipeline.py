@@ -21,6 +21,7 @@ import jax
 from absl import logging
 from ml_collections import ConfigDict
 
+from eagrl_jax.evaluation import provenance
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages import disk, graph
 from eagrl_jax.stages.context import Context
@@ -35,7 +36,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   mesh = make_mesh(**config.mesh.to_dict())
   stages = graph.selected(config)
   with contextlib.ExitStack() as stack:
-    processes.first(lambda: _open(stack, config, workdir))
+    processes.first(lambda: _open(stack, config, workdir, hashes))
     processes.agree(str((workdir / 'config.json').exists()),
                     f'--workdir={workdir} is not the same folder in every process; give one on a shared file system')
     stack.enter_context(jax.set_mesh(mesh))  # for kernels that must be told how their inputs are shared out
@@ -53,11 +54,12 @@ def _checked(config: ConfigDict) -> dict[str, str]:
   return graph.stage_hashes(config)
 
 
-def _open(stack: contextlib.ExitStack, config: ConfigDict, workdir: pathlib.Path) -> None:
+def _open(stack: contextlib.ExitStack, config: ConfigDict, workdir: pathlib.Path, hashes: dict[str, str]) -> None:
   """Makes the run's folder, holds it until `stack` closes, and notes what runs there."""
   with disk.faults(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(disk.exclusive(workdir))
+    disk.write_json(workdir / provenance.HASHES, hashes)  # first: cut off here, results look old rather than new
     disk.write_json(workdir / 'config.json', config.to_dict())
     disk.write_json(workdir / 'environment.json', environment())
 

@@ -21,7 +21,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.records import Cohort, hashed_order
-from eagrl_jax.evaluation import baselines, bootstrap, metrics, report
+from eagrl_jax.evaluation import baselines, bootstrap, metrics, provenance, report
 from eagrl_jax.stages import beside, checks, disk, early, finished, foreign, graph, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
@@ -54,7 +54,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
     if dry_run:
       return
     made_from = {
-        'run': {name: finished.stage_hash(workdir, name) for name in (*policy_lib.POLICIES, 'expert')},
+        'run': {name: finished.stage_hash(workdir, name)
+                for name in (*policy_lib.POLICIES, 'expert', *(['evaluate'] if evaluated(workdir) else []))},
         'data': config.data.to_dict() | dict.fromkeys(FILES, ''),
         'files': [finished.fingerprint(config.data[k]) for k in FILES
                   if config.data[k] and config.data.source != 'synthetic'],
@@ -159,10 +160,14 @@ def fitted_at_home(kind: str, home: data_lib.Data, data: data_lib.Data, seed: in
   return baselines.predict(kind, both, np.concatenate([home.cohort.label, unseen]), home.splits.train, rows, seed)
 
 
+def evaluated(workdir: pathlib.Path) -> bool:
+  """Whether the run's own evaluation is finished and of its present policies."""
+  return (workdir / 'evaluate' / 'done.json').exists() and 'evaluate' not in provenance.outdated(workdir)
+
+
 def at_home(context: Context) -> dict[str, dict]:
-  """AUROC of the run's own evaluation by arm; empty where there is none."""
-  path = context.workdir / 'evaluate' / 'metrics.json'
-  if not path.exists():
+  """AUROC of the run's own evaluation by arm; empty where it is not `evaluated`."""
+  if not evaluated(context.workdir):
     return {}
-  arms = json.loads(path.read_text())['arms']
+  arms = json.loads((context.workdir / 'evaluate' / 'metrics.json').read_text())['arms']
   return {name: {k: arm['auroc'][k] for k in ('point', 'ci95')} for name, arm in arms.items()}

@@ -10,7 +10,7 @@ import pytest
 import transformers
 
 from eagrl_jax.ehr import store
-from eagrl_jax.evaluation import meds_predictions, pseudonyms
+from eagrl_jax.evaluation import meds_predictions, provenance, pseudonyms
 from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import disk, graph, pipeline, policy, settings
@@ -73,7 +73,10 @@ def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(fini
   pipeline.run(config, workdir)
   assert [s for s, t in times().items() if before[s] != t] == ['evaluate']
   assert len(list((workdir / 'superseded').iterdir())) == 1  # the old evaluation is kept
-  assert ids() == pseudonymous
+  assert ids() == pseudonymous and provenance.outdated(workdir) == set()
+  config.target, config.rl.steps = 'sft', 3
+  pipeline.run(config, workdir)  # config.json is of a policy that there is not yet
+  assert provenance.outdated(workdir) == {'rl', 'evaluate'}
 
 
 def test_hashes_follow_config_and_inputs(micro_config):

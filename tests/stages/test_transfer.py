@@ -67,6 +67,23 @@ def test_from_one_synthetic_site_to_the_other(run, capsys):
   transfer.run(config(), run, dry_run=True)
 
 
+def test_at_home_is_of_the_policies_that_are_taken_elsewhere(home):
+  context, _ = home
+  evaluate, mark = (context.workdir / name / 'done.json' for name in ('evaluate', 'rl'))
+  made_from = json.loads((context.workdir / 'transfer/synthetic-eicu/manifest.json').read_text())['made_from']['run']
+  assert made_from['evaluate'] == json.loads(evaluate.read_text())['hash']
+  assert set(transfer.at_home(context)) >= {'base', 'sft', 'rl', 'expert'}
+  for path, content in ((mark, {'hash': 'of a policy trained since'}), (evaluate, None)):
+    before = path.read_text()
+    path.unlink()
+    if content:
+      path.write_text(json.dumps(content))
+    try:
+      assert transfer.at_home(context) == {} and not transfer.evaluated(context.workdir)
+    finally:
+      path.write_text(before)
+
+
 def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
   """With every outcome turned round each arm's AUROC is turned round, to the last bit of its probabilities."""
   context, own = home

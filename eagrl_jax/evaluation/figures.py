@@ -67,26 +67,41 @@ def decision(arms: Predictions) -> str:
     return drawing.to_svg(fig, 'decision', 'Net benefit of the arms drawn over the threshold probability.')
 
 
-def calibration(arms: Predictions) -> str:
-  """Observed share of positives against the predicted probability, and below it the patients in each bin."""
+def calibration(arms: Predictions, smallest: int = 1) -> str:
+  """Observed share of positives against the predicted probability, and below it the patients in each bin.
+
+  Args:
+    smallest: bins of fewer patients are left out, see `_not_few`.
+  """
   with mpl.rc_context(drawing.STYLE):
     fig = Figure(figsize=(316 / 72, 390 / 72), layout='constrained')
     top, low = fig.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     top.set(title='Calibration', ylabel='Observed share of positives')
     low.set(xlabel='Predicted probability', ylabel='Patients')
     top.plot([0, 1], [0, 1], color=drawing.COLOURS['muted'], lw=0.8)
-    edges = np.linspace(0, 1, 11)
     for arm, (label, prob) in arms.items():
       bins = metrics.calibration_bins(label, prob)
+      shown = _not_few(bins['count'], smallest)
+      bins, patients = {k: v[shown] for k, v in bins.items()}, np.zeros(10)
+      patients[bins['bin']] = bins['count']
       top.plot(bins['predicted'], bins['observed'], **drawing.look(arm), lw=1.3, label=arm)
       size = 8 + 90 * bins['count'] / max(len(label), 1)
       top.scatter(bins['predicted'], bins['observed'], s=size, color=drawing.colour(arm), zorder=3, linewidths=0)
-      low.stairs(np.histogram(prob, edges)[0], edges, **drawing.look(arm), lw=1.3)
+      low.stairs(patients, np.linspace(0, 1, 11), **drawing.look(arm), lw=1.3)
     top.set(xlim=(0, 1), ylim=(-0.02, 1.02))
     low.yaxis.set_major_locator(MaxNLocator(3, integer=True))
     drawing.legend_below(fig, top)
+    without = f', without bins of fewer than {smallest}' if smallest > 1 else ''
     return drawing.to_svg(fig, 'calibration',
-                          'Calibration curves of the arms drawn, with the number of patients in each bin.')
+                          f'Calibration curves of the arms drawn, with the number of patients in each bin{without}.')
+
+
+def _not_few(count: np.ndarray, smallest: int) -> np.ndarray:
+  """Which counts may be shown where those below `smallest` must not follow from the total of all. `[K] -> [K]` bool"""
+  shown = count >= smallest
+  if 0 < count[~shown].sum() < smallest and shown.any():
+    shown[np.argmin(np.where(shown, count, np.inf))] = False
+  return shown
 
 
 def robustness(kind: str, title: str, words: str, levels: Sequence[float],

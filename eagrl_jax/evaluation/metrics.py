@@ -11,6 +11,7 @@ from sklearn import metrics as sk
 from eagrl_jax.types import ArrayLike, EagrlError
 
 CLIP = 0.01  # a policy writes 0.dd: 0.00 and 1.00 would make one wrong answer cost an infinite log loss
+FINITE = 1e-6  # of a logit: at CLIP the risks of a rare outcome would be cut off, and well calibrated ones look too mild
 
 
 def check(label: ArrayLike, prob: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -109,13 +110,13 @@ def calibration(label: ArrayLike, prob: ArrayLike) -> dict[str, float]:
   """Logistic recalibration: slope 1 and intercept 0 are perfect.
 
   `slope` comes from logit P(y) = a + slope · logit p; `intercept` (calibration in the large) from
-  the same with the slope held at 1 (Cox 1958). NaN where the fit does not exist: one class,
-  constant predictions, or perfect separation.
+  the same with the slope held at 1 (Cox 1958). Probabilities are clipped to [FINITE, 1 − FINITE].
+  NaN where the fit does not exist: one class, constant predictions, or perfect separation.
   """
   y, p = check(label, prob)
   if undefined(y):
     return {'slope': float('nan'), 'intercept': float('nan')}
-  p = np.clip(p, CLIP, 1 - CLIP)
+  p = np.clip(p, FINITE, 1 - FINITE)
   logit = np.log(p) - np.log1p(-p)
   ones = np.ones_like(logit)
   intercept = _logistic_fit(ones[:, None], y, logit)
@@ -153,11 +154,11 @@ def calibration_bins(label: ArrayLike, prob: ArrayLike, bins: int = 10) -> dict[
   """Equal-width bins of the probability; empty bins are left out.
 
   Returns:
-    'predicted' mean probability, 'observed' share of positives, 'count' patients: each [bins used].
+    'predicted' mean probability, 'observed' share of positives, 'count' patients, 'bin' from 0: each [bins used].
   """
   y, p = check(label, prob)
   which = np.minimum(np.round(p * bins, 6).astype(int), bins - 1)  # .7 of ten bins is at the edge, not 6.999...
   count = np.bincount(which, minlength=bins)
   used = count > 0
   predicted, observed = (np.bincount(which, weights=v, minlength=bins)[used] / count[used] for v in (p, y))
-  return {'predicted': predicted, 'observed': observed, 'count': count[used]}
+  return {'predicted': predicted, 'observed': observed, 'count': count[used], 'bin': np.flatnonzero(used)}

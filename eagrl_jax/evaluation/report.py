@@ -32,11 +32,12 @@ STAGES = ('expert', 'base', 'sft', 'rl')
 
 
 def write_report(workdir: Path, share: bool = False) -> Path:
-  """Writes report.html into the run folder, or report_share.html without anything about a single patient.
+  """Writes report.html into the run folder, or report_share.html without a record, an id or a text of a single patient.
 
   Args:
     workdir: a run folder, finished or not.
-    share: leave out the patient cases and the search tree, and shorten paths to their last part.
+    share: leave out the patient cases, the search tree and calibration of a few patients, and shorten paths to their
+      last part. A step of its curves is still a test patient: an outcome, in the order of the probabilities.
 
   Returns:
     The file written.
@@ -129,7 +130,8 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
       'audit': result.get('audit') or [], 'subgroups': _subgroups(result),
       'plots': [Markup(svg) for svg in (
           figures.roc(drawn(predictions), notes['auroc']), figures.precision_recall(drawn(predictions), notes['auprc']),
-          figures.calibration(drawn(predictions)), figures.decision(drawn(predictions)))] if predictions else [],
+          figures.calibration(drawn(predictions), subgroups.SMALLEST if share else 1),
+          figures.decision(drawn(predictions)))] if predictions else [],
       'curves': curves, 'rewards': Markup(figures.rewards(rewards['all'], rewards['selected'])) if rewards else None,
       'tree': patients.roots(tree) if tree else None, 'cases': [patients.case(c) for c in cases] if cases else None,
       'robustness': sections.robustness(robustness), 'faithfulness': sections.faithfulness(robustness),

@@ -32,6 +32,34 @@ def test_curves_carry_titles_axes_intervals_and_prevalence(arms):
   assert {'Calibration', 'Patients', 'Predicted probability'} <= set(texts(figures.calibration(arms)))
 
 
+def bars(svg: str) -> list[float]:
+  """Heights of the ten bars of the calibration figure's histogram, in units of the page."""
+  steps = [p.get('d') for p in ET.fromstring(svg).iter(f'{SVG}path') if p.get('d', '').count('L') == 20 + 1]
+  assert len(steps) == 1
+  corners = np.array(re.findall(r'[ML] ([-\d.]+) ([-\d.]+)', steps[0]), float)
+  return (corners[0, 1] - corners[1:-1:2, 1]).tolist()
+
+
+def test_bars_of_the_calibration_figure_are_the_patients_of_its_dots():
+  """.3, .6 and .7 open their bins, whatever ten times them is in floating point."""
+  prob = np.repeat([0.3, 0.6, 0.7], [1, 2, 3])
+  height = np.array(bars(figures.calibration({'rl': (np.arange(6) % 2, prob)})))
+  np.testing.assert_allclose(height / height[3], [0, 0, 0, 1, 0, 0, 2, 3, 0, 0], atol=1e-3)
+
+
+def test_bins_of_a_few_patients_are_left_out_and_do_not_follow_from_the_rest():
+  shown = lambda *counts: figures._not_few(np.array(counts), 10).tolist()
+  assert shown(40, 10, 25) == [True, True, True]
+  assert shown(40, 3, 25) == [True, False, False]  # 3 would be what 65 of 68 leave
+  assert shown(40, 3, 7) == [True, False, False]
+  assert shown(3, 9) == [False, False] and shown(0 + 5) == [False]
+  prob = np.repeat([0.05, 0.35, 0.65, 0.95], [40, 1, 12, 30])
+  few, whole = (figures.calibration({'rl': (np.arange(83) % 2, prob)}, n) for n in (10, 1))
+  assert np.flatnonzero(bars(few)).tolist() == [0, 9] and np.flatnonzero(bars(whole)).tolist() == [0, 3, 6, 9]
+  assert [svg.count('fill: var(--rl') for svg in (few, whole)] == [2, 4]  # the dots
+  assert 'without bins of fewer than 10' in few and 'without' not in whole
+
+
 def test_one_class_arm_has_no_curve_and_does_not_fail():
   svg = figures.roc({'rl': (np.zeros(3), np.array([0.1, 0.2, 0.3]))}, {'rl': '–'})
   assert 'rl  –' not in texts(svg)

@@ -60,11 +60,25 @@ def test_calibration_recovers_the_distortion():
   label = (rng.random(4000) < 1 / (1 + np.exp(-logit))).astype(int)
   prob = 1 / (1 + np.exp(-2 * logit))  # twice too extreme
   fit = metrics.calibration(label, prob)
-  clipped = np.clip(prob, 0.01, 0.99)
+  clipped = np.clip(prob, 1e-6, 1 - 1e-6)
   oracle = LogisticRegression(C=1e8, tol=1e-10).fit(np.log(clipped / (1 - clipped))[:, None], label)
   assert fit['slope'] == pytest.approx(oracle.coef_[0, 0], abs=1e-4)
   assert 0.45 < fit['slope'] < 0.6
   assert abs(fit['intercept']) < 0.15
+
+
+def test_true_risks_of_a_rare_outcome_are_calibrated():
+  rng = np.random.default_rng(3)
+  risk = 1 / (1 + np.exp(5.5 - rng.normal(0, 1.5, 40_000)))
+  label = (rng.random(40_000) < risk).astype(int)
+  assert 0.008 < label.mean() < 0.012 and (risk < 0.01).mean() > 0.7
+  fit = metrics.calibration(label, risk)
+  assert fit['slope'] == pytest.approx(1, abs=0.08) and fit['intercept'] == pytest.approx(0, abs=0.1)
+
+
+def test_certainties_have_a_logit_too():
+  fit = metrics.calibration([0, 1, 0, 1, 1, 0], [0.0, 1.0, 0.2, 0.7, 0.3, 0.6])
+  assert all(map(math.isfinite, fit.values()))
 
 
 @pytest.mark.parametrize('mean, prevalence', [(.05, .35), (.02, .46), (.95, .5), (.9, .35), (.3, .3)])
@@ -73,8 +87,7 @@ def test_the_intercept_exists_however_far_predictions_are_from_the_prevalence(me
   logit = np.log(mean / (1 - mean)) + rng.normal(0, 0.3, 400)
   label = (rng.random(400) < prevalence).astype(int)
   prob = 1 / (1 + np.exp(-logit))
-  clipped = np.clip(prob, 0.01, 0.99)
-  excess = lambda a: np.sum(label - 1 / (1 + np.exp(-a - np.log(clipped / (1 - clipped)))))
+  excess = lambda a: np.sum(label - 1 / (1 + np.exp(-a - np.log(prob / (1 - prob)))))
   assert metrics.calibration(label, prob)['intercept'] == pytest.approx(brentq(excess, -10, 10), abs=1e-6)
 
 
@@ -87,7 +100,7 @@ def test_calibration_bins_by_hand():
   bins = metrics.calibration_bins([0, 1, 1, 1], [0.02, 0.08, 0.55, 1.0])
   np.testing.assert_allclose(bins['predicted'], [0.05, 0.55, 1.0])
   np.testing.assert_allclose(bins['observed'], [0.5, 1, 1])
-  assert bins['count'].tolist() == [2, 1, 1]
+  assert bins['count'].tolist() == [2, 1, 1] and bins['bin'].tolist() == [0, 5, 9]
 
 
 def test_a_stated_tenth_opens_its_bin():

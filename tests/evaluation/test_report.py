@@ -61,6 +61,8 @@ def test_shared_copy_holds_no_patient(run):
   assert 'class="tree"' not in html and 'best path' not in html and not re.search(r'\d visits? ·', html)
   assert 'Trajectory reward' in html  # of all trees together
   assert 'somebody' not in html and 'data.xlsx' in html
+  assert 'without bins of fewer than 10' in html and 'bins of fewer than ten patients are not shown' in html
+  assert "no single patient's data" not in html and 'curve may be one patient' in html  # of ROC a step is a patient
 
 
 def test_deterministic(run, html):

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from sklearn import metrics as sk
 
 from eagrl_jax.evaluation import drawing, metrics
+from eagrl_jax.evaluation.formats import number
 
 Predictions = Mapping[str, tuple[np.ndarray, np.ndarray]]  # arm -> (label [N], prob [N])
 
@@ -113,7 +114,7 @@ def robustness(kind: str, title: str, words: str, levels: Sequence[float],
     for i, (arm, found) in enumerate(arms.items()):
       mean, lo, hi = (np.array([math.nan if v.get(k) is None else v[k] for v in found], float)
                       for k in ('mean', 'lo', 'hi'))
-      ends.append(f'{arm} {mean[0]:.3f} unchanged, {mean[-1]:.3f} at {x[-1]:g}')
+      ends.append(f'{arm} {number(mean[0])} unchanged, {number(mean[-1])} at {x[-1]:g}')
       at = x + (i - (len(arms) - 1) / 2) * 0.016 * x[-1]
       ax.vlines(at, lo, hi, color=drawing.colour(arm), lw=1, alpha=0.6)
       ax.plot(at, mean, **drawing.look(arm), marker='o', ms=3.5, label=arm)

@@ -11,7 +11,7 @@ from sklearn import metrics as sk
 from eagrl_jax.types import ArrayLike, EagrlError
 
 CLIP = 0.01  # a policy writes 0.dd: 0.00 and 1.00 would make one wrong answer cost an infinite log loss
-FINITE = 1e-6  # of a logit: at CLIP the risks of a rare outcome would be cut off, and well calibrated ones look too mild
+FINITE = 1e-6  # of a logit; at CLIP the risks of a rare outcome would be cut off, and true ones look too mild
 
 
 def check(label: ArrayLike, prob: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eagrl_jax.evaluation import bootstrap, metrics
+from eagrl_jax.evaluation.formats import finite
 from eagrl_jax.types import ArrayLike
 
 METRICS = ('auroc', 'auprc')
@@ -103,12 +104,13 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
   """What becomes of each claim: {'claim', 'verdict', 'why'}.
 
   'reproduced': both metrics' intervals lie above 0 and both p by Holm below .05; 'not by Holm': the intervals alone do;
-  'reversed': both intervals lie below 0; 'untested': what it needs was not run; else 'not reproduced'.
+  'reversed': both intervals lie below 0; 'untested': what it needs was not run, or has no interval; else 'not
+  reproduced'.
 
   Args:
     rows: a `table` whose reference is the arm ahead.
     shuffled: the row of `perturbed.table` with the largest share of features moved; its p is adjusted over that table.
-    transfers: metrics.json of a seed's transfers, by cohort.
+    transfers: metrics.json of a seed's transfers, by cohort; p is adjusted over all their pairs of a metric.
   """
   out = []
   for text, ahead, behind in CLAIMS:
@@ -120,23 +122,38 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
   else:
     out.append({'claim': SHUFFLED, 'verdict': 'untested',
                 'why': 'no records with all features shuffled were judged as the config is now (study.robustness)'})
+  elsewhere = _with_holm(transfers or {})
   for behind, text in TRANSFER:
-    if not transfers:
+    if not elsewhere:
       out.append({'claim': text, 'verdict': 'untested', 'why': 'no transfer was run'})
-    for cohort, found in (transfers or {}).items():
-      pairs = {r['metric']: r for r in found['paired'] if (r['a'], r['b']) == ('rl', behind)}
+    for cohort, rows_of in elsewhere.items():
+      pairs = {r['metric']: r for r in rows_of if (r['a'], r['b']) == ('rl', behind)}
       gaps = {f'{m.upper()} eag - {behind}': pairs[m] for m in METRICS} if set(METRICS) <= set(pairs) else None
       out.append(_judged(f'{text}: {cohort}', gaps))
   return [*out, {'claim': 'an average gain of 14.62 %', 'verdict': 'untested',
                  'why': 'of pretrained models of 3 to 8 B; the mean of which figures is not said'}]
 
 
+def _with_holm(transfers: Mapping[str, Mapping]) -> dict[str, list[dict]]:
+  """Cohort -> its paired rows with 'p_holm' over the rows of their metric in all cohorts."""
+  out = {cohort: [dict(row) for row in found['paired']] for cohort, found in transfers.items()}
+  every = [row for rows in out.values() for row in rows]
+  for m in {row['metric'] for row in every}:
+    rows = [row for row in every if row['metric'] == m]
+    for row, p in zip(rows, holm([row['p'] for row in rows])):
+      row['p_holm'] = p
+  return out
+
+
 def _judged(text: str, gaps: Mapping[str, Mapping] | None) -> dict:
-  """A claim by differences, {name: {'diff', 'ci95', and 'p_holm' where there are many}}."""
+  """A claim by differences, {name: {'diff', 'ci95', 'p_holm'}}."""
   if not gaps:
     return {'claim': text, 'verdict': 'untested', 'why': 'an arm was not run'}
+  if not all(finite(x) for g in gaps.values() for x in (g['diff'], *g['ci95'])):
+    return {'claim': text, 'verdict': 'untested',
+            'why': 'a difference or its interval does not exist: one outcome alone, or fewer than two resamples'}
   above, below = (all(side(g['ci95']) for g in gaps.values()) for side in (lambda c: c[0] > 0, lambda c: c[1] < 0))
-  sure = all(g.get('p_holm', g['p']) < ALPHA for g in gaps.values())
+  sure = all(g['p_holm'] < ALPHA for g in gaps.values())
   verdict = ('reproduced' if sure else 'not by Holm') if above else 'reversed' if below else 'not reproduced'
   return {'claim': text, 'verdict': verdict, 'why': '; '.join(
       f'{name} {g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})' for name, g in gaps.items())}

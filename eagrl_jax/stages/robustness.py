@@ -21,7 +21,7 @@ from eagrl_jax import mesh as mesh_lib
 from eagrl_jax import rng
 from eagrl_jax.ehr import channels, normalise
 from eagrl_jax.ehr.records import Visits
-from eagrl_jax.evaluation import bootstrap, faithfulness, perturb, pseudonyms, report
+from eagrl_jax.evaluation import bootstrap, faithfulness, metrics, perturb, pseudonyms, report
 from eagrl_jax.evaluation.perturb import Condition
 from eagrl_jax.expert import salience as salience_lib
 from eagrl_jax.expert import train as expert_train
@@ -36,7 +36,7 @@ from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
 from eagrl_jax.stages.policy import sample
 from eagrl_jax.train import processes
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import ExpertBatch
+from eagrl_jax.types import EagrlError, ExpertBatch
 
 METRICS = ('auroc', 'auprc')
 Prompt = tuple[list[int], np.ndarray]  # token ids, the feature of each
@@ -55,6 +55,9 @@ def run(context: Context) -> None:
   c, seed = context.config.robustness, context.config.seed
   data = data_lib.load(context)
   rows = chosen_rows(data.splits.test, c.patients, prepare.data_seed(context.config))
+  if reason := metrics.undefined(data.cohort.label[rows].astype(int)):
+    raise EagrlError(f'robustness.patients={c.patients}: the test patients that it draws cannot be judged: {reason}; '
+                     'draw more, 0 = all, of a test part with both outcomes')
   statistics = normalise.load(context.folder('prepare') / 'statistics.json')
   conditions = perturb.conditions(tuple(c.kinds), c.levels.to_dict(), data.visits.values[rows], rows,
                                   data.cohort.features, statistics, seed,

@@ -69,7 +69,7 @@ def test_an_undefined_auroc_leaves_a_gap_in_the_robustness_figure():
   at = lambda mean: {'mean': mean, 'lo': mean, 'hi': mean}
   svg = figures.robustness('drop', 'Features left out', 'share', [0.0, 0.5],
                            {'rl': [at(0.8), at(None)], 'base': [{}, {}]})
-  assert 'rl 0.800 unchanged, nan at 0.5; base nan unchanged, nan at 0.5' in svg
+  assert 'rl 0.800 unchanged, – at 0.5; base – unchanged, – at 0.5' in svg
 
 
 def test_svg_is_deterministic_themable_and_inline(arms):

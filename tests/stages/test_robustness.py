@@ -99,6 +99,14 @@ def test_seeds_of_a_study_judge_the_patients_of_its_cohort(ran, micro_config, mo
   assert first == same != other
 
 
+def test_patients_of_one_outcome_are_refused_before_any_answer(ran, micro_config, monkeypatch):
+  monkeypatch.setattr(robustness, 'policy_answers', lambda *args: pytest.fail('a policy was asked'))
+  c = settings(micro_config())
+  c.robustness.patients = 1
+  with pytest.raises(EagrlError, match=r'^robustness\.patients=1: .* only one class: all 1 patients have outcome \d;'):
+    robustness.run(Context(c, ran[0], make_mesh(**c.mesh.to_dict())))
+
+
 def test_all_levels_and_sets_go_through_the_sampler_in_one_shape(ran):
   assert len(ran[1]) == 1
 

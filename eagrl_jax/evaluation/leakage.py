@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from scipy import stats
 
 from eagrl_jax.ehr.records import LATE_STEPS
 from eagrl_jax.evaluation import baselines, bootstrap, metrics
 
 PERMUTATIONS = 30
-FAR = 3.3  # standard errors: one false alarm in a thousand cohorts
+ALARM = 0.001  # p below which chance is not believed: one false alarm in a thousand sound cohorts, of each such check
 CLOSE = 0.02  # AUROC of a model that such a baseline may not come near
 
 
@@ -59,7 +60,7 @@ def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: 
   for name, x in (('missingness alone', (table.measured > 0).astype(np.float64)), ('age alone', column(age)),
                   ('record length alone', np.stack([hours, events], 1).astype(np.float64))):
     prob = baselines.fitted('logistic', x, label, train, test, seed)
-    checks.append(_judged(name, label[test], prob, resamples, model_auroc=model_auroc))
+    checks.append(_judged(name, label[test], prob, resamples, model_auroc))
   return checks
 
 
@@ -76,15 +77,19 @@ def _count(name: str, found: np.ndarray, warning: str) -> Check:
 
 
 def _order(subject_id: np.ndarray, label: np.ndarray, resamples: int) -> Check:
-  """The order of ids, numeric where they are numbers: sorted by outcome in more than one published cohort."""
+  """The order of ids, numeric where they are numbers: sorted by outcome in more than one published cohort.
+
+  Warned of by the two-sided rank-sum test.
+  """
   as_number = [int(m) if (m := str(i)).isdigit() else None for i in subject_id]
   if all(n is not None for n in as_number):
     rank = np.argsort(np.argsort(np.array(as_number)))
   else:
     rank = np.argsort(np.argsort(np.array([str(i) for i in subject_id])))
-  check = _judged('order of the ids', label, rank / max(len(rank) - 1, 1), resamples, chance=True)
-  note = 'ids are ordered by outcome: never show, sort or split by them'
-  return dataclasses.replace(check, warning=note if check.warning else '')
+  check = _judged('order of the ids', label, rank / max(len(rank) - 1, 1), resamples)
+  by_chance = metrics.undefined(label) or stats.mannwhitneyu(rank[label == 1], rank[label == 0]).pvalue >= ALARM
+  note = '' if by_chance else 'ids are ordered by outcome: never show, sort or split by them'
+  return dataclasses.replace(check, warning=note)
 
 
 def _permuted(table: baselines.Table, label: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> Check:
@@ -96,18 +101,15 @@ def _permuted(table: baselines.Table, label: np.ndarray, train: np.ndarray, test
     prob = baselines.fitted('logistic', table.x, permuted, train, test, seed, penalties=baselines.PENALTIES[1:2])
     scores.append(metrics.auroc(label[test], prob))
   mean, error = float(np.mean(scores)), float(np.std(scores, ddof=1) / np.sqrt(PERMUTATIONS))
-  warning = 'predicts the outcome, and must not' if abs(mean - 0.5) > FAR * error else ''
+  far = stats.t.ppf(1 - ALARM / 2, PERMUTATIONS - 1) * error
+  warning = 'predicts the outcome, and must not' if abs(mean - 0.5) > far else ''
   return Check('labels permuted in train', mean, (mean - 1.96 * error, mean + 1.96 * error), warning)
 
 
-def _judged(name: str, label: np.ndarray, prob: np.ndarray, resamples: int, *, chance: bool = False,
+def _judged(name: str, label: np.ndarray, prob: np.ndarray, resamples: int,
             model_auroc: float = float('nan')) -> Check:
-  """AUROC with its interval; warned of where it is not chance, or near the model."""
+  """AUROC with its interval; warned of where it is near the model."""
   value = metrics.auroc(label, prob)
   low, high = bootstrap.bootstrap(label, prob, resamples)['auroc']['ci95']
-  warning = ''
-  if chance and not low <= 0.5 <= high:
-    warning = 'predicts the outcome, and must not'
-  elif not chance and value >= model_auroc - CLOSE:
-    warning = f'as good as the best model, or within {CLOSE} of it'
+  warning = f'as good as the best model, or within {CLOSE} of it' if value >= model_auroc - CLOSE else ''
   return Check(name, value, (low, high), warning)

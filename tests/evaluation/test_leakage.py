@@ -3,6 +3,7 @@
 import types
 
 import numpy as np
+import pytest
 
 from configs.defaults import get_config
 from eagrl_jax.ehr.records import to_visits
@@ -38,6 +39,42 @@ def test_a_clean_cohort_gets_no_warning():
   assert not [c for c in checks.values() if c.warning]
   assert {name: c.value for name, c in checks.items() if 'dropped' in name} == {'dropped: after discharge': 7}
   assert checks['patients in two splits'].value == 0
+
+
+def test_the_order_of_sound_cohorts_is_chance():
+  """A 95 % interval accused one of 15. Of 200 none or one is beyond p = .001 but once in 57 times; seeds are fixed."""
+  ids = np.array([str(i) for i in range(150)])
+  labels = (np.random.default_rng(5).random((200, 150)) < 0.2).astype(int)
+  found = [leakage._order(ids, label, 20) for label in labels]
+  assert sum(bool(check.warning) for check in found) <= 1
+  beyond = sum(abs(check.value - 0.5) > 1.96 * np.sqrt(151 / 12 / y.sum() / (150 - y.sum()))
+               for check, y in zip(found, labels))
+  assert beyond >= 5  # so it was put to the test
+
+
+@pytest.mark.parametrize('turned', [False, True])
+def test_an_order_by_outcome_is_told_where_it_is_weak_and_either_way_round(turned):
+  r = np.random.default_rng(0)
+  label = (r.random(N) < 0.4).astype(int)
+  rank = np.argsort(np.argsort((0.5 - turned) * label + r.normal(size=N)))
+  check = leakage._order(np.array([str(i) for i in rank]), label, 50)
+  assert 0.05 < abs(check.value - 0.5) < 0.2 and 'by outcome' in check.warning
+
+
+def test_one_outcome_has_no_order():
+  assert leakage._order(np.array(['1', '2']), np.zeros(2, int), 10).warning == ''
+
+
+def test_permuted_labels_are_far_by_the_t_of_so_many_permutations(monkeypatch):
+  """3.6 standard errors are beyond one in a thousand of a normal law, not of a t of 29 degrees of freedom."""
+  def warned(distance):
+    x = np.resize([-1.0, 1.0], leakage.PERMUTATIONS)
+    scores = iter(0.5 + 0.01 * (x / np.std(x, ddof=1) + distance / np.sqrt(leakage.PERMUTATIONS)))
+    monkeypatch.setattr(leakage.metrics, 'auroc', lambda *_: next(scores))
+    monkeypatch.setattr(leakage.baselines, 'fitted', lambda *_, **__: None)
+    label = np.zeros(4, int)
+    return bool(leakage._permuted(types.SimpleNamespace(x=None), label, np.arange(2), np.arange(2), 0).warning)
+  assert [warned(d) for d in (-3.7, -3.6, 3.6, 3.7)] == [True, False, False, True]
 
 
 def test_planted_leaks_are_found():

@@ -80,8 +80,8 @@ def table(run: Mapping[str, Any]) -> list[dict[str, Any]]:
 
   Args:
     run: 'config', 'manifest', 'environment', 'result' (of evaluate), 'robustness' as read from the run's folder, each
-      {} where absent; 'split', how many are in each part by the names of MEDS, None where absent; and 'transfer', the
-      names of the cohorts that the models were taken to.
+      {} where absent; 'split', how many are in each part by the names of MEDS, None where absent; 'transfer', the names
+      of the cohorts that the models were taken to; and 'subgroups', those of 'sex' and 'age' of which a group is shown.
   """
   known = _known(run) if run['config'] else {}
   parts = list(dict.fromkeys(part for _, part, _ in ITEMS))
@@ -94,7 +94,7 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
   c, manifest, result = run['config'], run['manifest'], run['result']
   at: Callable[..., Any] = lambda section, field, default='': (c.get(section) or {}).get(field, default)
   task, cohort = result.get('task') or at('data', 'task'), manifest.get('name') or at('data', 'source')
-  unit = kept_apart(at('data', 'source')).removesuffix('s')
+  unit, groups = kept_apart(at('data', 'source')).removesuffix('s'), ' and '.join(run['subgroups'])
   divided = 'as a file says' if at('data', 'splits') else 'at random'
   out = {
       '7': _join(f'measurements in bins of {at("data", "bin_hours"):g} h' if at('data', 'bin_hours') else '',
@@ -106,7 +106,9 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
       '12a': _division(at, c.get('seed'), run['split'], unit) if c.get('data') else '',
       '12b': ('Policy: raw values with units or flags, in text. Expert: z-scores by train statistics; a channel a '
               'level of features whose spec says so.'),
-      '12c': _join(f'language model ({_policy(at)}), distilled from a tree search, then policy optimisation',
+      '12c': _join(f'language model ({_policy(at)}), ' + (
+                       'policy optimisation without distillation' if at('rl', 'start') == 'base' else
+                       'distilled from a tree search, then policy optimisation'),
                    f'{f"expert: {members} ConCare members, " if (members := at("expert", "members")) else "expert: "}'
                    f'stopped early by validation {unit}s',
                    'policy: fixed numbers of steps; settings under Config'),
@@ -117,7 +119,7 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
       '12f': 'Not done.',
       '12g': _join(_answers(at('evaluate', 'samples', 0), at('evaluate', 'temperature', 1.0)),
                    'an answer that cannot be read counts as the train prevalence'),
-      '14': 'Nothing in training' + ('; performance by sex and age band is reported' if result.get('subgroups') else '')
+      '14': 'Nothing in training' + (f'; performance by {groups} is reported' if groups else '')
             + '.',
       '15': 'A probability. No threshold is recommended; net benefit is shown over a range of them.',
       '16': (f'The same source, divided {divided}' +
@@ -154,8 +156,8 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
       out['13'] = (f'{100 * result["prevalence"]:.1f} % of the test {unit}s have the outcome; {balanced}'
                    'no recalibration.')
     out['23a'] = 'Under Results and Differences' + (
-        ', and Subgroups.' if result.get('subgroups') else f'. {_AUTHORS}: key groups.')
-    out['23b'] = 'By sex and age under Subgroups.' if result.get('subgroups') else ''
+        ', and Subgroups.' if groups else f'. {_AUTHORS}: key groups.')
+    out['23b'] = f'By {groups} under Subgroups.' if groups else ''
     out['22'] = 'Weights, tokenizer and every setting in the run\'s folder; `export` writes them for other software.'
     out['24'] = 'Not updated.'
   git = run['environment'].get('git')

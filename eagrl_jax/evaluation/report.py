@@ -114,8 +114,11 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   transfer = {path.parent.name: read_json(path) for path in sorted(workdir.glob('transfer/*/metrics.json'))
               if f'transfer/{path.parent.name}' not in outdated}
   config, environment = read_json(workdir / 'config.json') or {}, read_json(workdir / 'environment.json') or {}
+  groups = _subgroups(result)
+  kinds = {'age' if row['name'].startswith('age ') else 'sex' for row in groups if row['n'] is not None}
   known = {'config': config, 'manifest': manifest, 'environment': environment, 'result': result,
-           'robustness': robustness, 'transfer': list(transfer), 'split': of_stage('prepare/splits.parquet', _split)}
+           'subgroups': sorted(kinds, reverse=True), 'robustness': robustness, 'transfer': list(transfer),
+           'split': of_stage('prepare/splits.parquet', _split)}
   tree, cases = (None if share else of_stage(name) for name in ('search/tree.json', 'evaluate/cases.json'))
   salience = (config.get('expert') or {}).get('salience', '')
   return {
@@ -127,7 +130,7 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
                          'min_ps': metrics.min_precision_recall(*yp),
                          'early': interval((result.get('arms') or {}).get(arm, {}).get('early_score'))}
                         for arm, yp in predictions.items()],
-      'audit': result.get('audit') or [], 'subgroups': _subgroups(result),
+      'audit': result.get('audit') or [], 'subgroups': groups,
       'plots': [Markup(svg) for svg in (
           figures.roc(drawn(predictions), notes['auroc']), figures.precision_recall(drawn(predictions), notes['auprc']),
           figures.calibration(drawn(predictions), subgroups.SMALLEST if share else 1),

@@ -6,18 +6,19 @@ import re
 
 import numpy as np
 import pytest
+from made_up_run import dump
 
 from eagrl_jax.ehr import splits
 from eagrl_jax.evaluation import checklist, report
 
 NOTHING = {'config': {}, 'manifest': {}, 'environment': {}, 'result': {}, 'robustness': None, 'transfer': [],
-           'split': None}
+           'split': None, 'subgroups': []}
 
 
-def answers(seed=3, split=None, manifest=None, result=None, transfer=(), **sections) -> dict[str, str]:
+def answers(seed=3, split=None, manifest=None, result=None, transfer=(), subgroups=(), **sections) -> dict[str, str]:
   """Item -> what the checklist says of a run with this config."""
   run = NOTHING | {'config': {'seed': seed, **sections}, 'split': split, 'manifest': manifest or {},
-                   'result': result or {}, 'transfer': list(transfer)}
+                   'result': result or {}, 'transfer': list(transfer), 'subgroups': subgroups}
   return {row['item']: row['answer'] for row in checklist.table(run)}
 
 
@@ -55,13 +56,13 @@ def test_the_horizon_of_predictors_is_that_of_the_source(source, hours, said):
 def test_what_is_known_in_part_does_not_count_as_filled():
   made = {'n_test': 180, 'prevalence': 0.1, 'task': 'mortality'}
   run = {'config': {'data': data('tjh'), 'search': {'balance': True}}, 'environment': {}, 'robustness': {},
-         'split': None, 'transfer': [], 'result': made,
+         'split': None, 'transfer': [], 'subgroups': [], 'result': made,
          'manifest': {'setting': 'adults', 'attrition': [['read', 3, 'patients']]}}
   rows = {row['item']: row for row in checklist.table(run)}
   for item in ('6a', '8a', '20a', '23a'):
     assert rows[item]['answer'] and not rows[item]['whole']
   assert rows['6b']['whole'] and 'either outcome' in rows['13']['answer']
-  some = checklist.table(run | {'result': made | {'subgroups': {'rl': [{'name': 'women'}]}}})
+  some = checklist.table(run | {'subgroups': ['sex']})
   assert next(row for row in some if row['item'] == '23a')['whole'] is True
 
 
@@ -132,4 +133,28 @@ def test_what_a_prompt_shows_of_the_unmeasured_is_that_of_its_style():
 def test_the_early_score_and_the_subgroups_are_named_where_there_are_any():
   assert 'early score' in answers(result={'early': {'n': 1}})['12e']
   assert 'early score' not in answers()['12e']
-  assert 'sex and age' in answers(result={'subgroups': {'rl': []}})['14']
+  said = lambda *kinds: [answers(subgroups=kinds, result={'n_test': 180, 'subgroups': {'rl': []}})[item]
+                         for item in ('14', '23a', '23b')]
+  assert said() == ['Nothing in training.', 'Under Results and Differences. To be filled by the authors: key groups.', '']
+  assert said('sex', 'age') == ['Nothing in training; performance by sex and age is reported.',
+                                'Under Results and Differences, and Subgroups.', 'By sex and age under Subgroups.']
+  assert said('age')[2] == 'By age under Subgroups.'
+
+
+@pytest.mark.parametrize(('shown', 'kinds'), [((), ''), (('men', 'women'), 'sex'), (
+    ('men', 'women', 'age under 50', 'age 50 to 64'), 'sex and age')])
+def test_a_page_whose_groups_are_all_hidden_claims_none(tmp_path, shown, kinds):
+  groups = [{'name': name, 'n': 50 if name in shown else None, 'positives': 20 if name in shown else None,
+             'auroc': 0.8 if name in shown else None, 'ci95': [0.7, 0.9] if name in shown else None}
+            for name in ('men', 'women', 'age under 50', 'age 50 to 64')]
+  dump(tmp_path / 'evaluate/metrics.json', {'n_test': 100, 'prevalence': 0.4, 'arms': {}, 'subgroups': {'rl': groups}})
+  dump(tmp_path / 'config.json', {'seed': 0})
+  page = report.write_report(tmp_path).read_text(encoding='utf-8')
+  assert ('is reported' in page, f'performance by {kinds} is reported' in page) == (bool(kinds), bool(kinds))
+  assert ('under Subgroups.' in page) == bool(kinds)
+
+
+@pytest.mark.parametrize(('start', 'said'), [('sft', True), ('base', False)])
+def test_a_policy_that_started_from_base_was_not_distilled(start, said):
+  known = answers(lm={'checkpoint': 'tiny'}, rl={'start': start})['12c']
+  assert ('distilled from a tree search, then' in known, 'without distillation' in known) == (said, not said)

@@ -30,13 +30,13 @@ FACTOR = 10.0  # of a feature without another unit in its spec
 
 
 def order(rows: np.ndarray, n_features: int, level: float, seed: int) -> np.ndarray:
-  """A permutation for each patient: `level` of the features move on one random cycle, so each of them moves.
+  """A permutation for each patient: `level` of the features, at least two, move on one random cycle, so each moves.
 
   Position i holds feature `[n, i]`. `rows [n]` identify the patients. `-> [n, F]`
   """
-  out = np.tile(np.arange(n_features), (len(rows), 1))
+  out, chosen = np.tile(np.arange(n_features), (len(rows), 1)), max(2, round(level * n_features)) if level else 0
   for line, row in zip(out, rows):
-    moved = rng.host(seed, 'order', int(row)).permutation(n_features)[:round(level * n_features)]
+    moved = rng.host(seed, 'order', int(row)).permutation(n_features)[:chosen]
     line[moved] = np.roll(moved, -1)
   return out
 

@@ -16,8 +16,18 @@ import numpy as np
 from markupsafe import Markup
 
 from eagrl_jax.ehr.splits import kept_apart
-from eagrl_jax.evaluation import (checklist, drawing, figures, learning, marks, metrics, patients, provenance, sections,
-                                  subgroups)
+from eagrl_jax.evaluation import (
+  checklist,
+  drawing,
+  figures,
+  learning,
+  marks,
+  metrics,
+  patients,
+  provenance,
+  sections,
+  subgroups,
+)
 from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
 from eagrl_jax.evaluation.formats import aligned, finite, interval, interval_text, number, percent, signed
 from eagrl_jax.types import EagrlError

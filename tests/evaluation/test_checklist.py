@@ -135,7 +135,8 @@ def test_the_early_score_and_the_subgroups_are_named_where_there_are_any():
   assert 'early score' not in answers()['12e']
   said = lambda *kinds: [answers(subgroups=kinds, result={'n_test': 180, 'subgroups': {'rl': []}})[item]
                          for item in ('14', '23a', '23b')]
-  assert said() == ['Nothing in training.', 'Under Results and Differences. To be filled by the authors: key groups.', '']
+  assert said() == [
+      'Nothing in training.', 'Under Results and Differences. To be filled by the authors: key groups.', '']
   assert said('sex', 'age') == ['Nothing in training; performance by sex and age is reported.',
                                 'Under Results and Differences, and Subgroups.', 'By sex and age under Subgroups.']
   assert said('age')[2] == 'By age under Subgroups.'

@@ -40,7 +40,8 @@ def test_order_moves_exactly_the_share_and_a_patient_is_always_moved_alike(level
   assert (order != perturb.order(rows, 20, level, seed=2)).any() and (order[0] != order[1]).any()
 
 
-@pytest.mark.parametrize(('features', 'level', 'moved'), [(5, 0.2, 2), (3, 0.2, 2), (2, 0.1, 2), (1, 1.0, 0), (5, 0, 0)])
+@pytest.mark.parametrize(('features', 'level', 'moved'), [
+    (5, 0.2, 2), (3, 0.2, 2), (2, 0.1, 2), (1, 1.0, 0), (5, 0, 0)])
 def test_no_single_feature_changes_places_with_itself(features, level, moved):
   order = perturb.order(np.arange(4), features, level, seed=0)
   assert ((order != np.arange(features)).sum(1) == moved).all()

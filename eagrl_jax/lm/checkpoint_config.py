@@ -64,6 +64,7 @@ def to_hf(cfg: LMConfig) -> dict[str, Any]:
   return {
       'architectures': [CLASS_NAMES[kind]],
       'model_type': kind,
+      'transformers_version': '5.0.0',  # whose layout it is; without one, 4 takes the tokenizer for a faulty one
       'vocab_size': cfg.vocab_size,
       'hidden_size': cfg.d_model,
       'num_hidden_layers': cfg.n_layers,

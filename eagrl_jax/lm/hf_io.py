@@ -9,6 +9,7 @@ from pathlib import Path
 import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors' numpy reader returns
 import numpy as np
 import safetensors
+from absl import logging
 from jax.sharding import Mesh
 from safetensors import numpy as safetensors_numpy
 
@@ -18,7 +19,7 @@ from eagrl_jax.lm.layout import Dtype
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.types import EagrlError, Params
 
-INDEX, WEIGHTS = 'model.safetensors.index.json', 'model.safetensors'
+INDEX, WEIGHTS, SHARDS = 'model.safetensors.index.json', 'model.safetensors', 'model-*-of-*.safetensors'
 IGNORED = ('rotary_emb.inv_freq',)  # recomputed from the config
 WANTED = ('*.json', '*.safetensors', '*.jinja', '*.txt', 'tokenizer.model')  # of a repository on the hub
 TWICE = ('consolidated*', 'original/*')  # the same weights once more, in their authors' own layout
@@ -40,8 +41,11 @@ def load_hf(path: str | Path, dtype: Dtype = np.float32, mesh: Mesh | None = Non
     EagrlError: names the file or key that is missing, corrupt or of the wrong shape.
   """
   directory = _directory(path)
-  cfg = checkpoint_config.from_hf(_json(directory / 'config.json'))
+  named = checkpoint_config.from_hf(_json(directory / 'config.json'))
   tensors = _Tensors(directory)
+  cfg = _as_stored(named, tensors)
+  if cfg != named:
+    logging.info('%s: tie_word_embeddings is true, but a head of its own is stored, and used', directory.name)
   if not cfg.tie_embeddings and layout.TOP['lm_head'] not in tensors.names:
     raise EagrlError(f'{directory.name}: no {layout.TOP["lm_head"]} and tie_word_embeddings is false; set it to true in'
                      ' config.json if the head is tied')
@@ -93,6 +97,9 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
     safetensors_numpy.save_file(tensors, directory / file, metadata={'format': 'pt'})
     where |= dict.fromkeys(tensors, file)
     del tensors  # before the next shard is built
+  for old in {*directory.glob(SHARDS), directory / INDEX, directory / WEIGHTS}:
+    if old.name not in where.values():
+      old.unlink(missing_ok=True)
   if len(shards) > 1:
     total = sum(size(*leaf) for leaf in layout.leaves(plain))
     _write_json(directory / INDEX, {'metadata': {'total_size': total}, 'weight_map': where})
@@ -104,16 +111,25 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
 def read_head(path: str | Path) -> tuple[LMConfig, Tokenizer]:
   """What `load_hf` gives beside the weights, without reading those. Raises as `load_hf` does."""
   directory = _directory(path)
-  return checkpoint_config.from_hf(_json(directory / 'config.json')), Tokenizer.load(directory)
+  named = checkpoint_config.from_hf(_json(directory / 'config.json'))
+  return _as_stored(named, _Tensors(directory)), Tokenizer.load(directory)
+
+
+def _as_stored(cfg: LMConfig, tensors: _Tensors) -> LMConfig:
+  """Untied where a head is stored that is not the embedding, whatever config.json says: as transformers 5 has it."""
+  embed, head = layout.TOP['embed'], layout.TOP['lm_head']
+  if cfg.tie_embeddings and head in tensors.names and not np.array_equal(tensors.read(embed), tensors.read(head)):
+    return dataclasses.replace(cfg, tie_embeddings=False)
+  return cfg
 
 
 class _Tensors:
-  """Reads tensors by name out of one safetensors file or an index of shards."""
+  """Reads tensors by name out of one safetensors file or an index of shards; of both, as transformers, of the file."""
 
   def __init__(self, directory: Path):
     self._directory = directory
     self._open: dict[str, safetensors.safe_open] = {}
-    if (directory / INDEX).is_file():
+    if (directory / INDEX).is_file() and not (directory / WEIGHTS).is_file():
       file_of = _json(directory / INDEX).get('weight_map')
       if not isinstance(file_of, dict) or not all(
           isinstance(file, str) and file == Path(file).name and file.isprintable() for file in file_of.values()):
@@ -163,9 +179,9 @@ def inspect(path: str | Path) -> LMConfig | None:
   directory = _local(path)
   if directory is None:
     return None
-  cfg = checkpoint_config.from_hf(_json(directory / 'config.json'))
-  _Tensors(directory).open_all()
-  return cfg
+  cfg, tensors = checkpoint_config.from_hf(_json(directory / 'config.json')), _Tensors(directory)
+  tensors.open_all()
+  return _as_stored(cfg, tensors)
 
 
 def _local(path: str | Path) -> Path | None:

@@ -78,7 +78,8 @@ class External:
       except EagrlError as e:
         if self._calls:
           raise
-        raise EagrlError(f'{e}; to start one: VLLM_SERVER_DEV_MODE=1 vllm serve {self._folder}') from None
+        raise EagrlError(f'{e}; to start one: VLLM_SERVER_DEV_MODE=1 vllm serve {self._folder} --dtype {self._dtype}'
+                         ) from None
       engine.reload(server)
       return server.model
 
@@ -90,6 +91,9 @@ class External:
     shutil.rmtree(fresh, ignore_errors=True)  # of a run that was cut short
     hf_io.save_hf(fresh, params, self._config, self._tokenizer, self._dtype)
     self._folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(fresh.iterdir()):
+    made = sorted(fresh.iterdir())
+    for file in made:
       os.replace(file, self._folder / file.name)
     fresh.rmdir()
+    for file in set(self._folder.glob('model*')) - {self._folder / file.name for file in made}:
+      file.unlink()  # a shard or the index of larger weights, which the server would read

@@ -68,6 +68,7 @@ def test_both_schemas_of_the_rotary_settings_are_written(name):
              'original_max_position_embeddings': 8192} if cfg.rope_scaling else {}
   assert written['rope_theta'] == 5e5 and written.get('rope_scaling', {}) == scaling
   assert newer == {'rope_type': 'default', 'rope_theta': 5e5} | scaling
+  assert written['transformers_version'] == '5.0.0'  # an older or unknown one: 4.57 warns of a wrong tokenizer
   assert checkpoint_config.from_hf(written) == cfg
 
 
@@ -164,6 +165,43 @@ def test_shards_and_bfloat16(tokenizer, tmp_path):
   (tmp_path / 'b.safetensors').unlink()
   with pytest.raises(EagrlError, match=r'b\.safetensors'):
     hf_io.load_hf(tmp_path)
+
+
+def test_a_head_that_is_stored_is_used_though_the_config_ties_it(tokenizer, tmp_path, caplog):
+  caplog.set_level('INFO')
+  cfg = dataclasses.replace(ref.CFG, tie_embeddings=False)
+  params = random_params(cfg)
+  for name, tied, head in (('own', cfg, params['lm_head']), ('copy', ref.CFG, params['embed'].T)):
+    hf_io.save_hf(tmp_path / name, params | {'lm_head': head}, cfg, tokenizer)
+    edit(tmp_path / name / 'config.json', tie_word_embeddings=True)
+    caplog.clear()
+    loaded, shape, _ = hf_io.load_hf(tmp_path / name)
+    assert shape == hf_io.read_head(tmp_path / name)[0] == hf_io.inspect(tmp_path / name) == tied
+    assert [r.getMessage() for r in caplog.records] == [
+        'own: tie_word_embeddings is true, but a head of its own is stored, and used'] * (tied == cfg)
+    assert_same(loaded, {k: x for k, x in params.items() if k != 'lm_head' or tied == cfg})
+
+
+def test_of_a_file_and_an_index_the_file_is_read(tokenizer, tmp_path):
+  """As transformers does; an index beside it is often of other weights, or of shards that were not copied."""
+  params = random_params(ref.CFG)
+  hf_io.save_hf(tmp_path, params, ref.CFG, tokenizer)
+  (tmp_path / hf_io.INDEX).write_text('{"weight_map": {"model.norm.weight": "absent.safetensors"}}')
+  assert_same(hf_io.load_hf(tmp_path)[0], params)
+
+
+def test_a_folder_that_was_used_before_keeps_no_weights_of_then(tokenizer, tmp_path):
+  params, files = random_params(ref.CFG), lambda: sorted(p.name for p in tmp_path.glob('model*'))
+  (tmp_path / 'notes.txt').touch()
+  for size in (10**9, 9000, 20_000, 10**9):
+    hf_io.save_hf(tmp_path, params, ref.CFG, tokenizer, shard_bytes=size)
+    if size == 10**9:
+      assert files() == [hf_io.WEIGHTS]
+    else:
+      where = json.loads((tmp_path / hf_io.INDEX).read_text())['weight_map']
+      assert files() == sorted({*where.values(), hf_io.INDEX}) and len(files()) > 2
+    assert_same(hf_io.load_hf(tmp_path)[0], params)
+  assert (tmp_path / 'notes.txt').exists()
 
 
 def edit(file, **changes):

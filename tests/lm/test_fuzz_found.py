@@ -33,6 +33,7 @@ def refused(match, call):
 @pytest.mark.parametrize('index', [[], {}, {'weight_map': None}, {'weight_map': ['a']}, {'weight_map': {'a': 5}},
                                    {'weight_map': {'a': '../model.safetensors'}}, {'weight_map': {'a': 'b\n'}}])
 def test_an_index_that_names_no_files_of_the_directory(folder, index):
+  (folder / hf_io.WEIGHTS).unlink()
   (folder / hf_io.INDEX).write_text(json.dumps(index))
   refused(r'model\.safetensors\.index\.json', lambda: hf_io.inspect(folder))
 

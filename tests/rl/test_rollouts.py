@@ -229,6 +229,11 @@ def test_the_server_reads_new_weights_every_so_many_steps(tmp_path, caplog):
   """Its answers are drawn from the weights that it has loaded; their probabilities tell which these are."""
   caplog.set_level(std_logging.DEBUG)
   sampling = dataclasses.replace(ASKED, stop_ids=(WORDS.eos_id,))
+  folder = tmp_path / 'rl' / 'rollouts'
+  folder.mkdir(parents=True)
+  stale = [folder / 'model-00001-of-00002.safetensors', folder / 'model.safetensors.index.json']  # of larger weights
+  for file in stale:
+    file.touch()
   with Vllm(root=str((tmp_path / 'rl' / 'rollouts').resolve())) as server:
     generate = stage.choose(context(tmp_path, server.url), Policy(PARAMS, LM, WORDS))
     answer = server.answer
@@ -250,6 +255,7 @@ def test_the_server_reads_new_weights_every_so_many_steps(tmp_path, caplog):
   assert paths.count('/collective_rpc') == paths.count('/reset_prefix_cache') == 2
   assert paths.index('/collective_rpc') < paths.index('/reset_prefix_cache') < paths.index('/v1/completions')
   assert sorted(p.name for p in (tmp_path / 'rl').iterdir()) == ['rollouts']
+  assert not any(file.exists() for file in stale) and (folder / 'model.safetensors').exists()
   assert not any(str(rollouts.token_lists(prompts())[0][:3])[1:-1] in r.getMessage() for r in caplog.records)
 
 
@@ -265,6 +271,9 @@ def test_a_server_that_cannot_follow_the_policy_is_refused(case, tmp_path):
       server.server_close()
     with pytest.raises(EagrlError) as e:
       generate(PARAMS, prompts(), jax.random.key(0))
+  folder = tmp_path.resolve() / 'rl' / 'rollouts'
+  assert case == 'no dev mode' or str(e.value).endswith(
+      f'VLLM_SERVER_DEV_MODE=1 vllm serve {folder} --dtype float32')  # by itself vLLM serves these in bfloat16
   assert 'VLLM_SERVER_DEV_MODE=1' in str(e.value) and (tmp_path / 'rl' / 'rollouts' / 'model.safetensors').exists()
 
 

@@ -45,12 +45,12 @@ def train(texts: Iterable[str], names: Iterable[str], vocab_size: int) -> tokeni
 
 
 def build(vocab: dict[str, int], merges: list[tuple[str, str]], *, split: pre_tokenizers.PreTokenizer,
-          special: Iterable[str] = (), ignore_merges: bool = False) -> tokenizers.Tokenizer:
-  """A byte-level BPE from its parts; `split` includes the byte-level step."""
+          whole: Iterable[AddedToken] = (), ignore_merges: bool = False) -> tokenizers.Tokenizer:
+  """A byte-level BPE from its parts; `split` includes the byte-level step, no text is merged into one of `whole`."""
   fast = tokenizers.Tokenizer(models.BPE(vocab, merges, ignore_merges=ignore_merges))
   fast.pre_tokenizer = split
   fast.decoder = decoders.ByteLevel()
-  fast.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in special])
+  fast.add_tokens(list(whole))
   return fast
 
 

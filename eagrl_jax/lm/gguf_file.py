@@ -30,6 +30,9 @@ def open_gguf(path: Path) -> tuple[Metadata, dict[str, gguf.ReaderTensor]]:
   except (ValueError, KeyError, IndexError, OSError, ArithmeticError, RecursionError, struct.error) as e:
     raise EagrlError(f'{path.name} is not a readable GGUF file ({type(e).__name__}: {str(e)!r:.80}); download it'
                      ' again') from e
+  part, parts = (fields.get(f'split.{name}') for name in ('no', 'count'))
+  if isinstance(part, int) and isinstance(parts, int) and parts > 1:
+    raise EagrlError(f'{path.name} is part {part + 1} of {parts}; join the parts: llama-gguf-split --merge FIRST WHOLE')
   return Metadata(path.name, fields), {t.name: t for t in reader.tensors}
 
 

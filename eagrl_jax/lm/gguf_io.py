@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from pathlib import Path
 
 import gguf
 import numpy as np
-import tokenizers
 from gguf import quants
 from jax.sharding import Mesh
-from tokenizers import Regex, normalizers, pre_tokenizers
 
-from eagrl_jax.lm import bpe, layout, model, rope, sentencepiece
+from eagrl_jax.lm import gguf_tokenizer, layout, model, rope
 from eagrl_jax.lm.config import LMConfig, RopeScaling
 from eagrl_jax.lm.gguf_file import ARCHITECTURES, Metadata, open_gguf
 from eagrl_jax.lm.tokenizer import Tokenizer
@@ -38,13 +35,6 @@ LAYER = {
 }
 ROPE_FACTORS = 'rope_freqs.weight'
 BLOCK = 2**22  # weights dequantised at once
-TIKTOKEN_SPLIT = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{digits}"
-                  r'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+')
-TEKKEN_SPLIT = (r'[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+'
-                r'|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*'
-                r'|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+')
-SPLITS = {'qwen2': TIKTOKEN_SPLIT.format(digits=''), 'llama-bpe': TIKTOKEN_SPLIT.format(digits='{1,3}'),
-          'tekken': TEKKEN_SPLIT}
 
 
 def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | None = None
@@ -66,7 +56,7 @@ def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | N
   path = Path(path).expanduser()
   meta, tensors = open_gguf(path)
   cfg = _config(meta, tensors)
-  tokenizer = _tokenizer(meta)
+  tokenizer = gguf_tokenizer.build(meta)
 
   def read(name, index):
     tensor = tensors[_key(name, index)]
@@ -85,7 +75,7 @@ def load_gguf(path: str | Path, dtype: layout.Dtype = np.float32, mesh: Mesh | N
 def read_head(path: str | Path) -> tuple[LMConfig, Tokenizer]:
   """What `load_gguf` gives beside the weights, without reading those. Raises as `load_gguf` does."""
   meta, tensors = open_gguf(Path(path).expanduser())
-  return _config(meta, tensors), _tokenizer(meta)
+  return _config(meta, tensors), gguf_tokenizer.build(meta)
 
 
 def read_config(path: str | Path) -> LMConfig:
@@ -174,92 +164,3 @@ def _unpermute(weight: np.ndarray, heads: int) -> np.ndarray:
   """llama.cpp interleaves the two halves of each rotary pair, of a bias too; back to half-split rows."""
   rows, *cols = weight.shape
   return weight.reshape(heads, rows // heads // 2, 2, *cols).swapaxes(1, 2).reshape(weight.shape)
-
-
-def _tokenizer(meta: Metadata) -> Tokenizer:
-  builders = {'gpt2': _byte_level, 'llama': _sentencepiece}
-  name = meta['tokenizer.ggml.model']
-  if not isinstance(name, str) or name not in builders:
-    raise EagrlError(f'tokenizer.ggml.model={name!r:.40} is not supported; use a model with a byte-level (gpt2) or'
-                     ' SentencePiece (llama) BPE tokenizer, or the Hugging Face folder of this one')
-  try:
-    if len(meta['tokenizer.ggml.token_type']) != len(meta['tokenizer.ggml.tokens']):
-      raise EagrlError(f'{meta.file}: tokenizer.ggml.token_type and tokenizer.ggml.tokens differ in length; download'
-                       ' the file again')
-    return _with_special_tokens(builders[name](meta), meta)
-  except EagrlError:
-    raise
-  except BaseException as e:  # the library raises bare Exception
-    bpe.refuse_others(e)
-    raise EagrlError(f'{meta.file}: no tokenizer can be built of tokenizer.ggml.* ({str(e)!r:.80}); download the file'
-                     ' again') from e
-
-
-def _whole_tokens(meta: Metadata) -> list[str]:
-  """Those that no text is merged into and none is cut out of."""
-  whole = (gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.UNKNOWN)
-  return [t for t, kind in zip(meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.token_type']) if kind in whole]
-
-
-def _byte_level(meta: Metadata) -> tokenizers.Tokenizer:
-  vocab = {t: i for i, t in enumerate(meta['tokenizer.ggml.tokens'])}
-  merges = [tuple(m.split(' ', 1)) for m in meta['tokenizer.ggml.merges']]
-  split = meta.get('tokenizer.ggml.pre', 'default')
-  fast = bpe.build(vocab, merges, split=_pre_tokenizer(split), special=_whole_tokens(meta),
-                   ignore_merges=split in ('llama-bpe', 'tekken'))
-  if split == 'qwen2':
-    fast.normalizer = normalizers.NFC()
-  return fast
-
-
-def _sentencepiece(meta: Metadata) -> tokenizers.Tokenizer:
-  """With the space that llama.cpp puts before a text unless the file says otherwise."""
-  tokens, scores = meta['tokenizer.ggml.tokens'], meta['tokenizer.ggml.scores']
-  if len(scores) != len(tokens):
-    raise EagrlError(f'{meta.file}: tokenizer.ggml.scores has {len(scores)} numbers for {len(tokens)} tokens; download'
-                     ' the file again')
-  if not all(math.isfinite(score) for score in scores):
-    raise EagrlError(f'{meta.file}: tokenizer.ggml.scores has numbers that are not finite; download the file again')
-  puts_space = meta.get('tokenizer.ggml.add_space_prefix', True)
-  if not isinstance(puts_space, bool):
-    raise EagrlError(f'{meta.file}: tokenizer.ggml.add_space_prefix={puts_space!r:.40} is neither true nor false;'
-                     ' download the file again')
-  return sentencepiece.build(tokens, scores, whole=_whole_tokens(meta), unknown=_special_token(meta, 'unknown'),
-                             puts_space=puts_space)
-
-
-def _special_id(meta: Metadata, name: str) -> int | None:
-  """The token that the file calls so, None where it names none."""
-  n, key = len(meta['tokenizer.ggml.tokens']), f'tokenizer.ggml.{name}_token_id'
-  i = meta.get(key)
-  if i is not None and not (type(i) is int and 0 <= i < n):
-    raise EagrlError(f'{meta.file}: {key}={i!r:.40} is none of the {n} tokens; download the file again')
-  return i
-
-
-def _special_token(meta: Metadata, name: str) -> str | None:
-  i = _special_id(meta, name)
-  return None if i is None else meta['tokenizer.ggml.tokens'][i]
-
-
-def _with_special_tokens(fast: tokenizers.Tokenizer, meta: Metadata) -> Tokenizer:
-  eos, pad, bos = (_special_token(meta, k) for k in ('eos', 'padding', 'bos'))
-  if eos is None:
-    raise EagrlError(f'{meta.file}: tokenizer.ggml.eos_token_id is missing; download the file again')
-  template = meta.get('tokenizer.chat_template')
-  if not isinstance(template, str | None):
-    raise EagrlError(f'{meta.file}: tokenizer.chat_template is no text; download the file again')
-  ends = [_special_id(meta, k) for k in ('eot', 'eom')]  # of a turn, and of a message in it
-  return Tokenizer(fast, eos, pad, bos, template, [i for i in ends if i is not None])
-
-
-def _pre_tokenizer(kind: str) -> pre_tokenizers.PreTokenizer:
-  """The splits behind llama.cpp's names for them."""
-  if kind == 'smollm':
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True),
-                                    pre_tokenizers.ByteLevel(add_prefix_space=False)])
-  if kind not in SPLITS:
-    raise EagrlError(f'tokenizer.ggml.pre={kind!r} is not supported; use one of smollm, {", ".join(SPLITS)}, or the'
-                     ' Hugging Face folder of this model')
-  return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(SPLITS[kind]), 'isolated'),
-                                  pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])

@@ -37,7 +37,8 @@ SENTENCEPIECE: dict[str, tuple] = {
     'tokenizer.ggml.scores': ([-i / 2 for i in range(24)], Value.ARRAY)}
 OPTIONAL = ('llama.rope.scaling.type', 'llama.rope.dimension_count', 'tokenizer.ggml.padding_token_id',
             'tokenizer.ggml.bos_token_id', 'tokenizer.ggml.eot_token_id', 'tokenizer.ggml.unknown_token_id',
-            'tokenizer.ggml.add_space_prefix', 'llama.context_length',
+            'tokenizer.ggml.add_space_prefix', 'tokenizer.ggml.add_bos_token', 'llama.context_length', 'split.count',
+            'split.no',
             'general.architecture')
 ODD = st.one_of(
     st.tuples(st.sampled_from([0, 1, 2, 4, 8, 23, 24, 10**6, 2**32 - 1]), st.just(Value.UINT32)),

@@ -17,6 +17,7 @@ import lm_reference as ref
 import ml_dtypes
 import numpy as np
 import pytest
+import tokenizers
 from safetensors import numpy as safetensors_numpy
 
 from eagrl_jax import mesh as mesh_lib
@@ -283,15 +284,16 @@ def test_what_is_downloaded_is_what_is_read(monkeypatch, tokenizer, tmp_path):
 VOCAB = [*bpe.byte_characters(), 'ab', 'Ġa', '<|im_end|>']
 
 
-def byte_level(w, pre):
+def byte_level(w, pre, added=(), template=True):
   w.add_tokenizer_model('gpt2')
   w.add_tokenizer_pre(pre)
-  w.add_token_list(VOCAB)
-  w.add_token_types([1] * (len(VOCAB) - 1) + [3])
+  w.add_token_list([*VOCAB, *(token for token, _ in added)])
+  w.add_token_types([1] * (len(VOCAB) - 1) + [3, *(kind for _, kind in added)])
   w.add_token_merges(['a b', 'Ġ a'])
   w.add_eos_token_id(len(VOCAB) - 1)
   w.add_eot_token_id(VOCAB.index('ab'))
-  w.add_chat_template('{{ messages[0].content }}<|im_end|>')
+  if template:
+    w.add_chat_template('{{ messages[0].content }}<|im_end|>')
 
 
 def write_gguf(path, cfg, params, arch='llama', pre='smollm', drop=(), extra=None, words=None):
@@ -419,6 +421,33 @@ def test_a_gguf_of_sentencepiece_tokenizes_as_sentencepiece(tmp_path):
     assert plain.decode(plain.encode(text)) == text.replace('▁', ' ')
 
 
+def test_an_answer_ends_where_llama_cpp_ends_it_and_a_users_token_is_text(tmp_path):
+  added = ['<|endoftext|>', '<|eot_id|>', '<think>', '<|fim_pad|>', '<|im_start|>', '</s>']
+  kinds = [gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.USER_DEFINED, gguf.TokenType.CONTROL,
+           gguf.TokenType.CONTROL, gguf.TokenType.NORMAL]
+  write_gguf(tmp_path / 'm.gguf', ref.CFG, random_params(ref.CFG),
+             words=lambda w, pre: byte_level(w, pre, list(zip(added, kinds)), template=False))
+  words = gguf_io.read_head(tmp_path / 'm.gguf')[1]
+  assert [words.piece(i) for i in words.stop_ids] == ['<|im_end|>', 'ab', '<|endoftext|>', '<|eot_id|>', '<|fim_pad|>']
+  assert [words.piece(i) for i in words.encode('<think><|im_start|>')] == ['<think>', '<|im_start|>']
+  words.save(tmp_path / 'saved')
+  theirs = tokenizers.Tokenizer.from_file(str(tmp_path / 'saved' / 'tokenizer.json'))
+  assert theirs.decode(words.encode('a<think><|im_start|>b<|eot_id|>'), skip_special_tokens=True) == 'a<think>b'
+
+
+def test_a_part_of_a_gguf_file_is_named(tmp_path):
+  for part in (0, 1):
+    w = gguf.GGUFWriter(tmp_path / 'm.gguf', 'llama')
+    w.kv_data[0].clear()  # the second part has no architecture
+    w.add_key_value('split.no', part, gguf.GGUFValueType.UINT16)
+    w.add_key_value('split.count', 2, gguf.GGUFValueType.UINT16)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.close()
+    with pytest.raises(EagrlError, match=rf'm\.gguf is part {part + 1} of 2; join the parts: llama-gguf-split --merge'):
+      gguf_io.read_config(tmp_path / 'm.gguf')
+
+
 def test_quantised_gguf_weights_are_dequantised(tmp_path):
   cfg = dataclasses.replace(ref.CFG, d_model=32, d_ff=64)
   params = random_params(cfg)
@@ -455,6 +484,8 @@ def test_broken_gguf_files_are_named(tmp_path):
                       (changed(scores=[math.nan] * 500), r'tokenizer\.ggml\.scores has numbers that are not finite'),
                       (changed(types=[1] * 499), r'token_type and tokenizer\.ggml\.tokens differ'),
                       (changed(puts_space='false'), r"add_space_prefix='false' is neither"),
+                      (lambda w, _: (sentencepiece_words(w, _), w.add_string('tokenizer.ggml.add_bos_token', 'no')),
+                       r"add_bos_token='no' is neither"),
                       (changed(unknown=500), r'unknown_token_id=500 is none of the 500 tokens'),
                       (changed(eos=500), r'eos_token_id=500 is none of the 500 tokens'),
                       (lambda w, _: w.add_tokenizer_model('bert'), r"tokenizer\.ggml\.model='bert'")):

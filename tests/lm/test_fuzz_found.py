@@ -12,7 +12,7 @@ import test_checkpoints
 import test_gguf_quants
 from safetensors import numpy as safetensors_numpy
 
-from eagrl_jax.lm import gguf_io, hf_io
+from eagrl_jax.lm import gguf_io, gguf_tokenizer, hf_io
 from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.types import EagrlError
 
@@ -147,8 +147,8 @@ def test_so_of_a_gguf_file(tmp_path, monkeypatch):
     raise PanicException
 
   test_gguf_quants.write(tmp_path / 'm.gguf')
-  monkeypatch.setattr(gguf_io.bpe, 'build', build)
+  monkeypatch.setattr(gguf_tokenizer.bpe, 'build', build)
   refused('no tokenizer can be built', lambda: gguf_io.load_gguf(tmp_path / 'm.gguf'))
-  monkeypatch.setattr(gguf_io.bpe, 'build', lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+  monkeypatch.setattr(gguf_tokenizer.bpe, 'build', lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
   with pytest.raises(KeyboardInterrupt):
     gguf_io.load_gguf(tmp_path / 'm.gguf')

@@ -12,11 +12,12 @@ import jinja2
 import numpy as np
 import tokenizers
 
-from eagrl_jax.lm import bpe, chat_template, json_file, sentencepiece
+from eagrl_jax.lm import beginning, bpe, chat_template, sentencepiece, tokenizer_files
 from eagrl_jax.types import EagrlError
 
 _BEFORE = ('\n', '.', '1')  # texts whose tokens are looked for in front of another's
 _WORDS = 'WORDS'  # of an assistant, to see what a template writes behind them
+_WHOLE = {'do_sample': True, 'temperature': 1.0, 'top_k': 0, 'top_p': 1.0}  # transformers' own top_k is 50
 _BYTE_OF = bpe.byte_characters()
 _CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF-8 character that has begun
 
@@ -24,7 +25,7 @@ _CONTINUES = frozenset([b'', *(bytes([b]) for b in range(0x80, 0xc0))])  # a UTF
 class Tokenizer:
   """A fast tokenizer with its end and padding tokens and, if the model has one, its chat template.
 
-  Nothing is added to a text unless the template adds it: `encode` puts no begin or end token.
+  `encode` adds nothing to a text: what stands before a prompt is of the template or `begin_ids`.
 
   Attributes:
     eos_id: what we write at the end of an answer: of `stop_ids` the one with which the template closes an assistant's
@@ -119,6 +120,11 @@ class Tokenizer:
     return raw.replace(sentencepiece.SPACE, ' ').encode()
 
   @functools.cached_property
+  def begin_ids(self) -> list[int]:
+    """What a prompt begins with: what the tokenizer puts before a text, nothing where a chat template writes it."""
+    return beginning.read(self._fast) if self._template is None else []
+
+  @functools.cached_property
   def _puts_space(self) -> bool:
     return self.spelled(self.encode('x')).startswith(' ')
 
@@ -165,7 +171,7 @@ class Tokenizer:
     if not names:
       return self
     added = self._fast.get_added_tokens_decoder()
-    written = {self._eos, self._names['bos_token']}
+    written = {self._eos, self._names['bos_token'], *map(self._fast.id_to_token, self.begin_ids)}
     needed = [t for t, i in sorted(names.items(), key=lambda x: x[1]) if i not in added or not added[i].special
               or t in written or t in (self._template or '')]
     content = json.loads(self._fast.to_str())
@@ -194,8 +200,10 @@ class Tokenizer:
     self._fast.save(str(directory / 'tokenizer.json'))
     files: dict[str, dict[str, object]] = {
         'tokenizer_config.json': {
-            'tokenizer_class': 'PreTrainedTokenizerFast', **self._names, 'chat_template': self._template},
-        'generation_config.json': {'do_sample': True, 'temperature': 1.0, **self.special_ids()}}
+            'tokenizer_class': 'PreTrainedTokenizerFast', **self._names, 'chat_template': self._template,
+            'model_input_names': ['input_ids', 'attention_mask']},  # without, transformers 4 adds one
+        'generation_config.json': {**_WHOLE, **self.special_ids()}}
+    (directory / tokenizer_files.TEMPLATE).unlink(missing_ok=True)  # of another tokenizer, and read in place of ours
     for name, content in files.items():
       known = {k: v for k, v in content.items() if v is not None}
       (directory / name).write_text(json.dumps(known, indent=2, ensure_ascii=False) + '\n', 'utf-8')
@@ -207,32 +215,8 @@ class Tokenizer:
     Raises:
       EagrlError: no tokenizer there, or one that cannot be read.
     """
-    directory = Path(directory)
-    file = directory / 'tokenizer.json'
-    if not file.is_file():
-      return _from_transformers(directory)
-    try:
-      fast = tokenizers.Tokenizer.from_file(str(file))
-    except BaseException as e:  # the library raises bare Exception
-      bpe.refuse_others(e)
-      raise EagrlError(f'tokenizer.json is not a readable tokenizer ({e}); copy it again from its source') from e
-    config = json_file.read(directory / 'tokenizer_config.json')
-    template = config.get('chat_template')
-    if isinstance(template, list):  # named templates: the one for plain chat
-      named = {str(t.get('name')): t.get('template') for t in template if isinstance(t, dict)}
-      template = named.get('default')
-    if (directory / 'chat_template.jinja').is_file():
-      try:
-        template = (directory / 'chat_template.jinja').read_text('utf-8')
-      except UnicodeDecodeError as e:
-        raise EagrlError('chat_template.jinja is not UTF-8; copy it again from its source') from e
-    names = {k: _content(config.get(k)) for k in ('eos_token', 'pad_token', 'bos_token')}
-    if names['eos_token'] is None:
-      raise EagrlError('tokenizer_config.json has no eos_token; add the token that ends an answer')
-    if not all(isinstance(x, str | None) for x in (*names.values(), template)):
-      raise EagrlError('tokenizer_config.json: its tokens and chat_template must be texts; copy it again from its'
-                       ' source')
-    return cls(fast, names['eos_token'], names['pad_token'], names['bos_token'], template, _stop_ids(directory))
+    parts = tokenizer_files.read(Path(directory))
+    return cls(parts.fast, parts.eos, parts.pad, parts.bos, parts.template, parts.stop_ids)
 
 
 def _spaces(text: str) -> int:
@@ -243,34 +227,3 @@ def _spaces(text: str) -> int:
 def train_tokenizer(texts: Iterable[str], names: Iterable[str], vocab_size: int) -> Tokenizer:
   """The tokenizer of the `tiny` policy; see `bpe.train`."""
   return Tokenizer(bpe.train(texts, names, vocab_size), bpe.EOS, bpe.PAD)
-
-
-def _from_transformers(directory: Path) -> Tokenizer:
-  import transformers  # slow to import, and needed for the older file layouts only
-
-  try:
-    slow = transformers.AutoTokenizer.from_pretrained(str(directory), use_fast=True, local_files_only=True)
-    fast = slow.backend_tokenizer
-  except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as e:
-    raise EagrlError(
-        f'lm.checkpoint: no fast tokenizer in {directory.name} ({type(e).__name__}); add its tokenizer.json') from e
-  if slow.eos_token is None:
-    raise EagrlError('tokenizer_config.json has no eos_token; add the token that ends an answer')
-  return Tokenizer(fast, slow.eos_token, slow.pad_token, slow.bos_token, slow.chat_template, _stop_ids(directory))
-
-
-def _stop_ids(directory: Path) -> list[int]:
-  """The tokens that end an answer by the model's own files; of two that name some, transformers takes the first."""
-  for name in ('generation_config.json', 'config.json'):
-    given = json_file.read(directory / name).get('eos_token_id')
-    if given is None:
-      continue
-    ids = given if isinstance(given, list) else [given]
-    if not all(type(i) is int and 0 <= i < 2**31 for i in ids):
-      raise EagrlError(f'{name}: eos_token_id={given!r:.40} is neither a token id nor a list of them; correct it')
-    return ids
-  return []
-
-
-def _content(token: str | dict | None) -> str | None:
-  return token.get('content') if isinstance(token, dict) else token

@@ -77,7 +77,9 @@ class Encoder:
     shift = text.find(prompt.text)
     if shift < 0:
       raise EagrlError('lm.checkpoint: its chat template rewrites the prompt, so feature spans are lost')
+    begin = self.tokenizer.begin_ids
     ids, offsets = self.tokenizer.encode_with_offsets(text)
+    ids, offsets = [*begin, *ids], [*[(0, 0)] * len(begin), *offsets]
     lengths.check(self.max_positions, len(ids), self.max_answer)
     starts = np.array([s for s, _ in offsets]) - shift
     stops = np.array([e for _, e in offsets]) - shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import functools
 import json
@@ -93,7 +94,8 @@ def used(tokenizer: Tokenizer) -> None:
   tokenizer.decode(tokenizer.encode('a <end> µ'))
   tokenizer.encode_with_offsets(tokenizer.apply_chat('a prompt'))
   only_our_error(lambda: tokenizer.encode('a b', continues=True))
-  assert all(isinstance(tokenizer.piece(i), str) for i in range(min(tokenizer.vocab_size, 400)))
+  assert all(isinstance(tokenizer.piece(i), str) for i in (
+      *range(min(tokenizer.vocab_size, 400)), *tokenizer.begin_ids))
 
 
 def test_the_undamaged_file_is_read():
@@ -177,6 +179,21 @@ def test_a_tokenizer_config_of_anything(data):
     ends = data.draw(st.one_of(JSON, st.lists(st.integers(0, 310), max_size=3)))
     files['generation_config.json'] = json.dumps({'eos_token_id': ends}).encode()
   in_a_folder(files, lambda folder: used(Tokenizer.load(folder)))
+
+
+@given(st.data())
+def test_a_sentencepiece_file_with_damaged_bytes_and_added_tokens_of_anything(data):
+  golden = json.loads((pathlib.Path(__file__).parents[1] / 'golden' / 'sentencepiece.json').read_text('utf-8'))
+  raw = base64.b64decode(golden['file'])
+  token = st.one_of(JSON, st.fixed_dictionaries({
+      'content': st.sampled_from(['<a>', '', 'a']), 'special': st.booleans()}))
+  odd = st.one_of(JSON, st.dictionaries(st.sampled_from(['500', '501', '5', '-1', 'x']), token))
+  config = {'add_bos_token': data.draw(odd), 'added_tokens_decoder': data.draw(odd)}
+  older = {'special_tokens_map.json': {'bos_token': data.draw(odd), 'additional_special_tokens': data.draw(odd)},
+           'added_tokens.json': {'<a>': data.draw(st.one_of(JSON, st.just(500)))}}
+  files = data.draw(st.sampled_from([{}, {'tokenizer_config.json': config}, older]))
+  in_a_folder({'tokenizer.model': damaged(data, raw)} | {k: json.dumps(x).encode() for k, x in files.items()},
+              lambda folder: used(Tokenizer.load(folder)))
 
 
 @given(st.data())

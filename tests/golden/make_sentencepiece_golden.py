@@ -1,4 +1,4 @@
-"""Writes tests/golden/sentencepiece.json: a small BPE model as Llama 2's, and SentencePiece's own ids of some texts.
+"""Writes tests/golden/sentencepiece.json: a small BPE model as Llama 2's, its file, and its own ids of some texts.
 
 Needs `pip install sentencepiece==0.2.1` in an environment of its own; the tests do not. Run from the repository root:
 
@@ -7,6 +7,7 @@ Needs `pip install sentencepiece==0.2.1` in an environment of its own; the tests
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 import pathlib
@@ -20,7 +21,8 @@ WORDS = ('lactate urine output bilirubin direct the last value is above its rang
 TAGS = ('<Subquestion 1>', '</Subquestion 1>\n', '<Answer 2>', '</Answer 2>\n', '<Important Features>', 'HCO3-', '(%)',
         '3.85', '0.75', ', ', '. ', '? ', '\n', 'µmol/L', '10^9', '=')
 WILD = ['', ' ', '  two  spaces ', ' a', 'a ', 'naïve 🫀 x²  \t\n\n µmol/L — 漢字', 'pHagocyte; lactates', 'lactate',
-        'Lactate', ' lactate', '\nlactate', '<0x41>', '▁', '12345.678', 'ththththth', 'aaaa aaaaa', '\r\n\u00a0\u200d']
+        'Lactate', ' lactate', '\nlactate', '<0x41>', '▁', '12345.678', 'ththththth', 'aaaa aaaaa', '\r\n\u00a0\u200d',
+        'Hello world']
 
 
 def texts(n: int, seed: int) -> list[str]:
@@ -41,7 +43,8 @@ def main() -> None:
   kinds = [2 if sp.is_unknown(i) else 3 if sp.is_control(i) else 6 if sp.is_byte(i) else 1 for i in n]
   told = [*WILD, *texts(40, 1)]
   OUT.write_text(json.dumps({
-      'version': sentencepiece.__version__, 'pieces': [sp.id_to_piece(i) for i in n],
+      'version': sentencepiece.__version__, 'file': base64.b64encode(model.getvalue()).decode(),
+      'pieces': [sp.id_to_piece(i) for i in n],
       'scores': [sp.get_score(i) for i in n], 'types': kinds, 'unknown': sp.unk_id(), 'bos': sp.bos_id(),
       'eos': sp.eos_id(), 'texts': told, 'ids': [sp.encode(t) for t in told]}, ensure_ascii=False) + '\n', 'utf-8')
 

@@ -421,6 +421,32 @@ def test_a_gguf_of_sentencepiece_tokenizes_as_sentencepiece(tmp_path):
     assert plain.decode(plain.encode(text)) == text.replace('▁', ' ')
 
 
+def begins(w, pre, model='gpt2', **fields):
+  golden = SENTENCEPIECE
+  if model == 'gpt2':
+    byte_level(w, pre, template=False)
+    w.add_bos_token_id(VOCAB.index('ab'))
+  else:
+    sentencepiece_words(w, pre)
+  for name, value in fields.items():
+    w.add_bool(f'tokenizer.ggml.{name}', value)
+  return golden['bos'] if model == 'llama' else VOCAB.index('ab')
+
+
+@pytest.mark.parametrize(('model', 'pre', 'fields', 'begun'), [
+    ('llama', '', {}, True), ('llama', '', {'add_bos_token': False}, False), ('gpt2', 'llama-bpe', {}, True),
+    ('gpt2', 'tekken', {}, True), ('gpt2', 'qwen2', {}, False), ('gpt2', 'smollm', {'add_bos_token': True}, True),
+    ('gpt2', 'llama-bpe', {'add_bos_token': False}, False)])
+def test_a_prompt_begins_as_llama_cpp_begins_it(model, pre, fields, begun, tmp_path):
+  told = []
+  write_gguf(tmp_path / 'm.gguf', ref.CFG, random_params(ref.CFG), pre=pre,
+             words=lambda w, pre: told.append(begins(w, pre, model, **fields)))
+  words = gguf_io.read_head(tmp_path / 'm.gguf')[1]
+  assert words.begin_ids == told * begun
+  words.save(tmp_path / 'saved')
+  assert Tokenizer.load(tmp_path / 'saved').begin_ids == words.begin_ids
+
+
 def test_an_answer_ends_where_llama_cpp_ends_it_and_a_users_token_is_text(tmp_path):
   added = ['<|endoftext|>', '<|eot_id|>', '<think>', '<|fim_pad|>', '<|im_start|>', '</s>']
   kinds = [gguf.TokenType.CONTROL, gguf.TokenType.USER_DEFINED, gguf.TokenType.USER_DEFINED, gguf.TokenType.CONTROL,

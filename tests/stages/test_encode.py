@@ -5,6 +5,7 @@ import types
 
 import numpy as np
 import pytest
+import tokenizers
 from ml_collections import ConfigDict
 
 from eagrl_jax import rng
@@ -13,12 +14,13 @@ from eagrl_jax.ehr.prompt import PromptConfig
 from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import synthetic
 from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
-from eagrl_jax.lm.tokenizer import train_tokenizer
+from eagrl_jax.lm import beginning
+from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl.judge import Answers
 from eagrl_jax.stages.encode import Encoder, Read, pad_answers, parse_rollout
 from eagrl_jax.stages.sft import batches, final_answer
-from eagrl_jax.types import Rollout
+from eagrl_jax.types import EagrlError, Rollout
 
 ANSWER = ('<Final subquestion> Now? </Final subquestion>\n<Important Features> lactate, sodium </Important Features>\n'
           '<Final answer> 0.75 </Final answer>')
@@ -45,6 +47,23 @@ def test_every_feature_token_lies_in_its_own_line(encoder):
       tokens = batch.tokens[row][batch.feature[row] == f]
       assert encoder.tokenizer.decode(tokens.tolist()) == line
     assert encoder.tokenizer.decode(batch.tokens[row][batch.valid[row]].tolist()) == text.text
+
+
+def test_a_prompt_begins_with_what_its_tokenizer_puts_before_a_text(encoder):
+  """Without a chat template; no feature begins earlier for it, and the token counts."""
+  fast = tokenizers.Tokenizer.from_str(encoder.tokenizer._fast.to_str())
+  beginning.write(fast, '<|pad|>')
+  for template, begin in ((None, [encoder.tokenizer.pad_id]), ('{{ messages[0].content }}', [])):
+    begun = dataclasses.replace(encoder, vocabulary=Tokenizer(fast, '<|end|>', template=template))
+    ids, feature = begun.tokens(3)
+    plain, of = encoder.tokens(3)
+    assert ids == [*begin, *plain] and feature.tolist() == [-1] * len(begin) + of.tolist()
+    long = dataclasses.replace(begun, max_positions=len(plain))
+    if begin:
+      with pytest.raises(EagrlError, match=f'prompt of {len(plain) + 1}'):
+        long.tokens(3)
+    else:
+      long.tokens(3)
 
 
 def test_what_the_budget_leaves_out_is_not_shown(encoder):

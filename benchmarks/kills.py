@@ -62,11 +62,11 @@ def differences(one: pathlib.Path, two: pathlib.Path, stages: Container[str] | N
 
 
 def _files(stage: pathlib.Path, weights: set[str]) -> dict[str, bytes]:
-  """Contents of a stage's results; neither checkpoints, which are on the way to them, nor TensorBoard's events."""
+  """Contents of a stage's results; neither checkpoints and parts, on the way to them, nor TensorBoard's events."""
   out = {}
   for path in stage.rglob('*'):
     name = path.relative_to(stage).as_posix()
-    aside = name.startswith(('checkpoints', 'events.')) or any(name.startswith(f'{w}/') for w in weights)
+    aside = name.startswith(('checkpoints', 'parts/', 'events.')) or any(name.startswith(f'{w}/') for w in weights)
     if path.is_file() and not aside and name not in CLOCKS:
       data = path.read_bytes()
       out[name] = json.dumps(_timeless(json.loads(data))).encode() if path.suffix == '.json' else data

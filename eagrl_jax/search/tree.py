@@ -40,19 +40,23 @@ def empty(n_nodes: int, n_candidates: int) -> Tree:
               children=jnp.full((n_nodes, n_candidates), NONE, jnp.int32), count=jnp.int32(1))
 
 
+def value(tree: Tree, node: Array | int, backup: str) -> Array:
+  """Q of visited nodes, in the shape of `node`: the values backed up through each, by `backup` 'max' or 'mean'."""
+  return tree.q_max[node] if backup == 'max' else tree.q_sum[node] / jnp.maximum(tree.visits[node], 1)
+
+
 def uct_scores(tree: Tree, node: Array, weight: float, backup: str) -> Array:
   """Score of each child of `node`, `[C]`; -inf where there is no child.
 
   Visited: Q + w sqrt(ln N_parent / N_child). Unvisited: r + w sqrt(ln N_parent). ln 0 counts as 0.
 
   Args:
-    backup: 'max' or 'mean', how Q summarises the values backed up through a child.
+    backup: as in `value`.
   """
   child = tree.children[node]
   visits = tree.visits[child]
   log_parent = jnp.log(jnp.maximum(tree.visits[node], 1).astype(jnp.float32))
-  value = tree.q_max[child] if backup == 'max' else tree.q_sum[child] / jnp.maximum(visits, 1)
-  score = jnp.where(visits > 0, value, tree.reward[child])
+  score = jnp.where(visits > 0, value(tree, child, backup), tree.reward[child])
   score = score + weight * jnp.sqrt(log_parent / jnp.maximum(visits, 1))
   return jnp.where(child >= 0, score, -jnp.inf)
 

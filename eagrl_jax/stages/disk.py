@@ -1,6 +1,6 @@
 """A run's folder: held by one run, claimed stage by stage, written file by whole file.
 
-`<stage>/started.json` holds the hash of work under way, so an interrupted stage resumes from its checkpoints;
+`<stage>/started.json` holds the hash of work under way, so an interrupted stage resumes from its checkpoints or parts;
 `<stage>/done.json` is written last. A folder with another hash is moved to `superseded/`, never overwritten.
 """
 
@@ -14,6 +14,7 @@ import math
 import os
 import pathlib
 import re
+import shutil
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -22,9 +23,9 @@ from absl import logging
 
 from eagrl_jax.types import EagrlError
 
-# Stay when a stage goes on; `rollouts` is what a server has open.
+# Stay when a stage goes on; `rollouts` is what a server has open, `tree.json` is of the first of a search's parts.
 RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt', 'rollouts',
-           'rollouts.new')
+           'rollouts.new', 'parts', 'tree.json')
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # whatever the file, it is the disk's fault
 
 
@@ -76,7 +77,7 @@ def claim(folder: pathlib.Path, digest: str) -> bool:
 
   What another config left there is moved aside, and so are an unfinished run's results; what no run made is refused.
   A stage that goes on writes its results anew: those that it had time to write before it was cut off may be half of
-  one. Checkpoints and metrics stay, a stage resumes from them.
+  one. Checkpoints, parts and metrics stay, a stage resumes from them.
   """
   if read_hash(folder / 'done.json') == digest:
     return False
@@ -100,6 +101,12 @@ def claim(folder: pathlib.Path, digest: str) -> bool:
   return True
 
 
+def finish(folder: pathlib.Path, done: dict[str, Any]) -> None:
+  """Marks the stage as done; its parts go after that, so that a kill at no moment costs what is in them."""
+  write_json(folder / 'done.json', done)
+  shutil.rmtree(folder / 'parts', ignore_errors=True)
+
+
 def read_hash(path: pathlib.Path) -> str | None:
   try:
     return json.loads(path.read_text())['hash']
@@ -108,9 +115,14 @@ def read_hash(path: pathlib.Path) -> str | None:
 
 
 def write_json(path: pathlib.Path, content: object) -> None:
-  """Writes a file that is either the old one or the whole new one; what is not finite becomes null."""
+  """`write_text` of the content; what is not finite becomes null."""
+  write_text(path, json.dumps(_finite(content), indent=2, default=str, allow_nan=False))
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file that is either the old one or the whole new one."""
   part = path.with_suffix('.part')
-  part.write_text(json.dumps(_finite(content), indent=2, default=str, allow_nan=False))
+  part.write_text(text)
   part.replace(path)
 
 

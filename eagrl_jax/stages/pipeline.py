@@ -94,7 +94,7 @@ def _do_stage(stage: graph.Stage, context: Context, hashes: dict[str, str], mark
     work(context)
   seconds = round(time.time() - begun, 1)
   done = {'hash': digest, 'seconds': seconds, 'inputs': {n: hashes[n] for n in stage.needs}}
-  processes.first(lambda: disk.write_json(folder / 'done.json', done))
+  processes.first(lambda: disk.finish(folder, done))
   logging.info('%s finished in %.0f s', mark, seconds)
 
 

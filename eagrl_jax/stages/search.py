@@ -1,8 +1,8 @@
 """Finds reasoning worth learning from: tree search on train patients, guided by expert and label.
 
 1. Draw `search.patients` train patients, as many of each outcome as there are.
-2. One jitted search a batch of `search.trees` patients.
-3. Read all complete paths, select, save them as a table that a person can read.
+2. One jitted search a batch of `search.trees` patients; its complete paths are kept, a file a batch.
+3. Read the paths of all batches, select, save them as a table that a person can read.
 4. Save one tree and the rewards for the report.
 """
 
@@ -16,13 +16,14 @@ from absl import logging
 from eagrl_jax import rng
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.search import steps, trajectories
+from eagrl_jax.search import tree as tree_lib
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
+from eagrl_jax.stages import parts, settings, trees
 from eagrl_jax.stages import policy as policy_lib
-from eagrl_jax.stages import settings, trees
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.disk import write_json
-from eagrl_jax.train import processes
+from eagrl_jax.train import preemption, processes
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
 
@@ -39,29 +40,35 @@ def run(context: Context) -> None:
   rows = patients(context, data)
   size = min(c.trees, len(rows))
   key = rng.stage_key(config.seed, 'search')
+  n_batches, start = -(-len(rows) // size), processes.first(lambda: parts.finished(folder / 'parts'))
+  if start:
+    logging.info('search: resuming at batch %d', start)
 
-  found: list[trajectories.Trajectory] = []
-  with Progress('search', len(rows)) as progress, MetricWriter(folder) as writer:
-    for i, start in enumerate(range(0, len(rows), size)):
-      part = rows[start:start + size]
+  done = min(start * size, len(rows))
+  with Progress('search', len(rows), done) as progress, MetricWriter(folder, start) as writer:
+    preemption.defer()
+    for i in range(start, n_batches):
+      part = rows[i * size:(i + 1) * size]
       full = np.resize(part, size)  # a last, short batch repeats its rows: same shape, no recompile
       question = trees.ask(context, encoder, full, salience, goal)
       result = trees.grow(context, policy, grammar, question, key)
       if i == 0 and processes.is_main():
-        write_json(folder / 'tree.json', explain(result, policy.tokenizer))
+        write_json(folder / 'tree.json', explain(result, policy.tokenizer, c.backup))
       real = jax.tree.map(lambda x, n=len(part): x[:n], result)
       batch = trajectories.read(real, part, data.cohort.label[part], question.top[:len(part)], policy.tokenizer)
-      found += batch
       inner = real.prob[:, 1:] < 0  # without the root, which asks nothing
       figures = {'reward': float(np.mean([t.reward for t in batch])),
                  'best_reward': float(np.mean(best_rewards(batch))),
                  'nodes': float(real.tree.count.mean()), 'useful': float(real.useful[:, 1:][inner].mean())}
       writer.write(i, figures)
+      processes.first(lambda: parts.write(folder / 'parts', i, batch))
       progress.update(len(part), **figures)
-
-  chosen = trajectories.select(found, settings.selection(config))
+      if preemption.requested():
+        raise preemption.Preempted
 
   def write() -> None:
+    found = [t for i in range(n_batches) for t in parts.read(folder / 'parts', i)]
+    chosen = trajectories.select(found, settings.selection(config))
     table = folder / 'trajectories'
     table.mkdir(exist_ok=True)
     datasets.disable_progress_bars()
@@ -70,10 +77,10 @@ def run(context: Context) -> None:
                                          'selected': [t.reward for t in chosen.kept]})
     write_json(folder / 'summary.json', {'found': len(found), 'kept': len(chosen.kept),
                                          'patients': chosen.n_patients, 'dropped': chosen.dropped})
+    logging.info('search: %d complete paths, %d kept of %d patients; dropped %s', len(found), len(chosen.kept),
+                 chosen.n_patients, ', '.join(f'{n} {k}' for k, n in chosen.dropped.items() if n) or 'none')
 
   processes.first(write)
-  logging.info('search: %d complete paths, %d kept of %d patients; dropped %s', len(found), len(chosen.kept),
-               chosen.n_patients, ', '.join(f'{n} {k}' for k, n in chosen.dropped.items() if n) or 'none')
 
 
 def guided_label(label: np.ndarray, expert: np.ndarray, weight: float) -> np.ndarray:
@@ -103,8 +110,8 @@ def best_rewards(found: list[trajectories.Trajectory]) -> list[float]:
   return list(best.values())
 
 
-def explain(result: steps.SearchResult, tokenizer: Tokenizer) -> dict:
-  """The first tree of a batch for the report: nodes with text, visits, value and reward."""
+def explain(result: steps.SearchResult, tokenizer: Tokenizer, backup: str) -> dict:
+  """The first tree of a batch for the report: nodes with text, visits, reward, and the value that UCT went by."""
   tree = jax.tree.map(lambda x: x[0], result.tree)
   count = int(tree.count)
   ends = [i for i in range(count) if tree.terminal[i]]
@@ -117,7 +124,7 @@ def explain(result: steps.SearchResult, tokenizer: Tokenizer) -> dict:
     visited = int(tree.visits[i]) > 0
     nodes.append({
         'id': i, 'parent': int(tree.parent[i]) if i else None, 'depth': int(tree.depth[i]),
-        'visits': int(tree.visits[i]), 'value': float(tree.q_max[i]) if visited else None,
+        'visits': int(tree.visits[i]), 'value': float(tree_lib.value(tree, i, backup)) if visited else None,
         'reward': float(tree.reward[i]), 'terminal': bool(tree.terminal[i]), 'on_best_path': i in best,
         'text': tokenizer.decode(int(t) for t in result.tokens[0, i, :result.length[0, i]]
                                  if t != tokenizer.eos_id) if i else 'record'})

@@ -116,6 +116,17 @@ def test_what_a_server_has_open_stays_when_a_stage_goes_on(tmp_path):
   assert (folder / 'rollouts').exists() and not (folder / 'policy').exists()
 
 
+def test_parts_stay_for_their_own_config_and_go_when_the_stage_is_done(tmp_path):
+  folder = tmp_path / 'search'
+  for digest, kept in (('one', False), ('one', True), ('two', False)):
+    assert disk.claim(folder, digest) and (folder / 'parts' / '0.json').exists() == kept
+    (folder / 'parts').mkdir(exist_ok=True)
+    (folder / 'parts' / '0.json').write_text(digest)
+  assert [p.read_text() for p in tmp_path.glob('superseded/search-one-*/parts/0.json')] == ['one']
+  disk.finish(folder, {'hash': 'two'})
+  assert not disk.claim(folder, 'two') and not (folder / 'parts').exists()
+
+
 def test_what_is_not_finite_is_null_in_a_json_file(tmp_path):
   nan = float('nan')
   disk.write_json(tmp_path / 'x.json', {'sd': np.float64(nan), 'ci95': (nan, 1.5), 'rows': [{'p': -math.inf, 'n': 3}]})

@@ -599,6 +599,21 @@ def test_21_renamed_columns_and_features(tmp_path):
           lambda: read(tmp_path, HEAD.replace('value', 'values').encode() + b'a,0,x,1,\n'))
 
 
+def test_21_a_file_without_a_header_line_shows_nothing_of_its_first_patient(tmp_path):
+  """Names, dates, ids and the outcome would stand where headers stand."""
+  none = 'holds none of the columns .* in its first line; does it have a header line with these names'
+  secret = 'Meier', '4711', '1', '140', '1969-07-20'
+  events, outcome = 'Meier,1969-07-20,sodium,140,mmol/L\n', 'Meier,1,4711\n'
+  refused(f'^data.path: e.csv {none}', lambda: read(tmp_path, events.encode()), *secret)
+  refused(f'^data.outcomes: o.csv {none}', lambda: read(tmp_path, 'a,0,x,1,\n', outcome), *secret)
+  wide = make(tmp_path, 'Meier,1969-07-20,140,4711\nHuber,1969-07-21,141,4712\n', OUTCOMES)
+  refused(f'^data.path: e.csv {none}', lambda: wide_csv.load(*wide), *secret)
+  workbook = test_tjh.write(tmp_path / 'tjh.xlsx', header=['Meier', '1969-07-20', 4711, 1, 140])
+  refused(f'^data.path: the workbook {none}', lambda: tjh.load(workbook), *secret)
+  stays = test_physionet2012.make(tmp_path, outcomes='11,4711,1,140\n')
+  refused(f'^data.outcomes: Outcomes-a.txt {none}', lambda: physionet2012.load(stays), '4711', '140', "'1")
+
+
 def test_22_empty_cohorts_and_single_classes(tmp_path):
   refused('holds no row', lambda: read(tmp_path, ''))
   refused('all 2 patients are negative', lambda: read(tmp_path, 'a,0,x,1,\nb,0,x,1,\n', 'patient,label\na,0\nb,0\n'))

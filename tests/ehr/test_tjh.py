@@ -129,7 +129,7 @@ def test_order_of_patients_is_not_the_order_of_the_file(tmp_path):
 
 @pytest.mark.parametrize(('header', 'rows', 'message'), [
     ([*BASE[:-1], 'outcom', *LABS], ROWS, "'outcom' is not a TJH column"),
-    ([n for n in (*BASE, *LABS) if n != 'RE_DATE'], [r[:1] + r[2:] for r in ROWS], "column 'RE_DATE' is missing"),
+    ([n for n in (*BASE, *LABS) if n != 'RE_DATE'], [r[:1] + r[2:] for r in ROWS], "no column 'RE_DATE'; the nearest"),
     ([*BASE, *LABS[:-1], 'Eosinophil countt'], ROWS, "'Eosinophil countt' is not a TJH column.*eosinophil count"),
     ([*BASE, *LABS[:-1], 'platelet count '], ROWS, 'two columns mean'),
     ([*BASE, *LABS], [row(1, day(1)), row(None, day(2), outcome=1)], 'two different ages, sexes, outcomes'),

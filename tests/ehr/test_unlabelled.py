@@ -180,8 +180,8 @@ def test_absent_empty_or_other_outcomes_change_nothing(name, change, tmp_path):
 
 
 @pytest.mark.parametrize(('name', 'change', 'message'), [
-    ('tjh', 'columns', "data.path: the column 'Discharge time' is missing"),
-    ('tjh', 'outcome alone', "data.path: the column 'outcome' is missing"),
+    ('tjh', 'columns', "data.path: the workbook has no column 'Discharge time'"),
+    ('tjh', 'outcome alone', "data.path: the workbook has no column 'outcome'"),
     ('tjh', 'cells', 'data.path: no patient has a dated row and an outcome of 0 or 1; check those columns'),
     ('physionet2012', 'no file', 'data.outcomes: there is no file Outcomes-a.txt; it belongs beside the set'),
     ('yaib', 'no file', 'data.path: b holds no outc.parquet; give the folder that does'),

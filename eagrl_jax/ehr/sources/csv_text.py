@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
-import difflib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 
 from eagrl_jax.ehr import validation
 from eagrl_jax.ehr.sources import damage
+from eagrl_jax.ehr.sources import headers as headers_lib
 from eagrl_jax.types import EagrlError
 
 BLOCK = 16 << 20  # bytes of a CSV read at once
@@ -76,8 +76,7 @@ def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) 
   """Wanted name -> header of the file."""
   plain = {name.strip(): name for name in headers}
   for name in (n for n, required in wanted.items() if required and n not in plain):
-    near = difflib.get_close_matches(name, plain, n=1, cutoff=0.0)
-    raise EagrlError(f'{field}: {path.name} has no column {name!r}; the nearest header is {near[0]!r}')
+    raise EagrlError(f'{field}: {path.name} {headers_lib.lacking(name, plain, wanted)}')
   if twice := [name for name in wanted if sum(header.strip() == name for header in headers) > 1]:
     raise EagrlError(f'{field}: {path.name} has two columns {twice[0]!r}; keep one')
   return {name: plain[name] for name in wanted if name in plain}

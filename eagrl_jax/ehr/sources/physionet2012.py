@@ -21,6 +21,7 @@ import pyarrow.csv as pacsv
 
 from eagrl_jax.ehr import validation
 from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.ehr.sources import headers
 from eagrl_jax.ehr.sources.physionet2012_features import FEATURES
 from eagrl_jax.types import EagrlError
 
@@ -199,7 +200,7 @@ def _outcomes(files: list[Path]) -> tuple[dict[str, int], dict[str, float]]:
       raise EagrlError(f'data.outcomes: {file.name} has two columns {twice[0]!r}; keep one')
     for name in ('RecordID', _LABEL):
       if name not in columns:
-        raise EagrlError(f'data.outcomes: {file.name} has no column {name!r}; it has {", ".join(columns)}')
+        raise EagrlError(f'data.outcomes: {file.name} {headers.lacking(name, columns, ("RecordID", _LABEL))}')
     lasted = table[columns[_STAY]].to_pylist() if _STAY in columns else [None] * len(table)
     for stay, died, length in zip(table[columns['RecordID']].to_pylist(), table[columns[_LABEL]].to_pylist(), lasted):
       if died not in (0, 1):

@@ -20,6 +20,7 @@ import openpyxl
 from eagrl_jax.ehr import validation
 from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.records import Cohort, hashed_order
+from eagrl_jax.ehr.sources import headers
 from eagrl_jax.ehr.sources.tjh_features import FEATURES
 from eagrl_jax.types import EagrlError
 
@@ -145,6 +146,9 @@ def _columns(header: list[str], labelled: bool) -> tuple[dict[str, int], dict[in
   labs: dict[int, int] = {}
   spelling = {canonical(name): field for field, names in _BASE.items() for name in names}
   dropped = {canonical(name) for name in _DROPPED}
+  wanted = [names[0] for names in _BASE.values()]
+  if not any(canonical(name) in spelling or FEATURES.find(name) is not None for name in header):
+    raise EagrlError(f'data.path: the workbook {headers.lacking(wanted[0], header, wanted)}')
   for column, name in enumerate(header):
     field, feature = spelling.get(canonical(name)), FEATURES.find(name)
     if not name or canonical(name) in dropped:
@@ -162,8 +166,7 @@ def _columns(header: list[str], labelled: bool) -> tuple[dict[str, int], dict[in
     base = {field: column for field, column in base.items() if field not in _OUTCOMES}
   for field, names in _BASE.items():
     if field not in base and (labelled or field not in _OUTCOMES):
-      near = difflib.get_close_matches(names[0], header, n=1, cutoff=0.0)
-      raise EagrlError(f'data.path: the column {names[0]!r} is missing; the nearest header is {near[0]!r}')
+      raise EagrlError(f'data.path: the workbook {headers.lacking(names[0], header, wanted)}')
   if not labs:
     raise EagrlError('data.path: no laboratory column is known; give the TJH workbook')
   return base, labs

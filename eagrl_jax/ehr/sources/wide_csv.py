@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import collections
 import dataclasses
-import difflib
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -22,7 +21,7 @@ import pyarrow.parquet as pq
 
 from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import csv_text, event_rows, long_csv
+from eagrl_jax.ehr.sources import csv_text, event_rows, headers, long_csv
 from eagrl_jax.types import EagrlError
 
 _NO_HEADER = '|__index_level_[0-9]+__'  # the latter is how pandas writes row numbers
@@ -91,10 +90,10 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
 
 def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> None:
   renamed = [columns.available] if columns.available != event_rows.Columns.available else []
-  for name in (columns.patient, columns.time, *renamed):
+  wanted = (columns.patient, columns.time, *renamed)
+  for name in wanted:
     if name not in header:
-      near = difflib.get_close_matches(name, header, n=1, cutoff=0.0)
-      raise EagrlError(f'data.path: {file} has no column {name!r}; the nearest header is {near[0]!r}')
+      raise EagrlError(f'data.path: {file} {headers.lacking(name, header, wanted)}')
   if any(re.fullmatch(_NO_HEADER, name) for name in header):
     raise EagrlError(f'data.path: {file} has a column without a header; name it or remove it')
   twice = [name for name, n in collections.Counter(map(canonical, header)).items() if n > 1]

@@ -1,0 +1,25 @@
+"""What an error may say of a file's headers: without a header line its first row stands there, which is a patient's."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+from eagrl_jax.ehr.features import canonical
+
+
+def lacking(name: str, headers: Iterable[str], wanted: Iterable[str]) -> str:
+  """What is wrong with a file without the column `name`, to be read after the file's name.
+
+  A header is shown only where one of the wanted ones is there, so that the line is a header line.
+
+  Args:
+    headers: the entries of the first line.
+    wanted: the columns that are looked for, `name` among them.
+  """
+  headers, wanted = list(headers), list(wanted)
+  if {canonical(w) for w in wanted}.isdisjoint(map(canonical, headers)):
+    return (f'holds none of the columns {", ".join(map(repr, wanted))} in its first line; does it have a header line '
+            'with these names?')
+  near = difflib.get_close_matches(name, headers, n=1, cutoff=0.0)
+  return f'has no column {name!r}; the nearest header is {near[0]!r}'

@@ -25,6 +25,7 @@ _DIMENSIONS = (
     {'kg': 1.0, 'g': 1e-3, 'lb': 0.45359237, 'lbs': 0.45359237},
     {'mm/h': 1.0, 'mm/hr': 1.0}, {'s': 1.0, 'sec': 1.0, 'seconds': 1.0}, {'fl': 1.0, 'um3': 1.0})
 _CELSIUS = {'degc': (1.0, 0.0), 'c': (1.0, 0.0), 'degf': (5 / 9, -160 / 9), 'f': (5 / 9, -160 / 9)}
+_CHARGE = {'meq/l': 'mmol/l'}  # which it is of ions of one charge
 _ONE_CHARGE = {canonical(n) for n in ('sodium', 'potassium', 'chloride', 'bicarbonate', 'base excess', 'anion gap')}
 _GRAMS_A_MOLE = {canonical(n): mass for n, mass in {
     'creatinine': 113.12, 'glucose': 180.16, 'lactate': 90.08, 'urea nitrogen': 28.013, 'blood urea nitrogen': 28.013,
@@ -46,6 +47,11 @@ def into(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
     return found
   names = _names(spec)
   return _between(unit, spec.unit, None if _UREA in names else _grams_of(names), _grams(spec), names)
+
+
+def known(unit: str) -> bool:
+  """Whether this file knows the unit, of whatever feature."""
+  return any(plain_unit(unit) in units for units in (*_DIMENSIONS, _CELSIUS, _CHARGE))
 
 
 def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
@@ -97,7 +103,7 @@ def _between(unit: str, to: str, grams: float | None, to_grams: float | None, na
     (scale, offset), (other, other_offset) = _CELSIUS[a], _CELSIUS[b]
     return scale / other, (offset - other_offset) / other
   if not _ONE_CHARGE.isdisjoint(names):
-    a, b = ('mmol/l' if u == 'meq/l' else u for u in (a, b))
+    a, b = (_CHARGE.get(u, u) for u in (a, b))
   for dimension in _DIMENSIONS:
     if a in dimension and b in dimension:
       return dimension[a] / dimension[b], 0.0

@@ -100,7 +100,21 @@ def test_a_flat_folder_and_a_column_of_units(tmp_path):
   assert ('1', 'temperature', 20.0, 98.6) in rows_of(load(tmp_path))  # the column, not the code, gave the unit
 
 
+def test_a_code_listed_whole_keeps_its_unit(tmp_path):
+  """As metadata/codes.parquet has it; what a row says goes before, and a feature without a unit takes any."""
+  whole = SPEC.replace('LAB//223761', 'LAB//223761//°F').replace('LAB//220045', 'LAB//220045//bpm, LAB//220045//UNK')
+  assert rows_of(load(make(tmp_path / 'a', spec=whole))) == rows_of(load(make(tmp_path / 'b')))
+  events = [*EVENTS, (2, 4, 'LAB//223761//°F', 99.5)]
+  for unit, given in (('degC', 'degC'), ('""', None)):
+    spec = f'[{{name: temperature, unit: {unit}, aliases: [LAB//223761//°F]}}]'
+    made = load(make(tmp_path / str(given), events, spec=spec, unit=given))
+    assert sorted(made.value.tolist()) == [pytest.approx(98.6), 99.5]
+
+
 @pytest.mark.parametrize(('change', 'match'), [
+    ({'spec': SPEC.replace('LAB//223761', 'LAB//223761//°F').replace('degC', 'mmHg').replace('degF', 'torr')},
+     "'temperature' occurs in '°F', which its spec in 'mmHg' does not accept; add it to accepted_units"),
+    ({'spec': '[{name: magnesium, unit: mmol/L, aliases: [LAB//50983//mEq/L]}]'}, "'magnesium' occurs in 'mEq/L'"),
     ({'events': [*EVENTS, (2, 4, 'LAB//223761//kelvin', 310)]}, "'temperature' occurs in 'kelvin', which .* accept"),
     ({'columns': ['patient_id', 'time', 'code', 'numeric_value']}, "no column 'subject_id'; convert it to MEDS 0.3"),
     ({'labels': [*LABELS, (2, 24, True)]}, '1 patients have two different labels at one prediction_time'),

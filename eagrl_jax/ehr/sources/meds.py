@@ -1,8 +1,9 @@
 """MEDS 0.3 and later: shards of (subject_id, time, code, numeric_value), labels by (subject_id, prediction_time).
 
 Only events at or before the prediction time are read. A code is a feature's when it is spelt as the feature's name
-or an alias in the features file, or when it is so without its last `//` part, which then is the unit. A column
-`unit`, where there is one, goes before both. Age comes from MEDS_BIRTH, sex from a code such as GENDER//F.
+or an alias in the features file, or when it is so without its last `//` part, which then is the unit; of a code that
+the file lists whole it is where it is known for one. A column `unit`, where there is one, goes before all of it. Age
+comes from MEDS_BIRTH, sex from a code such as GENDER//F.
 
 Labels are those that ACES writes, one file or a folder of shards; other columns, as its triggers and windows, are not
 read. Times may be of any resolution, with a zone (then both in one) or without. The same label twice counts once; two
@@ -18,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eagrl_jax.ehr import store
-from eagrl_jax.ehr.features import FeatureTable
+from eagrl_jax.ehr import store, units
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import bounded, bounded_cohort
 from eagrl_jax.ehr.sources.bounded import Grid, Steps
@@ -131,6 +132,11 @@ def _parquet(path: Path, field: str, columns: tuple[str, ...],
           'union_by_name=true))', have, zoned.pop())
 
 
+def _is_unit(part: str, spec: FeatureSpec) -> bool:
+  """Whether the last part of a code that a features file lists whole says in which unit its values are."""
+  return bool(spec.unit) and (units.into(spec, part) is not None or units.known(part))
+
+
 def _is_text(kind: pa.DataType) -> bool:
   return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
@@ -179,7 +185,8 @@ def _read(db: duckdb.DuckDBPyConnection, data: str, unit: str, table: FeatureTab
     stem, _, last = (code or '').rpartition('//')
     f = spelt.get(code, spelt.get(stem))
     if f is not None:
-      meant = last if bounded.no_unit(given) and code not in spelt else given
+      named = last if code not in spelt or (stem and _is_unit(last, table[f])) else None
+      meant = named if bounded.no_unit(given) else given
       chosen.append((code, given, f, *bounded.conversion(table[f], meant, 'data.path'),
                      list(table[f].sentinels)))
   if not chosen:

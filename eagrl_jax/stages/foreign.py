@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from eagrl_jax.ehr import units, validation
-from eagrl_jax.ehr.features import FeatureTable
+from eagrl_jax.ehr.features import FeatureTable, canonical
 from eagrl_jax.ehr.records import KNOWN_LATE, Cohort, hashed_order
 from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
@@ -52,9 +52,11 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
     EagrlError: nothing is mapped.
   """
   chosen: dict[int, int] = {}  # run's feature -> the cohort's
+  own = {canonical(spec.name): i for i, spec in enumerate(table)}
+  same = [own.get(canonical(spec.name)) for spec in cohort.features]
   by_name = [table.find(spec.name) for spec in cohort.features]
   by_alias = [next((i for a in spec.aliases if (i := table.find(a)) is not None), None) for spec in cohort.features]
-  for found in (by_name, by_alias):
+  for found in (same, by_name, by_alias):
     for f, i in enumerate(found):
       if i is not None and f not in chosen.values():
         chosen.setdefault(i, f)

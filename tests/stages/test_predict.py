@@ -326,6 +326,16 @@ def test_a_cohort_is_mapped_by_name_and_unit(cohort):
   assert not foreign.blinded(dataclasses.replace(one, label=np.ones(1, np.int8))).label.any()
 
 
+def test_a_feature_of_the_same_name_goes_before_an_alias(cohort):
+  run = FeatureTable((FeatureSpec('temperature', aliases=('temp',)), FeatureSpec('moon')))
+  two = dataclasses.replace(
+      cohort.take(np.array([0])), features=FeatureTable((FeatureSpec('temp'), FeatureSpec('Temperature'))),
+      patient=np.zeros(2, np.int32), hour=np.zeros(2, np.float32), feature=np.array([0, 1], np.int16),
+      value=np.array([36, 38], np.float32))
+  mapped, match = foreign.remap(two, run)
+  assert mapped.value.tolist() == [38] and (match.mapped, match.unknown) == (('temperature',), 1)
+
+
 def test_fields_are_named_as_the_user_knows_them():
   with pytest.raises(EagrlError) as e, foreign.speaking_of('predict'):
     raise EagrlError("data.path: data.csv has no column 'x'; set --config.data.columns.patient, see my-data.gz")

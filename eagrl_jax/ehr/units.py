@@ -70,6 +70,22 @@ def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None
   return _between(spec.unit, to.unit, _grams(spec), _grams(to), _names(spec) + _names(to))
 
 
+def levels(spec: FeatureSpec, to: FeatureSpec) -> dict[float, float] | None:
+  """Level of one spec -> level of the other with the same word, for the same feature.
+
+  Empty where a number means the same with both, or one of them has no levels; None where it does not and a word is
+  unknown to the other spec.
+  """
+  mine, theirs = ({n: ' '.join(word.lower().split()) for n, word in s.levels} for s in (spec, to))
+  if not mine or not theirs:
+    return {}
+  number = {word: n for n, word in theirs.items()}
+  found = {n: n if theirs.get(n) == word else number.get(word) for n, word in mine.items()}
+  if all(other == n or (other is None and n not in theirs) for n, other in found.items()):
+    return {}
+  return None if None in found.values() else {n: other for n, other in found.items() if other is not None}
+
+
 def _accepted(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
   return next(((scale, offset) for other, scale, offset in spec.accepted_units
                if plain_unit(other) == plain_unit(unit)), None)

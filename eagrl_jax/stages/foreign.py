@@ -23,6 +23,7 @@ from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
 
 CSV = ('csv', 'wide_csv')
+BETWEEN = 'between two levels that the run numbers otherwise'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,13 @@ class Match:
   mapped: tuple[str, ...]
   lacking: tuple[str, ...]  # of the run: missing data
   unknown: int  # of the source, ignored
-  units: tuple[str, ...] = ()  # in both, but in units that nothing converts: missing data as well
+  units: tuple[str, ...] = ()  # in both, but in units or levels that nothing converts: missing data as well
 
   def line(self) -> str:
     """Counts alone."""
     return (f'{len(self.mapped)} of {len(self.mapped) + len(self.lacking)} features of the run are in the data, '
-            f'{len(self.lacking)} are missing' + (f' ({len(self.units)} for their units)' if self.units else '')
+            f'{len(self.lacking)} are missing'
+            + (f' ({len(self.units)} for their units or levels)' if self.units else '')
             + f'; {self.unknown} of the data are unknown to the run and ignored')
 
 
@@ -46,7 +48,8 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
   """A cohort on another feature table: by name or alias, in its units and within its hard ranges.
 
   A unit is converted where either table or `ehr.units` says how. A value without a unit is taken to be in the run's, as
-  by every source. Of two features that mean the same one, that of the same name is used, else the first.
+  by every source. Levels that the run numbers otherwise go by their words; what lies between two is missing. Of two
+  features that mean the same one, that of the same name is used, else the first.
 
   Raises:
     EagrlError: nothing is mapped.
@@ -61,27 +64,45 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
       if i is not None and f not in chosen.values():
         chosen.setdefault(i, f)
   change = {i: units.conversion(cohort.features[f], table[i]) for i, f in chosen.items()}
-  foreign_units = tuple(table[i].name for i in sorted(chosen) if change[i] is None)
-  mapped = [i for i in sorted(chosen) if change[i] is not None]
+  levels = {i: units.levels(cohort.features[f], table[i]) for i, f in chosen.items()}
+  mapped = [i for i in sorted(chosen) if change[i] is not None and levels[i] is not None]
+  foreign_units = tuple(table[i].name for i in sorted(chosen) if i not in mapped)
   match = Match(tuple(table[i].name for i in mapped),
                 tuple(s.name for i, s in enumerate(table) if i not in mapped),
                 len(cohort.features) - len(chosen), foreign_units)
   if not mapped:
+    reason = f', {len(foreign_units)} for their units or levels' if foreign_units else ''
     raise EagrlError(f'data.path: none of its {len(cohort.features)} features is one of the {len(table)} of the run'
-                     + (f', {len(foreign_units)} for their units' if foreign_units else '') + '; check names and units')
+                     f'{reason}; check names and units')
   to = np.full(len(cohort.features), -1, np.int16)
   scale, offset = np.ones((2, len(cohort.features)))
   for i in mapped:
     to[chosen[i]] = i
     scale[chosen[i]], offset[chosen[i]] = change[i] or (1.0, 0.0)
-  keep = to[cohort.feature] >= 0
+  value = cohort.value.astype(np.float64)
+  for i in mapped:
+    if by_word := levels[i]:
+      mine = cohort.feature == chosen[i]
+      value[mine] = _renumbered(cohort.value[mine], by_word)
+  between = np.isnan(value)
+  steps = ((BETWEEN, int(between.sum()), 'values'),) if between.any() else ()
+  keep = (to[cohort.feature] >= 0) & ~between
   source = cohort.feature[keep]
   cohort = dataclasses.replace(
-      cohort, features=table, truth=None, patient=cohort.patient[keep], hour=cohort.hour[keep], feature=to[source],
-      value=(scale[source] * cohort.value[keep] + offset[source]).astype(np.float32),
+      cohort, features=table, truth=None, attrition=(*cohort.attrition, *steps),
+      patient=cohort.patient[keep], hour=cohort.hour[keep], feature=to[source],
+      value=(scale[source] * value[keep] + offset[source]).astype(np.float32),
       censor=None if cohort.censor is None else (np.sign(scale[source]) * cohort.censor[keep]).astype(np.int8))
   # Its source has looked for contradictions, and judged its features where they are judged.
   return validation.validate(cohort, at_one_time=False, judge_features=False), match
+
+
+def _renumbered(value: np.ndarray, levels: dict[float, float]) -> np.ndarray:
+  """Levels as the run numbers them; NaN for what is none, as a mean over a visit may be."""
+  out = np.full(len(value), np.nan)
+  for level, own in levels.items():
+    out[value == np.float32(level)] = own
+  return out
 
 
 def blinded(cohort: Cohort) -> Cohort:

@@ -336,6 +336,24 @@ def test_a_feature_of_the_same_name_goes_before_an_alias(cohort):
   assert mapped.value.tolist() == [38] and (match.mapped, match.unknown) == (('temperature',), 1)
 
 
+def test_levels_of_other_numbers_go_by_their_words(cohort):
+  """Pain 1 to 3 of one hospital is 0 to 2 of the run; other words are no answer to what its numbers mean."""
+  feature = lambda name, *words, start=0: FeatureSpec(
+      name, kind='ordinal', levels=tuple((float(start + i), word) for i, word in enumerate(words)))
+  run = FeatureTable((feature('pain', 'none', 'mild', 'severe'), feature('eyes', 'none', 'to pain', 'open'),
+                      feature('motor', 'none', 'weak'), FeatureSpec('score', kind='ordinal')))
+  other = FeatureTable((feature('pain', 'None', 'mild', 'severe', start=1), feature('eyes', 'open', 'closed'),
+                        feature('motor', 'none', 'weak', 'obeys'), feature('score', 'low', 'high', start=5)))
+  rows = [(0, 1), (0, 3), (0, 2.5), (1, 0), (2, 1), (2, 2), (3, 6)]
+  made = dataclasses.replace(
+      cohort.take(np.array([0])), features=other, patient=np.zeros(7, np.int32), hour=np.arange(7, dtype=np.float32),
+      feature=np.array([f for f, _ in rows], np.int16), value=np.array([v for _, v in rows], np.float32))
+  mapped, match = foreign.remap(made, run)
+  assert list(zip(mapped.feature, mapped.value)) == [(0, 0), (0, 2), (2, 1), (2, 2), (3, 6)]
+  assert match.units == ('eyes',) and '1 are missing (1 for their units or levels)' in match.line()
+  assert (foreign.BETWEEN, 1, 'values') in mapped.attrition
+
+
 def test_fields_are_named_as_the_user_knows_them():
   with pytest.raises(EagrlError) as e, foreign.speaking_of('predict'):
     raise EagrlError("data.path: data.csv has no column 'x'; set --config.data.columns.patient, see my-data.gz")

@@ -13,6 +13,8 @@ from typing import Any
 
 from eagrl_jax.types import EagrlError
 
+MOST_DECIMALS = 6
+
 
 @dataclasses.dataclass(frozen=True)
 class FeatureSpec:

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
+from eagrl_jax.ehr.features import MOST_DECIMALS, FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort, Truth
 from eagrl_jax.types import EagrlError
 
@@ -229,8 +229,8 @@ def read_features(path: str | Path) -> FeatureTable:
     for field, (kind, shown) in _ITEMS.items():
       if not all(_is(entry, kind) for entry in row.get(field, ())):
         raise EagrlError(f'features: {name!r}: entries of {field} must be {shown}')
-    if not 0 <= row.get('decimals', 0) <= 6:
-      raise EagrlError(f'features: {name!r}: decimals must be 0 to 6')
+    if not 0 <= row.get('decimals', 0) <= MOST_DECIMALS:
+      raise EagrlError(f'features: {name!r}: decimals must be 0 to {MOST_DECIMALS}')
     if any(c in name for c in ',;<>\n'):
       raise EagrlError(f'features: {name!r} holds one of , ; < >, which answers use as marks; rename it')
     if row.get('kind', 'numeric') not in ('numeric', 'ordinal'):

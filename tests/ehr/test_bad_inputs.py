@@ -370,6 +370,15 @@ def test_10_unsorted_times_mixed_zones_and_days(tmp_path):
     assert f'"time_resolution": "{resolution}"' in (tmp_path / 'out' / 'manifest.json').read_text()
 
 
+def test_10_dates_that_a_spreadsheet_has_turned_into_days(tmp_path):
+  rows = 'a,45413.5,x,1,\na,45415,x,2,\nb,45000,x,3,\n'
+  refused('data.columns.time: all times are numbers between 20000 and 60000, as a spreadsheet writes dates; format',
+          lambda: read(tmp_path, rows), '454')
+  wide = 'patient,time,x\na,45413.5,1\na,45415,2\nb,45000,3\n'
+  refused('data.columns.time: all times', lambda: wide_csv.load(*make(tmp_path, wide, OUTCOMES)), '454')
+  assert read(tmp_path, rows + 'b,0,x,3,\n').hour.max() == 45000  # one clock of hours for all, from its hour 0
+
+
 def test_11_events_after_the_outcome_are_left_out_and_many_are_an_error(tmp_path):
   outcomes = 'patient,label,until\na,0,300\nb,1,\n'
   rows = ''.join(f'{p},{h},x,{h % 7},\n' for p in 'ab' for h in range(100))
@@ -612,6 +621,12 @@ def test_21_a_file_without_a_header_line_shows_nothing_of_its_first_patient(tmp_
   refused(f'^data.path: the workbook {none}', lambda: tjh.load(workbook), *secret)
   stays = test_physionet2012.make(tmp_path, outcomes='11,4711,1,140\n')
   refused(f'^data.outcomes: Outcomes-a.txt {none}', lambda: physionet2012.load(stays), '4711', '140', "'1")
+
+
+def test_21_more_names_than_a_cohort_can_number(tmp_path):
+  rows = ''.join(f'{"ab"[i % 2]},0,x{i},1,\n' for i in range(32_768))
+  refused('data.columns.feature: 32768 different names, where 32767 features are the most; check which column',
+          lambda: read(tmp_path, rows))
 
 
 def test_22_empty_cohorts_and_single_classes(tmp_path):

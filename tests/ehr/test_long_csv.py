@@ -74,6 +74,17 @@ def test_specs_derived_from_the_file(tmp_path):
   assert np.isnan(cohort.age).all() and cohort.sex.tolist() == [-1, -1]
 
 
+@pytest.mark.parametrize(('values', 'decimals'), [
+    ((140, 3, 0), 0), ((0.5, 1.25, 3), 2), ((0.1234, 0.5678, 0.9), 3), ((0.00041, 0.00052, 0), 5),
+    ((0.0004, 0.0005, 0.0006), 4), ((1.234e-4, 2.345e-4, 3), 6), ((3e-10, 4e-10), 6), ((0, 0), 0),
+    ((2000.12345, 3), 3)])
+def test_decimals_show_three_digits_of_tiny_values(tmp_path, values, decimals):
+  events = 'patient,time,feature,value\n' + ''.join(
+      f'{p},{i},x,{v}\n' for p in 'ab' for i, v in enumerate(values))
+  cohort = long_csv.load(*make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
+  assert cohort.features[0].decimals == decimals
+
+
 @pytest.mark.parametrize('zone', ['', 'Z', '+08:00', '-0500'])
 def test_timestamps(tmp_path, zone):
   events = (f'patient,time,feature,value\na,2020-01-31 23:30:00{zone},x,1\na,2020-02-01T01:00:00{zone},x,2\n'

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from eagrl_jax.ehr import store, units, validation
-from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical, is_word, plain_unit
+from eagrl_jax.ehr.features import MOST_DECIMALS, FeatureSpec, FeatureTable, canonical, is_word, plain_unit
 from eagrl_jax.ehr.sources.csv_text import Reading, blocks, hours
 from eagrl_jax.types import EagrlError
 
 SUPERSEDED = 'superseded by a later value of the same time'
 NO_LEVEL = 'a word that is no level of the feature'
+MOST_FEATURES = np.iinfo(np.int16).max  # that a cohort can number
+_SERIALS = 20_000, 60_000  # days since 1900 of the years 1954 to 2064; as hours years after hour 0
 _YEARS = 30  # between neighbouring rows of a patient; 1900-01-01 and 1970-01-01 often stand where no date is known
 
 
@@ -103,8 +105,16 @@ def read(path: Path, columns: Columns, reading: Reading, count: collections.Coun
   if not sum(map(len, parts['value'])):
     raise EagrlError(f'data.path: {path.name} holds no row with patient, time and feature')
   joined = {field: np.concatenate(arrays) for field, arrays in parts.items()}
+  _refuse_serials(joined['hour'], kinds, columns.field('time'))
   _refuse_placeholders(joined['patient'], joined['hour'], columns.field('time'))
   return Events(codes['patient'], codes['feature'], codes['unit'], codes['word'], kinds, **joined)
+
+
+def _refuse_serials(hour: np.ndarray, kinds: set[str], field: str) -> None:
+  """Of days since 1900, as a spreadsheet saves dates, each would be an hour, and nothing would show it."""
+  if kinds == {'hours'} and _SERIALS[0] <= hour.min() and hour.max() <= _SERIALS[1]:
+    raise EagrlError(f'{field}: all times are numbers between {_SERIALS[0]} and {_SERIALS[1]}, as a spreadsheet writes '
+                     'dates; format the column as a date there, or let hours begin near 0')
 
 
 def _refuse_placeholders(patient: np.ndarray, hour: np.ndarray, field: str) -> None:
@@ -144,6 +154,9 @@ def _may_be_shown(entry: str, events: Events) -> bool:
 def features_of(events: Events, path: str | Path | None, columns: Columns) -> tuple[FeatureTable, np.ndarray]:
   """The table, and the feature id of every name in the file."""
   names = list(events.features)
+  if len(names) > MOST_FEATURES:
+    raise EagrlError(f'{columns.field("feature")}: {len(names)} different names, where {MOST_FEATURES} features are '
+                     'the most; check which column holds the names')
   if path is not None:
     table = store.read_features(path)
     unknown = [name for name in names if table.find(name) is None]
@@ -215,9 +228,13 @@ def known_too_late(events: Events, end: np.ndarray, start: np.ndarray, window_ho
 
 
 def _decimals(value: np.ndarray) -> int:
+  """Digits after the point that nearly all values are written with, at most 3; of tiny ones as many as show three."""
   value = value[np.isfinite(value)]
-  exact = (d for d in range(3) if not len(value) or np.mean(np.abs(value - np.round(value, d)) < 1e-9) >= 0.95)
-  return next(exact, 3)
+  middle = float(np.median(np.abs(value[value != 0]))) if value.any() else 1.0
+  most = int(np.clip(2 - np.floor(np.log10(middle)), 3, MOST_DECIMALS))
+  near = min(1e-9, 1e-3 * middle)
+  exact = (d for d in range(most) if not len(value) or np.mean(np.abs(value - np.round(value, d)) < near) >= 0.95)
+  return next(exact, most)
 
 
 def convert(events: Events, table: FeatureTable, feature_of: np.ndarray,

@@ -122,6 +122,17 @@ class FeatureTable:
   def subset(self, ids: list[int]) -> FeatureTable:
     return FeatureTable(tuple(self.specs[i] for i in ids))
 
+  def with_sentinels(self, known: FeatureTable | None) -> FeatureTable:
+    """What stands for a missing value in `known` does so here too, of features of the same name and unit."""
+    if known is None:
+      return self
+    specs = list(self.specs)
+    for f, spec in enumerate(self.specs):
+      i = known.find(spec.name)
+      if i is not None and plain_unit(known[i].unit) == plain_unit(spec.unit):
+        specs[f] = dataclasses.replace(spec, sentinels=tuple(dict.fromkeys((*spec.sentinels, *known[i].sentinels))))
+    return FeatureTable(tuple(specs))
+
   def to_json(self) -> list[dict]:
     # A cohort of before these fields keeps its fingerprint.
     since = {'rescale': (), 'specimen': '', 'encoding': 'number', 'repeats': 'mean'}

@@ -88,7 +88,7 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
     logging.info('predict.statics is not read: new patients of %s need no outcomes', kind)
   layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics,
                                      'features': c.features or d.features})
-  cohort = prepare.read_source(layout, own.seed, labelled=False)
+  cohort = prepare.read_source(layout, own.seed, labelled=False, known=trained.features)
   return foreign.remap(dataclasses.replace(cohort, task=trained.task, setting=trained.setting), trained.features)
 
 

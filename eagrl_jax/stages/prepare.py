@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from scipy.stats import fisher_exact
 
 from eagrl_jax.ehr import normalise, splits, store, validation
+from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import (
     csv_text,
@@ -88,12 +89,13 @@ def data_seed(config: ConfigDict) -> int:
   return config.seed if config.data.seed is None else config.data.seed
 
 
-def read_source(c: ConfigDict, seed: int, labelled: bool = True) -> Cohort:
+def read_source(c: ConfigDict, seed: int, labelled: bool = True, known: FeatureTable | None = None) -> Cohort:
   """The cohort that `data.source` names.
 
   Args:
     labelled: False reads new patients of a source whose features are its own: outcomes are neither needed nor read.
       Those of a CSV come by `foreign.read_unlabelled`, in the features of a run.
+    known: the features of a run; of sources that average over visits its codes for missing go before.
   """
   if not labelled and c.source in ('synthetic', 'csv', 'wide_csv'):
     raise ValueError(f'read_source: {c.source!r} is not read without outcomes')
@@ -109,13 +111,13 @@ def read_source(c: ConfigDict, seed: int, labelled: bool = True) -> Cohort:
     return physionet2012.load(c.path, c.outcomes or None, labelled=labelled)
   visits = Grid(c.bin_hours, c.aggregate, c.window_hours)
   if c.source == 'mimic4':
-    return mimic4.load(c.path, task=c.task, index=c.index, grid=visits, labelled=labelled)
+    return mimic4.load(c.path, task=c.task, index=c.index, grid=visits, labelled=labelled, known=known)
   if c.source == 'meds':
     return meds.load(c.path, c.outcomes, features=c.features or None, grid=visits, task=c.task, setting=c.setting,
-                     labelled=labelled)
+                     labelled=labelled, known=known)
   if c.source == 'yaib':
     return yaib.load(c.path, features=c.features or None, grid=visits, task=c.task, setting=c.setting,
-                     sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes), labelled=labelled)
+                     sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes), labelled=labelled, known=known)
   read = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[c.source]
   return read(c.path, c.outcomes, columns=event_rows.Columns(**c.columns.to_dict()), features=c.features or None,
               task=c.task, setting=c.setting, sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes),

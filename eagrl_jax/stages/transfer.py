@@ -82,7 +82,7 @@ def other(config: ConfigDict, context: Context, home: data_lib.Data) -> tuple[Co
   # Hours, visits and windows are the run's: some sources apply them while they read.
   reading = ConfigDict(config.data.to_dict() | {
       k: context.config.data[k] for k in ('bin_hours', 'max_visits', 'window_hours', 'aggregate')})
-  cohort = prepare.read_source(reading, config.seed)
+  cohort = prepare.read_source(reading, config.seed, known=home.cohort.features)
   if cohort.task != home.cohort.task:
     raise EagrlError(f'data.task={cohort.task!r}: the run was trained for {home.cohort.task!r}; judge it on that')
   return foreign.remap(unseen(cohort, config, context.config.data.source, home), home.cohort.features)

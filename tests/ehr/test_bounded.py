@@ -143,6 +143,19 @@ def test_the_cohort_is_that_of_memory():
   assert aside[0] == aside[1] and len(aside[0]) == 81
 
 
+def test_a_code_that_is_found_is_remembered_as_in_memory():
+  """For one new patient shows no pattern."""
+  rows = sorted([(i % 3, i, 0, 5.0 + i % 4) for i in range(30)] + [(i % 3, 50 + i, 0, 999.0) for i in range(5)])
+  specs = (FeatureSpec('x', sentinels=(-5.0,)), FeatureSpec('y'))
+  with bounded.database() as db:
+    fill(db, rows)
+    made = bounded_cohort.cohort(
+        db, FeatureTable(specs), bounded.Grid(24.0), [], name='', task='', setting='', ids=['a', 'b', 'c'],
+        age=np.full(3, 50), sex=np.zeros(3), label=np.array([0, 1, 0]))
+  memory = validation.validate(cohort_of(rows, specs=specs))
+  assert made.features.to_json() == memory.features.to_json() and made.features[0].sentinels == (-5, 999)
+
+
 def test_the_databases_memory_is_limited():
   with bounded.database() as db:
     limit = db.execute("SELECT current_setting('memory_limit')").fetchone()

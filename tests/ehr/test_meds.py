@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.sources import meds, mimic4_features
 from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.types import EagrlError
@@ -84,6 +85,15 @@ def test_only_what_was_known_at_the_first_prediction_time(tmp_path):
       ('without subject_id or prediction_time', 0, 'rows'), ('not the first prediction time of a patient', 1, 'rows'),
       ('with a label', 4, 'patients'), ('of these codes and patients', 10, 'rows'),
       ('after the prediction time', 2, 'rows'), ('without a number', 1, 'rows'), ('read', 7, 'values'))
+
+
+def test_a_code_that_a_run_knows_goes_before_a_visit_is_averaged(tmp_path):
+  known = FeatureTable((FeatureSpec('sodium', 'mmol/L', sentinels=(-1.0,)),))
+  make(tmp_path, [*EVENTS, (2, 4, 'LAB//50983//mEq/L', 140), (2, 5, 'LAB//50983//mEq/L', -1)])
+  for codes, value in ((None, 69.5), (known, 140)):
+    cohort = meds.load(tmp_path / 'set', tmp_path / 'labels', features=tmp_path / 'features.yaml', task='mortality',
+                       setting='patients', grid=Grid(24.0), known=codes)
+    assert ('2', 'sodium', value) in {(s, n, v) for s, n, _, v in rows_of(cohort)}
 
 
 def test_the_window_is_open_at_its_start_and_closed_at_its_end(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 
@@ -19,6 +20,7 @@ import test_yaib
 
 from configs import defaults
 from eagrl_jax.ehr import store
+from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.stages import prepare
 from eagrl_jax.types import EagrlError
 
@@ -170,6 +172,20 @@ def test_new_patients_have_the_records_of_training_and_no_outcome(name, tmp_path
       'outcome', 'label', 'positive', 'died', 'discharge', 'shorter'))]
   mine, theirs = records(new), records(known)
   assert len(theirs) > 1 and {s: mine[s] for s in theirs} == theirs
+
+
+@pytest.mark.parametrize('name', ['meds', 'mimic4', 'yaib'])
+def test_codes_for_missing_of_a_run_are_those_of_its_new_patients(name, tmp_path):
+  data = written(name, tmp_path / 'a')
+  plain = prepare.read_source(data, 0, labelled=False)
+  f, code = int(plain.feature[0]), float(plain.value[0])
+  specs = [dataclasses.replace(spec, sentinels=(code,) if i == f else ()) for i, spec in enumerate(plain.features)]
+  new = prepare.read_source(data, 0, labelled=False, known=FeatureTable(tuple(specs)))
+  assert code in plain.value[plain.feature == f] and code not in new.value[new.feature == f]
+  assert f'code for missing: {plain.features[f].name}' in dict((step, n) for step, n, _ in new.attrition)
+  specs[f] = dataclasses.replace(specs[f], unit='another')
+  same = prepare.read_source(data, 0, labelled=False, known=FeatureTable(tuple(specs)))
+  assert store.fingerprint(same) == store.fingerprint(plain)
 
 
 @pytest.mark.parametrize(('name', 'change'), [(name, change) for name in SOURCES for change in SOURCES[name][3]])

@@ -225,6 +225,13 @@ def test_the_run_s_own_question_is_asked(run, cohort, tmp_path):
   assert store.fingerprint(predict.read(c.predict, own, trained)[0]) == store.fingerprint(new)  # given, and not read
 
 
+def test_new_patients_are_read_with_the_codes_for_missing_of_the_run(run, cohort, tmp_path, monkeypatch):
+  own, given = ConfigDict(json.loads((run / 'config.json').read_text())), []
+  monkeypatch.setattr(predict.prepare, 'read_source', lambda *_, known, **__: (given.append(known), cohort)[1])
+  predict.read(config(path=str(tmp_path), source='meds').predict, own, cohort)
+  assert given == [cohort.features]
+
+
 def test_the_last_days_before_an_outcome_are_no_window(run, tmp_path):
   own = ConfigDict(json.loads((run / 'config.json').read_text()))
   own.data.update(window_hours=0.0)

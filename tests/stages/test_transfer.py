@@ -101,6 +101,14 @@ def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
     assert arm['auroc']['point'] == pytest.approx(1 - two['arms'][name]['auroc']['point'])
 
 
+def test_the_other_cohort_is_read_with_the_codes_for_missing_of_the_run(home, monkeypatch):
+  context, own = home
+  read, given = transfer.prepare.read_source, []
+  monkeypatch.setattr(transfer.prepare, 'read_source', lambda *a, known: (given.append(known), read(*a))[1])
+  transfer.other(config(), context, own)
+  assert given == [own.cohort.features]
+
+
 def test_baselines_learn_from_the_runs_train_patients_alone(home):
   """Other values of patients that it may not learn from change nothing; of those it may, they do."""
   context, own = home

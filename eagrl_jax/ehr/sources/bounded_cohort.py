@@ -5,6 +5,7 @@ Impossible values go, duplicates are merged and contradictions settled before an
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import duckdb
@@ -32,7 +33,7 @@ def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, st
 
   Closes the database: what it holds in memory is free then for the arrays.
   """
-  judge(db, features, grid, steps, labelled)
+  features = judge(db, features, grid, steps, labelled)
   steps.append((f'after binning to {grid.bin_hours:g} h', count(db, 'FROM visit_values'), 'values'))
   age = validation.oldest_as_one(np.asarray(age, np.float32), steps)
   if labelled:
@@ -55,11 +56,14 @@ def cohort(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, st
 
 
 def judge(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, steps: Steps,
-          judge_features: bool = True) -> None:
+          judge_features: bool = True) -> FeatureTable:
   """Makes two tables out of `events`, both of patient, hour, feature and value.
 
   `visit_values` has one row a patient, visit and feature, at the hour of the visit's last value; `rejects` what is not
   used, with the reason. `judge_features`: see `validation.validate`.
+
+  Returns:
+    The features, with codes for missing that were found among their sentinels.
 
   Raises:
     EagrlError: a feature's values lie outside its hard range, or fit another unit better.
@@ -79,7 +83,7 @@ def judge(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, ste
   db.execute('CREATE TABLE rejects (patient INTEGER, hour FLOAT, feature SMALLINT, value FLOAT, reason VARCHAR)')
   _refuse_and_count(db, features, steps, judge_features)
   if judge_features:
-    _unlisted_codes(db, features, steps)
+    features = _unlisted_codes(db, features, steps)
   _merge_duplicates(db, steps)
   _contradictions(db, features, steps)
   _totals(db, features, steps)
@@ -87,6 +91,7 @@ def judge(db: duckdb.DuckDBPyConnection, features: FeatureTable, grid: Grid, ste
   with reading('data.path', 'the temporary database'):
     db.execute(f'CREATE TABLE visit_values AS SELECT patient, max(hour) AS hour, feature, {of_visit} AS value '
                f'FROM merged GROUP BY patient, feature, floor(hour / {_single(grid.bin_hours)})')
+  return features
 
 
 def in_order(db: duckdb.DuckDBPyConnection, rows: np.ndarray) -> dict[str, np.ndarray]:
@@ -194,8 +199,9 @@ def _other_units(db: duckdb.DuckDBPyConnection, f: int, spec: FeatureSpec, steps
       db.execute(f'UPDATE rejects SET reason = ? WHERE {fits}', [f'{_BEYOND}, possible in {unit}'])
 
 
-def _unlisted_codes(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
-  """What `sentinels` finds, before a code is averaged with values."""
+def _unlisted_codes(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> FeatureTable:
+  """What `sentinels` finds, before a code is averaged with values; codes become sentinels, as in `validation`."""
+  specs = list(features)
   rows = db.execute(f'SELECT feature, count(*) FROM judged WHERE {_GOOD} GROUP BY feature ORDER BY feature').fetchall()
   for f, total in rows:
     if total < validation.ENOUGH or features[f].levels:
@@ -210,6 +216,8 @@ def _unlisted_codes(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps
       if found and step == sentinels.CODE:
         _reject(db, quoted(step), f'judged WHERE {_GOOD} AND {here}')
         db.execute(f'DELETE FROM events WHERE {here}')
+        specs[f] = dataclasses.replace(specs[f], sentinels=(*specs[f].sentinels, *codes))
+  return FeatureTable(tuple(specs))
 
 
 def _merge_duplicates(db: duckdb.DuckDBPyConnection, steps: Steps) -> None:

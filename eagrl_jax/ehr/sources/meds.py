@@ -40,7 +40,7 @@ _FATES = (('without a time', 'time IS NULL'), ('after the prediction time', 'tim
 
 
 def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None, grid: Grid, task: str,
-         setting: str, labelled: bool = True) -> Cohort:
+         setting: str, labelled: bool = True, known: FeatureTable | None = None) -> Cohort:
   """Reads a data set and a label set.
 
   Args:
@@ -50,6 +50,7 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
     grid: its window_hours are those before the prediction time; 0 = all that came before.
     task, setting: see Cohort.
     labelled: False reads new patients: boolean_value is neither needed nor read, and labels are 0.
+    known: a run's features; its codes for missing, which few patients do not show, go before anything is averaged.
 
   Returns:
     A validated cohort, one row a patient: the first labelled prediction time. Hours count from the window's start,
@@ -63,7 +64,7 @@ def load(path: str | Path, outcomes: str | Path, *, features: str | Path | None,
                      'their codes as aliases, by --config.data.features=')
   if not outcomes:
     raise EagrlError(f'data.outcomes: a MEDS data set comes with a label set, whose {_WHEN}; give its file or folder')
-  table, steps = store.read_features(features), Steps()
+  table, steps = store.read_features(features).with_sentinels(known), Steps()
   with bounded.database() as db:
     root = Path(path)
     data, have, zoned = _parquet(root / 'data' if (root / 'data').is_dir() else root, 'data.path', _DATA)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import duckdb
 
+from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import bounded, bounded_cohort, mimic4_stays
 from eagrl_jax.ehr.sources.bounded import Grid, Steps
@@ -30,13 +31,15 @@ _FATES = (('without a time', 'charted IS NULL'),
           ('without a number', 'number IS NULL'))
 
 
-def load(path: str | Path, *, task: str, index: str, grid: Grid, labelled: bool = True) -> Cohort:
+def load(path: str | Path, *, task: str, index: str, grid: Grid, labelled: bool = True,
+         known: FeatureTable | None = None) -> Cohort:
   """Reads the folder that holds `hosp` and `icu`.
 
   Args:
     task, index: see `mimic4_stays`.
     grid: visits; its window_hours 0 is the published window, the days up to the end of the stay.
     labelled: False reads new patients: no column that tells the outcome is needed or read, and labels are 0.
+    known: a run's features; its codes for missing, which few patients do not show, go before anything is averaged.
 
   Returns:
     A validated cohort of one stay a patient. Hours count from the stay's start, or from the midnight before it
@@ -59,7 +62,8 @@ def load(path: str | Path, *, task: str, index: str, grid: Grid, labelled: bool 
       _read(db, folder, name, items, steps)
     _add_gcs_total(db)
     return bounded_cohort.cohort(
-        db, FEATURES, grid, steps, name=f'mimic4_{index}_{"first" if grid.window_hours else "last_days"}', task=task,
+        db, FEATURES.with_sentinels(known), grid, steps,
+        name=f'mimic4_{index}_{"first" if grid.window_hours else "last_days"}', task=task,
         setting=mimic4_stays.setting(index, grid.window_hours), ids=stays.ids, age=stays.age, sex=stays.sex,
         label=stays.label, stay_end=stays.end, labelled=labelled)
 

@@ -30,7 +30,8 @@ _SEX = {'male': 1, 'm': 1, 'female': 0, 'f': 0}
 
 
 def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, task: str, setting: str,
-         sex_codes: Mapping[str, int] | None = None, labelled: bool = True) -> Cohort:
+         sex_codes: Mapping[str, int] | None = None, labelled: bool = True,
+         known: FeatureTable | None = None) -> Cohort:
   """Reads the three tables, of new patients dyn and sta.
 
   Args:
@@ -40,13 +41,14 @@ def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, ta
     task, setting: see Cohort.
     sex_codes: entry of `sex` -> 1 male, 0 female, -1 unknown; by default male and female.
     labelled: False reads new patients, every stay of dyn or sta: outc is neither needed nor read, and labels are 0.
+    known: a run's features; its codes for missing, which few patients do not show, go before anything is averaged.
 
   Raises:
     EagrlError: tables or columns missing, a label an hour, unknown columns or sexes, more than 1 % of the rows before
       admission.
   """
   folder, steps = Path(path), Steps()
-  table = store.read_features(features) if features else FEATURES
+  table = (store.read_features(features) if features else FEATURES).with_sentinels(known)
   schema = {name: _schema(bounded.file(folder, f'{name}.parquet'), needed) for name, needed in _NEEDED.items()
             if labelled or name != 'outc'}
   source = {name: f"read_parquet({bounded.quoted(folder / f'{name}.parquet')})" for name in schema}

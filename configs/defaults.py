@@ -43,7 +43,7 @@ def get_config(variant: str = '') -> ConfigDict:
           patient='patient', time='time', feature='feature', value='value', unit='unit',
           available='available',  # when a value could be known
           outcome_patient='patient', label='label', age='age', sex='sex',
-          until='until')),  # nothing later is used of a patient: death, discharge or prediction
+          until='until')),  # nothing later is used: death, discharge (after window_hours) or prediction
   ))
   config.prompt = ConfigDict(dict(
       style='compact',  # compact | full, with instructions

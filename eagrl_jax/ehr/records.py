@@ -18,6 +18,8 @@ AFTER_END, KNOWN_LATE = 'after the outcome or prediction', 'available only after
 # Steps of attrition tables that leave out what comes too late to be used; the leakage audit shows them.
 LATE_STEPS = ('after discharge', AFTER_END, KNOWN_LATE, 'after the prediction time', 'after the window',
               'charted in the window, stored after it', 'after 48 hours')
+# Of patients who are kept: when `until` is the end of a stay, how short their records are tells the outcome.
+ENDS_EARLY = 'data.columns.until lies within the window'
 
 _AT_ONCE = 2**20  # events that are binned in one go: each takes some 100 bytes meanwhile
 

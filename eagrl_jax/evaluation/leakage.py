@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 from scipy import stats
 
-from eagrl_jax.ehr.records import LATE_STEPS
+from eagrl_jax.ehr.records import ENDS_EARLY, LATE_STEPS
 from eagrl_jax.evaluation import baselines, bootstrap, metrics
 
 PERMUTATIONS = 30
@@ -41,7 +41,7 @@ def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: 
     begins: `[N]` hour at which the last visit that is shown begins; window: prediction time in hours, 0 = whole record.
     after_stay: `[N]` inputs later than the end of the stay; None where no source says when stays end.
     splits: rows by name; 'train' and 'test' are read for the baselines.
-    attrition: the source's own counts, of which `LATE_STEPS` are shown.
+    attrition: the source's own counts, of which `LATE_STEPS` and `ENDS_EARLY` are shown.
     model_auroc: of the best model on test; NaN to compare with none.
     unit: what an id names, 'patients' | 'stays', of which several may be one patient's.
   """
@@ -54,6 +54,8 @@ def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: 
     checks.append(_count(f'{unit} with inputs after the end of their stay', after_stay > 0,
                          'inputs are later than discharge or death, and may tell of it'))
   checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in attrition if step in LATE_STEPS]
+  checks += [Check(f'kept: {step}', float(n), None, 'where it is the end of a stay, a short record tells the outcome')
+             for step, n, _ in attrition if step == ENDS_EARLY]
   checks.append(_order(subject_id, label, resamples))
   checks.append(_permuted(table, label, train, test, seed))
   column = lambda v: np.asarray(v, np.float64)[:, None]

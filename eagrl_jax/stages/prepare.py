@@ -19,7 +19,7 @@ from scipy.stats import fisher_exact
 
 from eagrl_jax.ehr import normalise, splits, store, validation
 from eagrl_jax.ehr.features import FeatureTable
-from eagrl_jax.ehr.records import Cohort
+from eagrl_jax.ehr.records import ENDS_EARLY, Cohort
 from eagrl_jax.ehr.sources import (
     csv_text,
     event_rows,
@@ -56,6 +56,8 @@ def run(context: Context) -> None:
   normalise.save(folder / 'statistics.json', dataclasses.replace(statistics, made_of=made_of))
   logging.info('%s\n%s', cohort.name, attrition_table(cohort))
   if c.source in ('csv', 'wide_csv', 'yaib') and c.sex_codes and (warning := sexes_apart(cohort)):
+    logging.warning('%s', warning)
+  if warning := ends_early(cohort, c.window_hours):
     logging.warning('%s', warning)
   for name in ('train', 'valid', 'test'):
     label = cohort.label[getattr(parts, name)]
@@ -149,6 +151,14 @@ def sexes_apart(cohort: Cohort) -> str:
   (male, female), (men, women) = counts[:, 0], counts.sum(1)
   return (f'{male} of {men} male and {female} of {women} female patients have the outcome, which chance does not '
           'explain; check data.sex_codes')
+
+
+def ends_early(cohort: Cohort, window_hours: float) -> str:
+  """A line where of some patients nothing may be used from a moment within the window on, else ''."""
+  found = sum(n for step, n, _ in cohort.attrition if step == ENDS_EARLY)
+  return '' if not found else (
+      f'data.columns.until: of {found} patients it lies within data.window_hours={window_hours:g}; where it is the end '
+      'of their stay, a short record tells the outcome: leave them out of data.outcomes')
 
 
 def attrition_table(cohort: Cohort) -> str:

@@ -26,7 +26,7 @@ from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, outcomes_csv, physionet2012, tjh, wide_csv
 from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.evaluation import bootstrap, metrics
-from eagrl_jax.stages import foreign, lessons
+from eagrl_jax.stages import foreign, lessons, prepare
 from eagrl_jax.stages.encode import Encoder
 from eagrl_jax.types import EagrlError
 
@@ -421,6 +421,22 @@ def test_12_a_value_stored_after_the_prediction_is_not_used(tmp_path):
   assert steps_of(cohort)['available only after the outcome or prediction'] == 1 == len(cohort.rejects)
   stay = mimic4.load(mimic4_fixture.write(tmp_path), task='mortality', index='icu', grid=HOURLY)
   assert steps_of(stay)['labevents: charted in the window, stored after it'] == 1 and 300 not in stay.value
+
+
+@pytest.mark.parametrize('kind', ['csv', 'wide_csv'])
+def test_11_who_ends_within_the_window_is_counted_and_said(tmp_path, kind):
+  """It may be when a prediction is made; the end of a stay tells by the length of a record that a patient has died."""
+  head, cell = ('patient,time,x\n', '') if kind == 'wide_csv' else ('patient,time,feature,value\n', 'x,')
+  rows = ''.join(f'{p},{100 + h},{cell}{h % 7}\n' for p, last in (('a', 60), ('b', 20), ('c', 24)) for h in range(last))
+  paths = make(tmp_path, head + rows, 'patient,label,until\na,0,160\nb,1,120\nc,1,124\n')
+  load = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[kind]
+  early = 'data.columns.until lies within the window'
+  for window, found in ((48.0, 2), (24.0, 1), (20.0, 0), (0.0, 0)):
+    cohort = load(*paths, window_hours=window)
+    assert len(cohort) == 3 and steps_of(cohort).get(early, 0) == found
+    line = f'data.columns.until: of {found} patients it lies within data.window_hours={window:g}; where it is the end'
+    assert prepare.ends_early(cohort, window).startswith(line if found else '')
+    assert bool(prepare.ends_early(cohort, window)) == bool(found)
 
 
 @pytest.mark.parametrize('kind', ['csv', 'wide_csv'])

@@ -54,6 +54,16 @@ def test_what_is_not_used_lies_beside_the_cohort_and_is_never_logged(tmp_path, c
   assert len(store.load(folder).value) == 120
 
 
+def test_a_stay_that_ends_within_the_window_is_warned_of(tmp_path, caplog):
+  config = csv(tmp_path)
+  (tmp_path / 'o.csv').write_text('patient,label,until\n' + ''.join(
+      f'k{i},{i % 3 // 2},{20 if i == 7 else ""}\n' for i in range(60)))
+  config.data.window_hours = 24.0
+  with caplog.at_level(logging.WARNING, logger='absl'):
+    prepared(config, tmp_path)
+  assert 'data.columns.until: of 1 patients it lies within data.window_hours=24; where' in caplog.text
+
+
 def test_events_after_the_window_are_counted_and_kept():
   cohort = synthetic.generate(synthetic.SyntheticConfig(n=30), 0)
   late = int(np.sum(cohort.hour >= 24))

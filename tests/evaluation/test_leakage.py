@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs.defaults import get_config
-from eagrl_jax.ehr.records import to_visits
+from eagrl_jax.ehr.records import ENDS_EARLY, to_visits
 from eagrl_jax.ehr.sources import tjh
 from eagrl_jax.ehr.splits import Splits
 from eagrl_jax.evaluation import baselines, leakage
@@ -86,6 +86,8 @@ def test_planted_leaks_are_found():
   late = lambda label, r: np.where(np.arange(N) == 3, 48.0, 42.0)
   assert warned(begins=late) == {'patients with a visit after the prediction time'}
   assert warned(after_stay=lambda label, r: np.arange(N) == 3) == {'patients with inputs after the end of their stay'}
+  short = lambda label, r: (('admitted', N, 'patients'), (ENDS_EARLY, 3, 'patients'))
+  assert warned(attrition=short) == {f'kept: {ENDS_EARLY}'}
   shared = SPLITS | {'valid': np.arange(195, 240)}
   assert warned(splits=lambda label, r: shared) == {'patients in two splits'}
 

@@ -32,7 +32,8 @@ class Columns:
   """Header names of the two files; `unit`, `available`, `until`, `age` and `sex` may be absent.
 
   `available` is when a value could be known, `until` the time after which nothing of a patient may be used, as that of
-  death, discharge or prediction; both on the clock of `time`.
+  death, discharge or prediction; both on the clock of `time`. Where it is the end of a stay, patients whose stay ended
+  within `data.window_hours` belong in no outcomes file: their outcome was known when the prediction is made.
   """
 
   patient: str = 'patient'

@@ -14,7 +14,7 @@ import numpy as np
 
 from eagrl_jax.ehr import validation
 from eagrl_jax.ehr.features import FeatureTable
-from eagrl_jax.ehr.records import AFTER_END, KNOWN_LATE, Cohort, Rejects, hashed_order
+from eagrl_jax.ehr.records import AFTER_END, ENDS_EARLY, KNOWN_LATE, Cohort, Rejects, hashed_order
 from eagrl_jax.ehr.sources import event_rows, outcomes_csv
 from eagrl_jax.ehr.sources.csv_text import Reading
 from eagrl_jax.ehr.sources.event_rows import SUPERSEDED, Columns, Events
@@ -37,7 +37,8 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
     sex_codes: file's code -> 1 male, 0 female, -1 unknown.
     reading: of both files.
     window_hours: the prediction is made so long after a patient's first row, so that values which become available
-      later are not known to it; 0 = from the whole record, up to `until`.
+      later are not known to it; 0 = from the whole record, up to `until`. Patients whose `until` lies within it are
+      counted and kept, for it may be when their prediction is made.
 
   Returns:
     A validated cohort; hours count from each patient's first row.
@@ -62,7 +63,9 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
     raise EagrlError(f'data.outcomes: no id in {columns.outcome_patient!r} occurs in the events; check both id columns')
   pick = [ids[p] for p in known]
   mine = row_of[events.patient] >= 0
-  end = np.where(mine, until.of(events.kinds, columns.field('until'))[pick][row_of[events.patient]], np.nan)
+  ends = until.of(events.kinds, columns.field('until'))[pick]
+  stay = ends - start[[events.patients[p] for p in known]]
+  end = np.where(mine, ends[row_of[events.patient]], np.nan)
   late = events.hour > end
   unknown_yet = event_rows.known_too_late(events, end, start[events.patient], window_hours)
   if late.sum() > validation.OUTSIDE * mine.sum():
@@ -82,6 +85,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
                (AFTER_END, int((late & mine).sum())),
                (KNOWN_LATE, int((unknown_yet & mine).sum())),
                (SUPERSEDED, int(replaced.sum()))) if n),
+           *((ENDS_EARLY, n, 'patients') for n in [int(np.sum((stay >= 0) & (stay < window_hours)))] if n),
            ('without outcome', len(events.patients) - len(known), 'patients'),
            ('outcome left empty', count['unlabelled'], 'patients'),
            ('outcome without a row', len(ids) - len(known), 'patients')]

@@ -38,8 +38,8 @@ THINK_FORMAT = (
 
 FULL_HEAD = (
     'You are an experienced physician reading the record of {setting}.\nEstimate {quantity}.\n'
-    'The record has {visits}, ending {times} days after the first measurement. Each line is one feature with one value '
-    'per visit, oldest first; NaN means not measured at that visit.\nSex: {who}. Age: {years} years.\n')
+    'The record has {visits}, ending {times} days after the start of the record. Each line is one feature with one '
+    'value per visit, oldest first; NaN means not measured at that visit.\nSex: {who}. Age: {years} years.\n')
 
 REPHRASED_HEAD = (
     'Below is what was measured in {setting}. As a doctor with long practice, say {quantity}.\n'
@@ -146,7 +146,7 @@ def write_value(spec: FeatureSpec, value: float, mark: str = '') -> str:
   A value with a mark is a limit, which rounding could make a false one: '<0.04' is not '<0.0'.
   """
   for level, word in spec.levels:
-    if value == level:
+    if np.float32(value) == np.float32(level):  # a record's 0.1 is not the spec's
       return mark + word
   decimals = 0 if abs(value) >= 100 else spec.decimals
   text = f'{value:.{decimals}f}'
@@ -223,7 +223,7 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
 
   Args:
     values: [T, F] raw values of the real visits (no padding), NaN where not measured.
-    hours: [T] hours since the first record.
+    hours: [T] hours since the start of the record, as of `Cohort`.
     age: years, NaN unknown. sex: 1 male, 0 female, -1 unknown.
     order: permutation of the features; the table's order when None.
     censor: [T, F] -1 or 1 where a value is a limit, written with < or >; all are exact when None.
@@ -242,7 +242,7 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
             f'Record of {len(hours)} visits. Patient of {years} years, {who}.\n')
     tail = f'Question: {question}\n' if standard else f'Please answer: {question}\n'
   else:
-    times = ', '.join(f'{h / 24:.3g}' for h in hours[-keep:])
+    times = ', '.join(f'{h / 24:.3g}' if h < 2400 else f'{h / 24:.0f}' for h in hours[-keep:])
     absent = [s.name for i, s in enumerate(features) if np.isnan(values[-keep:, i]).all()]
     cut = f', of which the last {keep} are shown' if keep < len(hours) else ''
     visits = f'{len(hours)} visit{"s" * (len(hours) != 1)}{cut}'

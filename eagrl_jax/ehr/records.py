@@ -64,7 +64,7 @@ class Cohort:
   sex: np.ndarray  # [N] int8, 1 male, 0 female, -1 unknown
   label: np.ndarray  # [N] int8
   patient: np.ndarray  # [events] int32
-  hour: np.ndarray  # [events] float32, hours since the patient's first record
+  hour: np.ndarray  # [events] float32, hours since the start: of the record, the stay or the window
   feature: np.ndarray  # [events] int16
   value: np.ndarray  # [events] float32, finite
   attrition: tuple[tuple[str, int, str], ...]  # (step, count, 'patients' | 'rows' | 'values')
@@ -103,7 +103,7 @@ class Visits:
   """Events on a grid; padding is on the right, `values` is NaN where nothing was measured."""
 
   values: np.ndarray  # [N, T, F] float32, raw units
-  hours: np.ndarray  # [N, T] float32, end of the bin (or day) since the first record
+  hours: np.ndarray  # [N, T] float32, end of the bin (or day) since the start
   valid: np.ndarray  # [N, T] bool
   censor: np.ndarray | None = None  # [N, T, F] int8, as of `Cohort`; 0 where nothing was measured
 

@@ -97,7 +97,7 @@ def test_never_measured_features_are_named_once():
 
 
 @pytest.mark.parametrize(('fields', 'said', 'absent'), [
-    ({}, 'The record has 5 visits, of which the last 2 are shown, ending 4, 5 days after the first measurement.',
+    ({}, 'The record has 5 visits, of which the last 2 are shown, ending 4, 5 days after the start of the record.',
      'Never measured in them: lactate.'),
     ({'wording': 'rephrased'}, 'There were 5 visits, of which the last 2 are shown, ending 4, 5 days from the start.',
      'Without any measurement in them: lactate.')])
@@ -142,6 +142,17 @@ def test_budget_drops_old_values_then_rare_features():
 def test_a_value_on_its_bound_is_within_the_range_in_every_precision(of, bound):
   spec = FeatureSpec('x', ref_low=bound, ref_high=bound + 1)
   assert flag(spec, of(bound)) == '' and flag(spec, of(bound - 0.01)) == 'L'
+
+
+def test_days_of_a_long_record_are_written_out():
+  hours = 24 * np.array([0.125, 99.96, 999.6, 1234.4])
+  prompt = render(TABLE, np.ones((4, 3)), hours, 60, 1, setting='x', config=PromptConfig(max_values=4))
+  assert 'ending 0.125, 100, 1000, 1234 days after' in prompt.text
+
+
+def test_a_level_that_float32_does_not_hold_is_written_as_its_word():
+  spec = FeatureSpec('oxygen', kind='ordinal', levels=((0.1, 'low'), (0.2, 'high')))
+  assert [write_value(spec, x) for x in (0.1, np.float32(0.1), float(np.float32(0.2)))] == ['low', 'low', 'high']
 
 
 def test_old_age_is_not_written():

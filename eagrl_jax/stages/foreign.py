@@ -180,7 +180,7 @@ def _as_long(kind: str, path: pathlib.Path, columns: event_rows.Columns,
     return
   columns = dataclasses.replace(columns, feature='feature', value='value', unit='unit')
   with tempfile.TemporaryDirectory(prefix='cohort-') as folder:
-    melted = pathlib.Path(folder) / path.name.removesuffix('.gz')
+    melted = pathlib.Path(folder) / wide_csv.unpacked_name(path)
     wide_csv.melt(path, melted, columns, reading)
     yield melted, columns
 

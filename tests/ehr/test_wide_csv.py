@@ -3,9 +3,12 @@ from __future__ import annotations
 import gzip
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from eagrl_jax.ehr import store
 from eagrl_jax.ehr.sources import long_csv, wide_csv
+from eagrl_jax.stages import foreign
 from eagrl_jax.types import EagrlError
 
 EVENTS = """patient,time,lactate,temperature,sodium
@@ -72,6 +75,25 @@ def test_other_headers_delimiter_encoding_and_gzip(tmp_path):
   cohort = wide_csv.load(tmp_path / 'e.csv.gz', tmp_path / 'o.csv', columns=columns,
                          reading=long_csv.Reading('latin-1', ';'))
   assert rows_of(cohort) == [('1', 0.0, 'Größe', 180.0), ('2', 0.0, 'Größe', 170.0)]
+
+
+@pytest.mark.parametrize(('ending', 'codec'), [('gz', 'gzip'), ('bz2', 'bz2'), ('zst', 'zstd'), ('lz4', 'lz4')])
+def test_packed_files_as_long_csv_takes_them(tmp_path, ending, codec):
+  make(tmp_path)
+  path = tmp_path / f'e.csv.{ending}'
+
+  def packed(text):
+    with pa.CompressedOutputStream(str(path), codec) as file:
+      file.write(text.encode())
+    return path
+  plain = rows_of(wide_csv.load(tmp_path / 'e.csv', tmp_path / 'o.csv', features=tmp_path / 'f.yaml'))
+  assert rows_of(wide_csv.load(packed(EVENTS), tmp_path / 'o.csv', features=tmp_path / 'f.yaml')) == plain
+  new, _ = foreign.read_unlabelled('wide_csv', str(path), '', store.read_features(tmp_path / 'f.yaml'), task='x',
+                                   columns=long_csv.Columns(), sex_codes=None, encoding='utf8', delimiter=',',
+                                   setting='x')
+  assert len(new.value) == len(plain) + 1  # that of the patient without an outcome
+  with pytest.raises(EagrlError, match=f'e.csv.{ending} is not a CSV in utf8 separated by .,. at row 3; check'):
+    wide_csv.load(packed(EVENTS.replace('a,0,,,', 'a,0,,,,secret')), tmp_path / 'o.csv')
 
 
 @pytest.mark.parametrize(('events', 'match'), [

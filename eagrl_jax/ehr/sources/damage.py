@@ -7,11 +7,17 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+PACKED = ('.gz', '.bz2', '.zst', '.lz4')  # that Arrow unpacks, by the name
 _BLOCK = 1 << 16
 
 
 def where(path: Path, encoding: str) -> str:
-  """' at byte N' of the first byte that cannot be unpacked or decoded; '' where there is none."""
+  """' at byte N' of the first byte that cannot be unpacked or decoded; '' where there is none.
+
+  Of what is packed it reads gzip alone; of the others it says nothing.
+  """
+  if path.suffix in PACKED[1:]:
+    return ''
   try:
     decoder = codecs.getincrementaldecoder(encoding)()
     done = 0

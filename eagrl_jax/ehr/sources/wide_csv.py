@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.records import Cohort
-from eagrl_jax.ehr.sources import csv_text, event_rows, headers, long_csv
+from eagrl_jax.ehr.sources import csv_text, damage, event_rows, headers, long_csv
 from eagrl_jax.types import EagrlError
 
 _NO_HEADER = '|__index_level_[0-9]+__'  # the latter is how pandas writes row numbers
@@ -44,10 +44,15 @@ def load(path: str | Path, outcomes: str | Path, *, columns: event_rows.Columns 
   """
   columns = dataclasses.replace(columns, feature='feature', value='value', unit='unit')
   with tempfile.TemporaryDirectory(prefix='cohort-') as folder:
-    melted = Path(folder) / Path(path).name.removesuffix('.gz')
+    melted = Path(folder) / unpacked_name(Path(path))
     melt(Path(path), melted, columns, reading)
     return long_csv.load(melted, outcomes, columns=columns, features=features, name='wide_csv', task=task,
                          setting=setting, sex_codes=sex_codes, reading=reading, window_hours=window_hours)
+
+
+def unpacked_name(path: Path) -> str:
+  """A file's name without what says how it is packed: the long file is written plain."""
+  return path.stem if path.suffix in damage.PACKED else path.name
 
 
 def melt(path: Path, target: Path, columns: event_rows.Columns, reading: csv_text.Reading) -> None:

@@ -73,6 +73,8 @@ def test_own_features_and_sex_codes(tmp_path):
 @pytest.mark.parametrize(('change', 'match'), [
     ({'dyn': {'time': ...}}, "dyn.parquet has no column 'time'"), ({'sta': {'sex': ...}}, "no column 'sex'"),
     ({'unit': ''}, "'time' in dyn.parquet is of type int64, whose unit is unknown; write it as a duration"),
+    ({'sta': {'stay_id': ['8', '7', 'x']}}, "'stay_id' is text in sta.parquet and int64 in dyn.parquet; write it in"),
+    ({'outc': {'stay_id': pa.array(['7', '8', '9']).dictionary_encode()}}, "'stay_id' is text in outc.parquet and"),
     ({'dyn': {'creat': [1.0] * 7}}, "unknown feature 'creat'; did you mean 'creatinine'"),
     ({'dyn': {'hr': ['80'] * 7}}, "'hr' in dyn.parquet is of type string; write numbers"),
     ({'outc': {'time': [1, 1, 1]}}, "outc.parquet has a label for every 'time'"),

@@ -51,6 +51,7 @@ def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, ta
   table = (store.read_features(features) if features else FEATURES).with_sentinels(known)
   schema = {name: _schema(bounded.file(folder, f'{name}.parquet'), needed) for name, needed in _NEEDED.items()
             if labelled or name != 'outc'}
+  _refuse_two_kinds(schema)
   source = {name: f"read_parquet({bounded.quoted(folder / f'{name}.parquet')})" for name in schema}
   if not labelled:
     stays = f'SELECT stay_id FROM {source["dyn"]} UNION SELECT stay_id FROM {source["sta"]}'
@@ -100,6 +101,16 @@ def _schema(path: Path, needed: tuple[str, ...]) -> pa.Schema:
   if twice := [name for name in used if lower.count(name.lower()) > 1]:
     raise EagrlError(f'data.path: {path.name} has two columns {twice[0]!r}; keep one')
   return schema
+
+
+def _refuse_two_kinds(schema: dict[str, pa.Schema]) -> None:
+  """Stays that one table names by text, as '007', and another by numbers do not surely meet."""
+  kinds = {name: str(table.field('stay_id').type) for name, table in schema.items()}
+  worded = [name for name, kind in kinds.items() if 'string' in kind]
+  if worded and len(worded) < len(kinds):
+    other = next(name for name in kinds if name not in worded)
+    raise EagrlError(f"data.path: 'stay_id' is text in {worded[0]}.parquet and {kinds[other]} in {other}.parquet; "
+                     'write it in one way')
 
 
 def _hours(kind: pa.DataType) -> int:

@@ -1,6 +1,7 @@
 """Any long CSV, `patient,time,feature,value[,unit]`, with an outcomes CSV, `patient,label[,age,sex]`.
 
-Both may be gzipped. Nothing is guessed: not a unit, not a sex code, not which of two ids or outcomes is the right one.
+Both may be packed (gz, bz2, zst, lz4). Nothing is guessed: not a unit, not a sex code, not which of two ids or outcomes
+is the right one.
 """
 
 from __future__ import annotations

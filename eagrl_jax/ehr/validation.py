@@ -75,7 +75,8 @@ def validate(cohort: Cohort, *, at_one_time: bool = True, judge_features: bool =
   feature with levels, contradict another value of the same time or are not finite become missing. Of several values
   of one feature at one time, equal ones count once and different ones are averaged. A feature of which many values
   are impossible, or whose values fall into two groups, is used only with a specimen. Codes for missing that are found
-  become sentinels of their feature.
+  become sentinels of their feature. All patients have a part in these judgements, whatever split they come into; no
+  outcome has.
 
   Args:
     at_one_time: False where values are averages over a time already, which need not agree with each other, and among

@@ -1,6 +1,7 @@
 """Makes the cohort that every later stage reads.
 
-1. Read the source; count what is dropped and why.
+1. Read the source; count what is dropped and why. Which features are used and which values look like codes for missing
+   is judged over all patients, those of the test split too, without outcomes.
 2. Leave out patients with no record in the window.
 3. Split by patient, in shares, by a published protocol or as the given split file says.
 4. Fit the expert's statistics on train patients alone.

@@ -232,12 +232,12 @@ def test_new_patients_are_read_with_the_codes_for_missing_of_the_run(run, cohort
   assert given == [cohort.features]
 
 
-def test_the_last_days_before_an_outcome_are_no_window(run, tmp_path):
+def test_the_last_days_before_an_outcome_are_no_window(run, cohort, tmp_path):
   own = ConfigDict(json.loads((run / 'config.json').read_text()))
   own.data.update(window_hours=0.0)
   with pytest.raises(EagrlError, match='^data.window_hours=0: .* with --config.data.window_hours above 0'), \
       foreign.speaking_of('predict'):
-    predict.read(config(path=str(tmp_path), source='mimic4').predict, own, None)
+    predict.read(config(path=str(tmp_path), source='mimic4').predict, own, cohort)
 
 
 def test_a_dry_run_only_looks(run, long, capsys):

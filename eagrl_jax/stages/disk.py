@@ -26,6 +26,7 @@ from eagrl_jax.types import EagrlError
 # Stay when a stage goes on; `rollouts` is what a server has open, `tree.json` is of the first of a search's parts.
 RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt', 'rollouts',
            'rollouts.new', 'parts', 'tree.json')
+MARKS = ('started.json', 'done.json')
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # whatever the file, it is the disk's fault
 
 
@@ -82,8 +83,9 @@ def claim(folder: pathlib.Path, digest: str) -> bool:
   if read_hash(folder / 'done.json') == digest:
     return False
   owner = read_hash(folder / 'started.json')
-  marks = [folder / name for name in ('started.json', 'done.json')]
-  if folder.is_dir() and any(folder.iterdir()) and not any(mark.exists() for mark in marks):
+  ours = {_part(folder / name).name for name in MARKS}  # left where the first mark was cut short
+  if folder.is_dir() and any(path.name not in ours for path in folder.iterdir()) and not any(
+      (folder / name).exists() for name in MARKS):
     raise EagrlError(f'--workdir={folder.parent} holds a folder {folder.name} that no run has made; choose '
                      'another')
   attic = folder.parent / 'superseded' / f'{folder.name}-{owner or "unknown"}-{time.time_ns()}'
@@ -108,10 +110,12 @@ def finish(folder: pathlib.Path, done: dict[str, Any]) -> None:
 
 
 def read_hash(path: pathlib.Path) -> str | None:
+  """Of a stage's mark; None without one, and of a damaged one, whatever is in it."""
   try:
-    return json.loads(path.read_text())['hash']
-  except (FileNotFoundError, json.JSONDecodeError, KeyError):
+    found = json.loads(path.read_text())['hash']
+  except (FileNotFoundError, ValueError, KeyError, TypeError):  # no text, no JSON, no object
     return None
+  return found if isinstance(found, str) and found.isalnum() else None  # it becomes part of a folder's name
 
 
 def write_json(path: pathlib.Path, content: object) -> None:
@@ -121,9 +125,17 @@ def write_json(path: pathlib.Path, content: object) -> None:
 
 def write_text(path: pathlib.Path, text: str) -> None:
   """Writes a file that is either the old one or the whole new one."""
-  part = path.with_suffix('.part')
-  part.write_text(text)
-  part.replace(path)
+  part = _part(path)
+  try:
+    part.write_text(text)
+    part.replace(path)
+  except OSError:
+    part.unlink(missing_ok=True)
+    raise
+
+
+def _part(path: pathlib.Path) -> pathlib.Path:
+  return path.with_suffix('.part')
 
 
 def _finite(content: Any) -> Any:

@@ -107,6 +107,39 @@ def test_a_folder_that_no_run_has_made_stays_where_it_is(tmp_path):
   assert (tmp_path / 'search' / 'thesis.docx').exists()
 
 
+@pytest.mark.parametrize('ending', [errno.ENOSPC, None])
+def test_a_first_mark_that_was_cut_short_is_no_strangers(ending, tmp_path, monkeypatch):
+  """By a full disk, which leaves nothing, or by a kill, which leaves half of it."""
+  folder = tmp_path / 'expert'
+
+  class Killed(BaseException):
+    pass
+
+  def cut(self, _):
+    raise OSError(ending, os.strerror(ending)) if ending else Killed
+
+  with monkeypatch.context() as m:
+    m.setattr(pathlib.Path, 'replace', cut)
+    with pytest.raises((OSError, Killed)):
+      disk.claim(folder, 'one')
+  assert [path.name for path in folder.iterdir()] == ([] if ending else ['started.part'])
+  assert disk.claim(folder, 'one') and disk.read_hash(folder / 'started.json') == 'one'
+
+
+@pytest.mark.parametrize('damage', [b'', b'\xff\xfe', b'[]', b'null', b'"hash"', b'{"hash": null}',
+                                    b'{"hash": "../../up"}'])
+def test_a_damaged_mark_is_none(damage, tmp_path):
+  folder = tmp_path / 'base'
+  assert disk.claim(folder, 'one')
+  (folder / 'policy').mkdir()
+  for name in ('started.json', 'done.json'):
+    (folder / name).write_bytes(damage)
+    assert disk.read_hash(folder / name) is None
+  assert disk.claim(folder, 'one') and not (folder / 'policy').exists()
+  (aside,) = (tmp_path / 'superseded').iterdir()
+  assert aside.name.startswith('base-unknown-') and (aside / 'policy').exists()
+
+
 def test_what_a_server_has_open_stays_when_a_stage_goes_on(tmp_path):
   folder = tmp_path / 'rl'
   assert disk.claim(folder, 'one')

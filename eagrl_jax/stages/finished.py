@@ -34,14 +34,16 @@ from eagrl_jax.types import EagrlError
 
 
 @contextlib.contextmanager
-def opened(workdir: pathlib.Path, mesh: ConfigDict, needs: tuple[str, ...]) -> Iterator[Context]:
+def opened(workdir: pathlib.Path, mesh: ConfigDict, needs: tuple[str, ...], dry_run: bool = False
+           ) -> Iterator[Context]:
   """Holds a run's folder and gives its own context on this machine's mesh.
 
   Args:
     needs: stages that must be finished, beside those that they were made from.
+    dry_run: nothing will be written: the folder is not held, and may be read-only or in use.
 
   Raises:
-    EagrlError: no run, unfinished or mixed stages, several processes.
+    EagrlError: no run, unfinished or mixed stages, several processes, a disk that is full.
   """
   if processes.count() > 1:
     raise EagrlError('--distributed: a finished run is used by one process; leave it out')
@@ -52,7 +54,8 @@ def opened(workdir: pathlib.Path, mesh: ConfigDict, needs: tuple[str, ...]) -> I
   config = ConfigDict(_tuples(saved))
   check_run(workdir, config, needs)
   own = make_mesh(**mesh.to_dict())
-  with disk.exclusive(workdir), jax.set_mesh(own):
+  held = contextlib.nullcontext() if dry_run else disk.exclusive(workdir)
+  with disk.faults(workdir), held, jax.set_mesh(own):
     yield Context(config, workdir, own)
 
 
@@ -71,8 +74,9 @@ def check_run(workdir: pathlib.Path, config: ConfigDict, needs: tuple[str, ...])
   stages, done = graph.with_inputs(*needs), {}
   for name in (stage.name for stage in stages):
     try:
-      done[name] = json.loads((workdir / name / 'done.json').read_text())
-    except (OSError, ValueError) as e:
+      mark = json.loads((workdir / name / 'done.json').read_text())
+      done[name] = {'hash': mark['hash'], 'inputs': dict(mark['inputs'])}
+    except (OSError, ValueError, KeyError, TypeError) as e:  # absent, or damaged in whatever way
       raise EagrlError(f'--workdir={workdir}: the stage {name} is not finished; run configs/rl.py there first') from e
   mixed = [name for name in done if any(done[n]['hash'] != h for n, h in done[name]['inputs'].items() if n in done)]
   if mixed:

@@ -36,7 +36,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
   """Entry of `configs/predict.py`. A dry run reads the patients, says what it found and stops."""
   checks.check_predict(config)
   c = config.predict
-  with finished.opened(workdir, config.mesh, (c.policy, 'expert')) as context:
+  with finished.opened(workdir, config.mesh, (c.policy, 'expert'), dry_run) as context:
     trained = data_lib.load(context)
     with foreign.speaking_of('predict'):
       cohort, match = read(c, context.config, trained.cohort)

@@ -38,7 +38,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
   """Entry of `configs/transfer.py`. A dry run reads the other cohort, says what it found and stops."""
   checks.check_transfer(config)
   c = config.transfer
-  with finished.opened(workdir, config.mesh, ('rl', 'expert')) as context:
+  with finished.opened(workdir, config.mesh, ('rl', 'expert'), dry_run) as context:
     home = data_lib.load(context)
     if config.data.source == context.config.data.source == 'synthetic' and config.seed == prepare.data_seed(
         context.config):

@@ -3,8 +3,10 @@
 import csv
 import dataclasses
 import datetime
+import errno
 import json
 import logging
+import os
 import pathlib
 import shutil
 import sys
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.evaluation import pseudonyms
-from eagrl_jax.stages import finished, foreign, graph, predict
+from eagrl_jax.stages import finished, foreign, graph, predict, transfer
 from eagrl_jax.types import EagrlError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -245,6 +247,40 @@ def test_a_dry_run_only_looks(run, long, capsys):
   assert 'features of the run' in capsys.readouterr().out and not (run / 'predictions' / 'dry').exists()
 
 
+@pytest.mark.parametrize('stage', ['predict', 'transfer'])
+def test_a_dry_run_holds_nothing(stage, run, long, monkeypatch):
+  """It works on a folder that another run holds, or that nobody may write to."""
+  files = lambda: {path: path.stat().st_mtime_ns for path in run.rglob('*')}
+  (run / '.lock').unlink(missing_ok=True)
+  before = files()
+  if stage == 'transfer':
+    monkeypatch.syspath_prepend(str(ROOT))
+    from configs import transfer as file
+    c = file.get_config()
+    c.seed = 7
+    c.data.n = 40
+    transfer.run(c, run, dry_run=True)
+  else:
+    predict.run(config(path=long, name='dry'), run, dry_run=True)
+  assert files() == before
+
+
+def test_what_the_disk_refuses_is_a_line_here_too(run):
+  mesh = config().mesh
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  with pytest.raises(EagrlError, match='--workdir=.* cannot be written: No space left on device; make room'), \
+      finished.opened(run, mesh, ('rl', 'expert')):
+    raise full
+  (run / '.lock').unlink()
+  (run / '.lock').mkdir()
+  try:
+    with pytest.raises(EagrlError, match=r'cannot be written: Is a directory \(\.lock\)'), \
+        finished.opened(run, mesh, ('rl', 'expert')):
+      pass
+  finally:
+    (run / '.lock').rmdir()
+
+
 def stranger(folder):
   return {'path': write(folder / 'x.csv', HEADER, [('p1', 0, 'moon phase', 1, '')])}
 
@@ -304,6 +340,10 @@ def test_a_folder_that_is_no_finished_run_is_refused(run, long, tmp_path):
   (copy / 'sft/done.json').write_text(json.dumps(done | {'hash': '0' * 16}))
   with pytest.raises(EagrlError, match='made from other stages'):
     predict.run(config(path=long), copy)
+  for damage in (b'\xff', b'[]', b'{"hash": "0"}', b'{"hash": "0", "inputs": 1}'):
+    (copy / 'rl/done.json').write_bytes(damage)
+    with pytest.raises(EagrlError, match='rl is not finished'):
+      predict.run(config(path=long), copy)
   (copy / 'rl/done.json').unlink()
   with pytest.raises(EagrlError, match='rl is not finished'):
     predict.run(config(path=long), copy)

@@ -37,6 +37,11 @@ class EagrlError(Exception):
   """
 
 
+def made_again(stage: str, mark: str = 'done.json') -> str:
+  """The fix for a file of a finished stage that is missing or damaged: without its mark the stage is not skipped."""
+  return f'delete {stage}/{mark} and run the same command again'
+
+
 @struct.dataclass
 class PromptBatch:
   """Left-padded prompts with the token span of every feature."""

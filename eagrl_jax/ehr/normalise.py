@@ -16,7 +16,7 @@ import numpy as np
 from eagrl_jax.ehr import channels
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import Cohort, Visits
-from eagrl_jax.types import EagrlError, ExpertBatch
+from eagrl_jax.types import EagrlError, ExpertBatch, made_again
 
 _CLIP = 8.0
 _TRIM = (0.05, 0.95)
@@ -136,6 +136,7 @@ def load(path: str | Path) -> Statistics:
   Raises:
     EagrlError: missing, damaged or incomplete file.
   """
+  name, fix = Path(path).name, made_again(Path(path).absolute().parent.name)
   try:
     row = json.loads(Path(path).read_text(encoding='utf-8'))
     for field, dtype in _ARRAYS.items():
@@ -144,7 +145,7 @@ def load(path: str | Path) -> Statistics:
     found = Statistics(**row | {'names': tuple(row['names']), 'flat': tuple(row['flat']), 'levels': levels})
     sizes = {len(row[field]) for field in _ARRAYS}
   except (OSError, ValueError, TypeError, KeyError, AttributeError):
-    raise EagrlError(f'statistics: {Path(path).name} is missing or damaged; fit the statistics again') from None
+    raise EagrlError(f'statistics: {name} is missing or damaged; {fix}') from None
   if sizes != {len(found.names)} or not np.all(found.std > 0):
-    raise EagrlError(f'statistics: {Path(path).name} is inconsistent; fit the statistics again')
+    raise EagrlError(f'statistics: {name} is inconsistent; {fix}')
   return found

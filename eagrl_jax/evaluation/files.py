@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eagrl_jax.types import EagrlError
+from eagrl_jax.types import EagrlError, made_again
 
 
 def read_json(path: Path) -> Any:
@@ -26,7 +26,7 @@ def read_json(path: Path) -> Any:
   try:
     return json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
-    raise EagrlError(f'{path.parent.name}/{path.name} is not valid JSON; run its stage again') from error
+    raise EagrlError(f'{path.parent.name}/{path.name} is not valid JSON; {_fix(path)}') from error
 
 
 def read_columns(path: Path, *names: str) -> dict[str, np.ndarray] | None:
@@ -41,9 +41,8 @@ def read_columns(path: Path, *names: str) -> dict[str, np.ndarray] | None:
     table = pq.read_table(path, columns=[*names])
     return {name: np.asarray(table[name].to_pylist()) for name in names}
   except (KeyError, OSError, ValueError, pa.ArrowException) as error:
-    stage = path.parent.name
     where = '/'.join(path.parts[-3:])  # from the run's folder on: a study has several
-    raise EagrlError(f'{where} cannot be read; run the {stage} stage again') from error
+    raise EagrlError(f'{where} cannot be read; {_fix(path)}') from error
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -58,8 +57,14 @@ def read_lines(path: Path) -> list[dict]:
     except ValueError as error:
       if i < len(lines) - 1:
         where = f'{path.parent.name}/{path.name} line {i + 1}'
-        raise EagrlError(f'{where} is not valid JSON; run the stage again') from error
+        raise EagrlError(f'{where} is not valid JSON; move the file away') from error
   return rows
+
+
+def _fix(path: Path) -> str:
+  """How a broken file is made again: a mark beside it, a stage's or another folder's, has it skipped."""
+  mark = next((name for name in ('done.json', 'manifest.json') if (path.parent / name).exists()), None)
+  return made_again(path.parent.name, mark) if mark else 'run what writes it again'
 
 
 # Settings that say where something lies: a folder may be called after a patient, a server after a hospital.

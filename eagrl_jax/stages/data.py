@@ -14,7 +14,7 @@ from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.stages import lengths, settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder
-from eagrl_jax.types import EagrlError, ExpertBatch
+from eagrl_jax.types import EagrlError, ExpertBatch, made_again
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +39,15 @@ def load(context: Context) -> Data:
   folder = context.folder('prepare')
   cohort = store.load(folder)
   visits = grid(cohort, context.config.data)
-  parts = splits.load(folder / 'splits.parquet', cohort.subject_id)
+  try:
+    parts = splits.load(folder / 'splits.parquet', cohort.subject_id)
+  except EagrlError as error:  # of a user's own split file the fix would be another
+    raise EagrlError('splits: prepare/splits.parquet is missing, damaged or of another cohort; '
+                     f'{made_again("prepare")}') from error
   statistics = normalise.load(folder / 'statistics.json')
   if statistics.made_of not in ('', normalise.origin(store.recorded_sha256(folder), cohort.subject_id[parts.train])):
     raise EagrlError('statistics: prepare/statistics.json is of another cohort or other train patients than '
-                     'prepare/ holds; put the file back, or delete the folder prepare and run it again')
+                     f'prepare/ holds; put the file back, or {made_again("prepare")}')
   return Data(cohort, visits, parts, normalise.apply(statistics, visits, cohort))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from absl import logging
 
-from eagrl_jax.types import EagrlError
+from eagrl_jax.types import EagrlError, made_again
 
 # Stay when a stage goes on; `rollouts` is what a server has open, `tree.json` is of the first of a search's parts.
 RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt', 'rollouts',
@@ -52,7 +52,7 @@ def faults(workdir: pathlib.Path) -> Iterator[None]:
   """Turns what the disk refuses under `workdir` into one line; a file elsewhere, a user's input, stays as it is.
 
   Raises:
-    EagrlError: the disk is full, or something stands in the way of a file of the run.
+    EagrlError: the disk is full, something stands in the way of a file of the run, or one of a finished stage is gone.
   """
   try:
     yield
@@ -68,6 +68,9 @@ def faults(workdir: pathlib.Path) -> Iterator[None]:
     inside = path.is_relative_to(workdir.absolute()) and bool(getattr(e, 'filename', None))
     if not inside and code not in FULL:
       raise
+    lost = path.relative_to(workdir.absolute()).parts if inside and code == errno.ENOENT else ()
+    if len(lost) > 1 and (workdir / lost[0] / 'done.json').exists():
+      raise EagrlError(f'--workdir={workdir}: {"/".join(lost)} is missing; {made_again(lost[0])}') from e
     at = f' ({path.relative_to(workdir.absolute())})' if inside and path != workdir.absolute() else ''
     raise EagrlError(f'--workdir={workdir} cannot be written: {os.strerror(code or errno.EIO)}{at}; make room there '
                      'and run the same command again, nothing finished is lost, or choose another folder') from e

@@ -29,7 +29,7 @@ from eagrl_jax.train import preemption
 from eagrl_jax.train.checkpoint import Checkpoints, load_params, save_params
 from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import ExpertBatch, Params
+from eagrl_jax.types import EagrlError, ExpertBatch, Params, made_again
 
 
 def run(context: Context) -> None:
@@ -95,14 +95,21 @@ def load_members(context: Context, data: data_lib.Data) -> Params:
   """Parameters of the finished ensemble, stacked, on the mesh of `jax.set_mesh`; `data` gives the shape alone."""
   like = expert_train.abstract(rng.stage_key(context.config.seed, 'expert'), settings.expert(context.config),
                                take(data.expert, slice(1))).best_params
-  return load_params(context.folder('expert') / 'members', like)
+  return load_params(context.folder('expert') / 'members', like, 'expert')
 
 
 def load_salience(context: Context) -> np.ndarray:
   """Salience of the configured source, `[N, F]`."""
-  return np.load(context.folder('expert') / f'salience_{context.config.expert.salience}.npy')
+  return _read(context, f'salience_{context.config.expert.salience}.npy')
 
 
 def load_prob(context: Context) -> np.ndarray:
   """The ensemble's probability, `[N]`."""
-  return np.load(context.folder('expert') / 'prob.npy').mean(0)
+  return _read(context, 'prob.npy').mean(0)
+
+
+def _read(context: Context, name: str) -> np.ndarray:
+  try:
+    return np.load(context.folder('expert') / name)
+  except (FileNotFoundError, ValueError, EOFError) as e:  # of a file cut short NumPy raises either of the others
+    raise EagrlError(f'expert: {name} is missing or damaged; {made_again("expert")}') from e

@@ -18,7 +18,7 @@ from eagrl_jax.rl import engine, rollouts
 from eagrl_jax.stages import settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import checkpoint, processes
-from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
+from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout, made_again
 
 POLICIES = ('base', 'sft', 'rl')  # stages that leave one
 
@@ -49,7 +49,7 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
   try:
     shape = json.loads((source / 'lm.json').read_text())
   except (OSError, json.JSONDecodeError) as e:
-    raise EagrlError(f'{source} holds no readable policy; delete {folder.name}/done.json to make it again') from e
+    raise EagrlError(f'{source} holds no readable policy; {made_again(folder.name)}') from e
   try:
     if shape['rope_scaling']:
       shape['rope_scaling'] = RopeScaling(**shape['rope_scaling'])
@@ -58,7 +58,7 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
     config = LMConfig(**shape)
   except (KeyError, TypeError) as e:
     raise EagrlError(f'{source} was written by another version of eagrl_jax; run it in a new --workdir') from e
-  params = checkpoint.load_params(source / 'params', like=model.abstract(config, mesh))
+  params = checkpoint.load_params(source / 'params', model.abstract(config, mesh), folder.name)
   return Policy(params, config, tokenizer(folder))
 
 
@@ -73,7 +73,11 @@ def in_turn(context: Context) -> Iterator[tuple[str, Policy]]:
 
 def tokenizer(folder: pathlib.Path) -> Tokenizer:
   """Of `<folder>/policy`."""
-  return Tokenizer.load(folder / 'policy' / 'tokenizer')
+  source = folder / 'policy' / 'tokenizer'
+  try:
+    return Tokenizer.load(source)
+  except EagrlError as e:  # of somebody's own tokenizer the fix would be another
+    raise EagrlError(f'{source} holds no readable tokenizer; {made_again(folder.name)}') from e
 
 
 def release(policy: Policy) -> None:

@@ -15,7 +15,7 @@ from absl import logging
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from eagrl_jax.train import checksums, preemption, processes
-from eagrl_jax.types import EagrlError, Params
+from eagrl_jax.types import EagrlError, Params, made_again
 
 READ_ERRORS = (ValueError, OSError, KeyError, TypeError)  # what Orbax raises for a missing or broken file
 
@@ -139,18 +139,19 @@ def save_params(folder: str | pathlib.Path, params: Params) -> None:
   processes.first(lambda: checksums.write(folder))
 
 
-def load_params(folder: str | pathlib.Path, like: Params) -> Params:
+def load_params(folder: str | pathlib.Path, like: Params, stage: str) -> Params:
   """Reads what `save_params` wrote.
 
   Args:
     like: tree of `jax.ShapeDtypeStruct` (with shardings, to restore onto a mesh) or of arrays of the same layout.
+    stage: which has written it and can do so again.
 
   Raises:
     EagrlError: nothing there, unreadable, or another model.
   """
   folder = pathlib.Path(folder).absolute()
   if not folder.is_dir():
-    raise EagrlError(f'checkpoint: {folder} does not exist; run the stage that writes it')
+    raise EagrlError(f'checkpoint: {folder} does not exist; {made_again(stage)}')
   try:
     if fault := processes.first(lambda: checksums.broken(folder)):
       raise CorruptError(f'checkpoint: {folder} is corrupt ({fault})')
@@ -161,7 +162,7 @@ def load_params(folder: str | pathlib.Path, like: Params) -> Params:
       except READ_ERRORS as error:
         raise _corrupt(folder, error) from error
   except CorruptError as error:
-    raise EagrlError(f'{error}; delete this folder and run the stage that writes it again') from error
+    raise EagrlError(f'{error}; {made_again(stage)}') from error
 
 
 def _taking_part() -> ocp.options.MultiprocessingOptions:

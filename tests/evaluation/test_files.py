@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from eagrl_jax.evaluation.files import flat, read_columns
+from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
 from eagrl_jax.stages import study_table
 from eagrl_jax.types import EagrlError
 
@@ -28,11 +28,28 @@ def test_columns_come_by_name_and_a_fault_names_run_and_stage(tmp_path):
   with pytest.raises(EagrlError, match=r'predictions\.parquet is gone; move evaluate away to make it again'):
     study_table.answered(folder, 'arm')
   pq.write_table(pa.table({'prob': [.5, .25], 'arm': ['a', 'b']}), path)
+  (folder / 'done.json').touch()
   found = read_columns(path, 'arm', 'prob')
   assert list(found) == ['arm', 'prob'] and found['arm'].tolist() == ['a', 'b'] and found['prob'].tolist() == [.5, .25]
-  said = r'seed_1/evaluate/predictions\.parquet cannot be read; run the evaluate stage again'
+  said = r'seed_1/evaluate/predictions\.parquet cannot be read; delete evaluate/done\.json and run the same command again'
   with pytest.raises(EagrlError, match=said):
     read_columns(path, 'label')
   path.write_bytes(path.read_bytes()[:40])
   with pytest.raises(EagrlError, match=said):
     read_columns(path, 'arm')
+
+
+@pytest.mark.parametrize(('marks', 'fix'), [
+    (('done.json', 'manifest.json'), r'delete eicu/done\.json and run the same command again'),
+    (('manifest.json',), r'delete eicu/manifest\.json and run the same command again'), ((), 'run what writes it again')])
+def test_the_mark_that_has_a_broken_file_kept_is_named(marks, fix, tmp_path):
+  folder = tmp_path / 'eicu'
+  folder.mkdir()
+  for mark in marks:
+    (folder / mark).touch()
+  (folder / 'metrics.json').write_text('{')
+  with pytest.raises(EagrlError, match=rf'^eicu/metrics\.json is not valid JSON; {fix}$'):
+    read_json(folder / 'metrics.json')
+  (folder / 'metrics.jsonl').write_text('{\n{}\n')
+  with pytest.raises(EagrlError, match='line 1 is not valid JSON; move the file away'):  # a stage would not write it anew
+    read_lines(folder / 'metrics.jsonl')

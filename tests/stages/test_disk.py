@@ -173,6 +173,17 @@ def test_a_users_own_file_is_not_blamed_on_the_folder(tmp_path):
     (tmp_path / 'absent.csv').read_text()
 
 
+def test_a_file_of_a_finished_stage_that_is_gone_is_no_full_disk(tmp_path):
+  with pytest.raises(EagrlError, match=r'cannot be written: No such file or directory \(rl/x\.json\)'), \
+      disk.faults(tmp_path):
+    (tmp_path / 'rl' / 'x.json').read_text()
+  (tmp_path / 'rl').mkdir()
+  (tmp_path / 'rl' / 'done.json').touch()
+  with pytest.raises(EagrlError, match=r'rl/x\.json is missing; delete rl/done\.json and run the same command again'), \
+      disk.faults(tmp_path):
+    (tmp_path / 'rl' / 'x.json').read_text()
+
+
 def main() -> None:
   from eagrl_jax import main as program
   limit = int(sys.argv.pop(1))

@@ -150,15 +150,15 @@ def test_another_model_is_refused(tmp_path, change):
 def test_weights_alone(tmp_path):
   params = kept_state(1).params
   checkpoint.save_params(tmp_path / 'p', params)
-  equal(checkpoint.load_params(tmp_path / 'p', like().params), params)
+  equal(checkpoint.load_params(tmp_path / 'p', like().params, 'sft'), params)
   with pytest.raises(EagrlError, match='not written over'):
     checkpoint.save_params(tmp_path / 'p', params)
-  with pytest.raises(EagrlError, match='does not exist'):
-    checkpoint.load_params(tmp_path / 'q', params)
+  with pytest.raises(EagrlError, match=r'does not exist; delete sft/done\.json and run'):
+    checkpoint.load_params(tmp_path / 'q', params, 'sft')
   for what in ('bit', 'empty'):
     spoil(tmp_path / 'p', what)
-    with pytest.raises(EagrlError, match='is corrupt .*; delete this folder'):
-      checkpoint.load_params(tmp_path / 'p', params)
+    with pytest.raises(EagrlError, match=r'is corrupt .*; delete sft/done\.json and run the same command again'):
+      checkpoint.load_params(tmp_path / 'p', params, 'sft')
 
 
 def test_loaded_weights_survive_a_donating_step():

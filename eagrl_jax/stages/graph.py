@@ -47,6 +47,12 @@ SINCE: dict[str, dict[str, object]] = {
     'rl': {'resample': 0}}
 
 
+# Fields that change no result, with the value that counts for them: the default, with which hashes were made before.
+SAME: dict[str, dict[str, object]] = {
+    'expert': {'checkpoint_every': 10}, 'base': {'checkpoint_every': 100}, 'sft': {'checkpoint_every': 100},
+    'rl': {'checkpoint_every': 10}}
+
+
 def new_fields(config: ConfigDict, section: str) -> dict[str, object]:
   """Those of `SINCE` that are set otherwise."""
   return {k: config[section][k] for k, old in SINCE[section].items() if config[section].get(k, old) != old}
@@ -74,6 +80,8 @@ def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
     del sections['rl']['rollouts_timeout']
     sections['rl']['rollouts_model'] = ''
     sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
+  for name in SAME.keys() & sections.keys():
+    sections[name] |= SAME[name]
   for name in SINCE.keys() & sections.keys():
     for field in SINCE[name].keys() - new_fields(config, name).keys():
       sections[name].pop(field, None)

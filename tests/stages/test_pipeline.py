@@ -112,6 +112,19 @@ def test_where_an_engine_runs_is_no_reason_to_train_again(micro_config):
   assert own != a == b
 
 
+def test_how_often_a_stage_saves_is_no_reason_to_begin_anew(micro_config):
+  often, seldom = micro_config(), micro_config()
+  for stage in ('expert', 'base', 'sft', 'rl'):
+    seldom[stage].checkpoint_every += 7
+  assert graph.stage_hashes(often) == graph.stage_hashes(seldom)
+
+
+def test_the_default_values_are_those_that_hashes_were_made_with(published_config):
+  config = published_config()
+  for section, fields in graph.SAME.items():
+    assert {field: config[section][field] for field in fields} == fields
+
+
 class Killed(Exception):
   pass
 

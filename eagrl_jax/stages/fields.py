@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import pathlib
 import re
 from typing import Any
 
@@ -52,6 +53,16 @@ def one_of(field: str, value: str, allowed: tuple[str, ...]) -> None:
 def existing(field: str, path: str) -> None:
   if not path or not os.path.exists(path):
     raise EagrlError(f'{field}={path!r}: no such file or folder; set --config.{field}=')
+
+
+def outside(workdir: pathlib.Path, c: ConfigDict, *names: str) -> None:
+  """Refuses a run's folder inside a folder that one of these fields names: the run would change its own input."""
+  for name in names:
+    section, field = name.split('.')
+    folder = pathlib.Path(c[section][field] or '.').expanduser()
+    if c[section][field] and folder.is_dir() and workdir.resolve().is_relative_to(folder.resolve()):
+      raise EagrlError(f'--workdir={workdir} lies inside {name}={c[section][field]}, and what the run writes there would '
+                       'change its input: choose a folder outside')
 
 
 def folder_name(field: str, name: str) -> None:

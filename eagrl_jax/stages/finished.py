@@ -130,7 +130,7 @@ def fingerprint(*paths: str | pathlib.Path) -> str:
   """SHA-256 of files, and of all files of folders with their places in them."""
   digest = hashlib.sha256()
   for root in map(pathlib.Path, paths):
-    for path in sorted(p for p in root.rglob('*') if p.is_file()) if root.is_dir() else [root]:
+    for path in graph.files_below(root) if root.is_dir() else [root]:
       digest.update(path.relative_to(root).as_posix().encode())
       with path.open('rb') as file:
         digest.update(hashlib.file_digest(file, 'sha256').digest())

@@ -10,10 +10,11 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
+from eagrl_jax.ehr.sources import physionet2012
 from eagrl_jax.types import EagrlError
 
 
@@ -95,8 +96,16 @@ def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
 def source_files(stage: str, config: ConfigDict) -> list[str] | None:
   """What a stage reads from outside the run, '' where a field is not set; None for a stage that reads the run alone."""
   if stage == 'prepare':
-    return [config.data[k] for k in ('path', 'outcomes', 'splits', 'features')]
+    return [*cohort_files(config.data), config.data.splits, config.data.features]
   return [config.lm.checkpoint] if stage == 'base' and config.lm.checkpoint != 'tiny' else None
+
+
+def cohort_files(data: ConfigDict) -> list[str]:
+  """The path of a source and its outcomes, also those that are found outside the path without being named."""
+  if data.source != 'physionet2012' or data.outcomes or not data.path:
+    return [data.path, data.outcomes]
+  found = [str(p) for p in physionet2012.outcomes_beside(data.path) if not p.is_relative_to(data.path)]
+  return [data.path, *(found or [''])]
 
 
 def _file_mark(path: str) -> str:
@@ -108,9 +117,29 @@ def _file_mark(path: str) -> str:
   if not path or not root.exists():
     return ''
   hidden = lambda p: any(part.startswith('.') for part in p.relative_to(root).parts)  # .git changes when looked at
-  files = sorted(p for p in root.rglob('*') if p.is_file() and not hidden(p)) if root.is_dir() else [root]
+  files = [p for p in files_below(root) if not hidden(p)] if root.is_dir() else [root]
   marks = [f'{p.relative_to(root)}:{_content(p, (stat := p.stat()).st_size, stat.st_mtime_ns)}' for p in files]
   return hashlib.sha256('\n'.join(marks).encode()).hexdigest()
+
+
+def files_below(folder: pathlib.Path) -> list[pathlib.Path]:
+  """Every file in a folder, in order; folders that are links are gone into, but none into itself."""
+  return sorted(_walk(folder, frozenset()))
+
+
+def _walk(folder: pathlib.Path, above: frozenset[pathlib.Path]) -> Iterator[pathlib.Path]:
+  real = folder.resolve()
+  if real in above:
+    return
+  try:
+    found = list(folder.iterdir())
+  except OSError:  # its reader says what is wrong with it
+    return
+  for path in found:
+    if path.is_dir():
+      yield from _walk(path, above | {real})
+    elif path.is_file():
+      yield path
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
   """Runs every stage up to `config.target` that is not finished yet."""
   processes.agree(json.dumps(config.to_dict(), sort_keys=True, default=str),
                   '--distributed: the processes were started with different configs; give all of them the same flags')
-  hashes = processes.first(lambda: _checked(config))
+  hashes = processes.first(lambda: _checked(config, workdir))
   mesh = make_mesh(**config.mesh.to_dict())
   stages = graph.selected(config)
   with contextlib.ExitStack() as stack:
@@ -47,10 +47,12 @@ def run(config: ConfigDict, workdir: pathlib.Path) -> None:
     logging.info('all stages done in %.0f s; results in %s', time.time() - started, workdir)
 
 
-def _checked(config: ConfigDict) -> dict[str, str]:
-  """The stages' hashes of a config that can work on these devices."""
-  from eagrl_jax.stages import checks
+def _checked(config: ConfigDict, workdir: pathlib.Path) -> dict[str, str]:
+  """The stages' hashes of a config that can work on these devices and in this folder."""
+  from eagrl_jax.stages import checks, fields
   checks.check(config)
+  fields.outside(workdir, config, 'data.path', 'data.outcomes', 'data.splits', 'data.features',
+                 *(() if config.lm.checkpoint == 'tiny' else ('lm.checkpoint',)))
   return graph.stage_hashes(config)
 
 
@@ -105,7 +107,7 @@ def describe(config: ConfigDict, workdir: pathlib.Path, device_bytes: int = 0) -
     device_bytes: memory of a device to plan for; 0 = of the one that is there.
   """
   from eagrl_jax.stages import sizes
-  hashes = _checked(config)
+  hashes = _checked(config, workdir)
   print(json.dumps(config.to_dict(), indent=2, default=str))
   print(f'\nworkdir {workdir}')
   for stage in graph.selected(config):

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import event_rows, outcomes_csv
 from eagrl_jax.evaluation import pseudonyms
-from eagrl_jax.stages import checks, finished, foreign, inference, pipeline, prepare, reasoning
+from eagrl_jax.stages import checks, fields, finished, foreign, inference, pipeline, prepare, reasoning
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -35,6 +35,7 @@ from eagrl_jax.types import EagrlError
 def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> None:
   """Entry of `configs/predict.py`. A dry run reads the patients, says what it found and stops."""
   checks.check_predict(config)
+  fields.outside(workdir, config, 'predict.path', 'predict.statics', 'predict.features')
   c = config.predict
   with finished.opened(workdir, config.mesh, (c.policy, 'expert'), dry_run) as context:
     trained = data_lib.load(context)

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from eagrl_jax.ehr.records import Cohort, hashed_order
 from eagrl_jax.evaluation import baselines, bootstrap, metrics, provenance, report
-from eagrl_jax.stages import beside, checks, disk, early, finished, foreign, graph, inference, pipeline, prepare
+from eagrl_jax.stages import beside, checks, disk, early, fields, finished, foreign, graph, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -37,6 +37,7 @@ PAIRS = (('rl', 'expert'), ('rl', 'base'), ('rl', 'sft'), ('rl', 'logistic'), ('
 def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> None:
   """Entry of `configs/transfer.py`. A dry run reads the other cohort, says what it found and stops."""
   checks.check_transfer(config)
+  fields.outside(workdir, config, *(f'data.{name}' for name in FILES))
   c = config.transfer
   with finished.opened(workdir, config.mesh, ('rl', 'expert'), dry_run) as context:
     home = data_lib.load(context)
@@ -57,8 +58,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         'run': {name: finished.stage_hash(workdir, name)
                 for name in (*policy_lib.POLICIES, 'expert', *(['evaluate'] if evaluated(workdir) else []))},
         'data': config.data.to_dict() | dict.fromkeys(FILES, ''),
-        'files': [finished.fingerprint(config.data[k]) for k in FILES
-                  if config.data[k] and config.data.source != 'synthetic'],
+        'files': [finished.fingerprint(path) for path in (*graph.cohort_files(config.data), config.data.features)
+                  if path and config.data.source != 'synthetic'],
         'patients': c.patients, 'seed': config.seed, 'same_patients': c.same_patients,
         'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new', 'bootstrap')}
                    | graph.new_fields(context.config, 'evaluate')}

@@ -13,8 +13,10 @@ import pytest
 
 from configs import predict, study, transfer
 from eagrl_jax.ehr import splits, store
-from eagrl_jax.stages import checks, fields, graph, pipeline, settings
+from eagrl_jax.stages import checks, fields, finished, graph, pipeline, settings
+from eagrl_jax.stages import predict as predict_stage
 from eagrl_jax.stages import study as study_stage
+from eagrl_jax.stages import transfer as transfer_stage
 from eagrl_jax.types import EagrlError
 
 PATIENTS = [f'p{i}' for i in range(40)]
@@ -69,6 +71,65 @@ def test_a_copy_of_the_data_is_the_same_data(config, tmp_path, monkeypatch):
   large = hashes()
   os.utime(path, (2, 2))
   assert hashes() != large
+
+
+def test_a_folder_behind_a_link_is_part_of_the_data(config, tmp_path):
+  """A link into the folder itself is none."""
+  folder, elsewhere = tmp_path / 'data', tmp_path / 'elsewhere'
+  (elsewhere / 'hosp').mkdir(parents=True)
+  folder.mkdir()
+  (elsewhere / 'hosp' / 'events.csv').write_text('1')
+  (folder / 'hosp').symlink_to(elsewhere / 'hosp')
+  (elsewhere / 'hosp' / 'round').symlink_to(folder)
+  config.data.path = str(folder)
+  before, found = graph.stage_hashes(config)['prepare'], finished.fingerprint(folder)
+  (elsewhere / 'hosp' / 'events.csv').write_text('2')
+  graph._content.cache_clear()
+  assert graph.stage_hashes(config)['prepare'] != before and finished.fingerprint(folder) != found
+  assert graph.files_below(folder) == [folder / 'hosp' / 'events.csv']
+
+
+@pytest.mark.parametrize('path', ['set-a', 'set-a.tar.xz', 'sets'])
+def test_outcomes_that_are_found_beside_the_path_are_hashed(path, tmp_path, published_config):
+  """Those inside it are already."""
+  c = published_config('physionet2012')
+  c.data.update(path=str(tmp_path / path), outcomes='')
+  outcomes = tmp_path / 'Outcomes-a.txt'
+  if path == 'sets':
+    (tmp_path / path / 'set-a').mkdir(parents=True)
+    outcomes = tmp_path / path / 'Outcomes-a.txt'
+  elif path == 'set-a':
+    (tmp_path / path).mkdir()
+  else:
+    (tmp_path / path).touch()
+  assert graph.source_files('prepare', c) == [c.data.path, str(outcomes) if path != 'sets' else '', '', '']
+  hashes = []
+  for content in ('one', 'two'):
+    outcomes.write_text(content)
+    graph._content.cache_clear()
+    hashes.append(graph.stage_hashes(c)['prepare'])
+  assert hashes[0] != hashes[1]
+
+
+def test_a_run_inside_its_own_data_is_refused(config, tmp_path):
+  data, inside = tmp_path / 'data', tmp_path / 'data' / 'runs' / 'w'
+  data.mkdir()
+  said = r'^--workdir=.*/data/runs/w lies inside {}=.*/data, and what the run writes there .*: choose a folder outside$'
+  c = transfer.get_config()
+  c.data.update(source='mimic4', path=str(data))
+  with pytest.raises(EagrlError, match=said.format(r'data\.path')):
+    transfer_stage.run(c, inside)
+  c = predict.get_config()
+  c.predict.path = str(data)
+  with pytest.raises(EagrlError, match=said.format(r'predict\.path')):
+    predict_stage.run(c, inside)
+  pathlib.Path(config.data.path).rename(data / 'events.csv')
+  config.data.path = str(data)
+  for work in (pipeline.run, pipeline.describe):
+    with pytest.raises(EagrlError, match=said.format(r'data\.path')):
+      work(config, inside)
+  assert not inside.parent.exists()
+  fields.outside(tmp_path / 'database', config, 'data.path')  # beside it
 
 
 def test_labels_of_anything_from_parquet(config, tmp_path):

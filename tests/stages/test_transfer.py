@@ -84,6 +84,26 @@ def test_at_home_is_of_the_policies_that_are_taken_elsewhere(home):
       path.write_text(before)
 
 
+def test_outcomes_beside_the_path_are_part_of_what_a_transfer_is_made_from(run, monkeypatch, tmp_path):
+  other, seen = transfer.other, []
+
+  class Enough(Exception):
+    pass
+
+  def publish(workdir, folder, name, made_from, write):
+    seen.append(made_from)
+    raise Enough
+
+  monkeypatch.setattr(transfer, 'other', lambda _, context, home: other(config(), context, home))
+  monkeypatch.setattr(finished_lib, 'publish', publish)
+  (tmp_path / 'set-b').mkdir()
+  for content in ('one', 'one', 'two'):
+    (tmp_path / 'Outcomes-b.txt').write_text(content)
+    with pytest.raises(Enough):
+      transfer.run(config(source='physionet2012', path=str(tmp_path / 'set-b')), run)
+  assert seen[0] == seen[1] != seen[2]
+
+
 def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
   """With every outcome turned round each arm's AUROC is turned round, to the last bit of its probabilities."""
   context, own = home

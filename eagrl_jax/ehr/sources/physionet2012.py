@@ -50,11 +50,12 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
   Raises:
     EagrlError: unreadable files, a stay in two sets, contradictory outcomes, more than 1 % of the rows after 48 hours.
   """
-  paths = [one for p in ([path] if isinstance(path, str | Path) else path) for one in _sets(Path(p))]
+  given = [path] if isinstance(path, str | Path) else path
+  paths = [one for p in given for one in _sets(Path(p))]
   if not labelled:
     files = []
   elif outcomes is None:
-    files = [p.parent / f'Outcomes-{p.name.removeprefix("set-").split(".")[0]}.txt' for p in paths]
+    files = [file for p in given for file in outcomes_beside(p)]
   else:
     files = [Path(outcomes)] if isinstance(outcomes, str | Path) else [Path(p) for p in outcomes]
   if not paths or (labelled and len(files) != len(paths)):
@@ -97,6 +98,11 @@ def load(path: str | Path | Sequence[str | Path], outcomes: str | Path | Sequenc
   cohort = validation.validate(cohort.take(order[(known & ~bare)[order]]), judge_features=labelled)
   validation.check(cohort, labelled)
   return cohort
+
+
+def outcomes_beside(path: str | Path) -> list[Path]:
+  """The outcomes files that are read where none is named: `Outcomes-<x>.txt` beside each `set-<x>`."""
+  return [p.parent / f'Outcomes-{p.name.removeprefix("set-").split(".")[0]}.txt' for p in _sets(Path(path))]
 
 
 def _folder(path: Path) -> Iterator[tuple[str, bytes]]:

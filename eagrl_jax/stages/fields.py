@@ -61,8 +61,8 @@ def outside(workdir: pathlib.Path, c: ConfigDict, *names: str) -> None:
     section, field = name.split('.')
     folder = pathlib.Path(c[section][field] or '.').expanduser()
     if c[section][field] and folder.is_dir() and workdir.resolve().is_relative_to(folder.resolve()):
-      raise EagrlError(f'--workdir={workdir} lies inside {name}={c[section][field]}, and what the run writes there would '
-                       'change its input: choose a folder outside')
+      raise EagrlError(f'--workdir={workdir} lies inside {name}={c[section][field]}, and what the run writes there '
+                       'would change its input: choose a folder outside')
 
 
 def folder_name(field: str, name: str) -> None:

@@ -12,7 +12,7 @@ ARGS ?=
 .PHONY: run test lint bench audit clean
 run: .venv/ready
 	$(MALLOC) \
-	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir=$(WORKDIR) $(ARGS)
+	$(BIN)/python -m eagrl_jax.main --config=configs/rl.py --workdir="$(WORKDIR)" $(ARGS)
 
 test: .venv/ready
 	$(BIN)/python -m pytest -n auto $(ARGS)

@@ -1,6 +1,7 @@
 """The Makefile says what it needs in one line, and asks for it only where it is needed."""
 
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,6 +28,12 @@ def test_a_machine_without_a_python_for_the_project_is_told_so_in_one_line(make,
   result = make(*words)
   assert result.returncode == 2
   assert 'needs Python >= 3.11 on PATH (or PYTHON=...)' in result.stderr and result.stderr.count('\n') == 1
+
+
+def test_a_folder_of_several_words_is_one_argument(make):
+  result = make('run', f'PYTHON={sys.executable}', 'WORKDIR=my runs/first one')
+  (line,) = (line for line in result.stdout.splitlines() if 'eagrl_jax.main' in line)
+  assert '--workdir=my runs/first one' in shlex.split(line)
 
 
 def test_clean_needs_no_python(make):

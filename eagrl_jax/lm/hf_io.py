@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors' numpy reader returns
@@ -23,6 +24,8 @@ INDEX, WEIGHTS, SHARDS = 'model.safetensors.index.json', 'model.safetensors', 'm
 IGNORED = ('rotary_emb.inv_freq',)  # recomputed from the config
 WANTED = ('*.json', '*.safetensors', '*.jinja', '*.txt', 'tokenizer.model')  # of a repository on the hub
 TWICE = ('consolidated*', 'original/*')  # the same weights once more, in their authors' own layout
+
+_HUB_NAME = re.compile(r'\w[\w.-]*(/\w[\w.-]*)?')  # not ./x, ~/x, /x or x/y/z, which mean a place here
 
 
 def load_hf(path: str | Path, dtype: Dtype = np.float32, mesh: Mesh | None = None
@@ -189,7 +192,7 @@ def _local(path: str | Path) -> Path | None:
   directory = Path(path).expanduser()
   if directory.is_dir():
     return directory
-  if directory.exists() or not 1 <= len(directory.parts) <= 2 or directory.is_absolute():
+  if directory.exists() or not _HUB_NAME.fullmatch(str(path)):
     raise EagrlError(f'lm.checkpoint={path} is not a directory; give a Hugging Face directory, a hub name or a'
                      ' .gguf file')
   return None

@@ -251,7 +251,9 @@ def test_sex_codes_are_a_flag(config, tmp_path):
 @pytest.mark.parametrize(('section', 'field', 'value', 'words'), [
     ('data', 'task', 'foo', 'data.task'), ('data', 'aggregate', 'sum', 'data.aggregate'),
     ('data', 'bin_hours', 0.0, 'data.bin_hours'), ('lm', 'compute_dtype', 'int8', 'lm.compute_dtype'),
-    ('lm', 'checkpoint', '/absent/model', 'lm.checkpoint'), ('rl', 'align_layers', (9,), 'rl.align_layers'),
+    *(('lm', 'checkpoint', path, f'lm.checkpoint={path} is not a directory') for path in (
+        '/absent/model', './absent', '~/absent', '../absent', 'absent/models/small')),
+    ('rl', 'align_layers', (9,), 'rl.align_layers'),
     ('rl', 'align_heads', (4,), 'rl.align_heads'), ('sft', 'micro_batch', 3, 'sft.micro_batch'),
     ('sft', 'learning_rate', -1.0, 'sft.learning_rate'), ('search', 'candidates', 0, 'search.candidates'),
     ('rl', 'loss', 'foo', 'rl.loss'), ('rl', 'clip_over', 'foo', 'rl.clip_over'), ('rl', 'kl', -1.0, 'rl.kl'),

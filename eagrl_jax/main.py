@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import math
 import os
 import pathlib
 import sys
@@ -27,13 +28,27 @@ def _find_config(argument: str) -> str:
     raise EagrlError(f'--config={path} is a folder: name a file in it, such as configs/rl.py')
   if os.path.exists(path):
     return argument
-  if not (PACKAGED / path).exists():
+  if not (PACKAGED / path).is_file():
     files = [*pathlib.Path('configs').glob('*.py'), *(PACKAGED / 'configs').glob('*.py')]
     known = [f'configs/{p.name}' for p in files if p.stem not in ('__init__', 'defaults')]
     near = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     raise EagrlError(f'--config={path}: there is no such file' + (f'; did you mean {near[0]}?' if near else ''))
-  sys.path.append(str(PACKAGED))
   return str(PACKAGED / path) + colon + variant
+
+
+def _with_config_found(argv: list[str]) -> list[str]:
+  """The arguments with the config's own place; absl reads `--config X` as `--config=X`."""
+  found, rest = [], iter(argv)
+  for argument in rest:
+    name, equals, value = argument.partition('=')
+    given = value if equals or name != '--config' else next(rest, None)  # None: absl says that it is missing
+    found.append(argument if name != '--config' or given is None else f'--config={_find_config(given)}')
+  return found
+
+
+def _prefer_own_configs() -> None:
+  """Config files import each other as `configs`: those of the working folder if it has them, else the package's."""
+  sys.path.insert(0, os.getcwd() if os.path.exists('configs/defaults.py') else str(PACKAGED))
 
 
 _CONFIG = config_flags.DEFINE_config_file('config', help_string='experiment, e.g. configs/rl.py or configs/rl.py:tjh',
@@ -56,6 +71,8 @@ def main(argv: list[str]) -> None:
     raise EagrlError('--config is missing: try --config=configs/rl.py')
   if (_DEVICES.value or _DEVICE_GIB.value) and not _DRY_RUN.value:
     raise EagrlError('--devices and --device_gib describe a machine to plan for: add --dry_run')
+  if not 0 <= _DEVICE_GIB.value < math.inf:
+    raise EagrlError(f'--device_gib={_DEVICE_GIB.value:g} is no size of a memory; 0 = that of the device here')
   if _DEVICES.value:
     import jax
     jax.config.update('jax_platforms', 'cpu')
@@ -103,8 +120,8 @@ def run() -> None:
   try:
     preemption.listen()
     from eagrl_jax.types import EagrlError
-    argv = [f'--config={_find_config(a.partition("=")[2])}' if a.startswith('--config=') else a for a in sys.argv]
-    app.run(main, argv=argv, flags_parser=lambda args: flags.FLAGS(args, known_only=False))
+    _prefer_own_configs()
+    app.run(main, argv=_with_config_found(sys.argv), flags_parser=lambda args: flags.FLAGS(args, known_only=False))
   except Exception as e:
     if preemption.explains(e):
       preemption.say()

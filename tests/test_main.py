@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -9,6 +10,7 @@ import zipfile
 import jax
 import pytest
 
+from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,6 +30,7 @@ def call(*flags, cwd=ROOT, path=ROOT):
     (['--config.rl.group=1'], ['rl.group', '--config.rl.group=2']),
     (['--config.mesh.tensor=3'], ['mesh', 'tensor=3']),
     (['--config.evaluate.cases=-1', '--dry_run'], ['evaluate.cases=-1']),
+    (['--device_gib=nan', '--dry_run'], ['--device_gib=nan']),
     (['--config.data.source=tjh', '--config.data.path=absent.xlsx'], ['data.path', 'absent.xlsx']),
 ])
 def test_a_mistake_is_one_line(flags, words, tmp_path):
@@ -36,6 +39,12 @@ def test_a_mistake_is_one_line(flags, words, tmp_path):
   assert result.returncode == 1 and len(lines) == 1, result.stderr
   assert all(w in lines[0] for w in words), lines[0]
   assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize('address', ['nonsense', 'host:', ':1234', 'host:port', 'host:99999'])
+def test_the_address_of_process_0_is_a_host_and_a_port(address):
+  with pytest.raises(EagrlError, match=f'--coordinator={address} is no host:port'):
+    processes.start(address, 2, 0)
 
 
 @pytest.mark.parametrize(('field', 'value', 'words'), [
@@ -102,15 +111,36 @@ def test_dry_run_touches_nothing(tmp_path):
   assert not (tmp_path / 'w').exists()
 
 
-def test_the_wheel_works_outside_the_checkout(tmp_path):
-  subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', str(tmp_path), str(ROOT)],
+@pytest.fixture(scope='module')
+def site(tmp_path_factory):
+  """What an installed wheel is."""
+  folder = tmp_path_factory.mktemp('wheel')
+  subprocess.run([sys.executable, '-m', 'build', '--wheel', '--no-isolation', '--outdir', str(folder), str(ROOT)],
                  check=True, capture_output=True)
-  (wheel,) = tmp_path.glob('*.whl')
+  (wheel,) = folder.glob('*.whl')
   with zipfile.ZipFile(wheel) as z:
-    z.extractall(tmp_path / 'site')
-  elsewhere = tmp_path / 'elsewhere'
-  elsewhere.mkdir()
+    z.extractall(folder / 'site')
+  return folder / 'site'
+
+
+def test_the_wheel_works_outside_the_checkout(site, tmp_path):
   result = call('--config=configs/expert.py:tjh', '--config.data.source=synthetic', '--config.data.path=', '--dry_run',
-                cwd=elsewhere, path=tmp_path / 'site')
+                cwd=tmp_path, path=site)
   assert result.returncode == 0, result.stderr
-  assert list(elsewhere.iterdir()) == []
+  assert list(tmp_path.iterdir()) == []
+  apart = call('--config', 'configs/rl.py', '--config.rl.group=1', cwd=tmp_path, path=site)
+  assert 'rl.group=1' in apart.stderr and len(apart.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize('configs', ['none', 'theirs', 'a copy'])
+def test_a_config_of_ones_own_stands_on_the_wheels(configs, site, tmp_path):
+  """Whatever else is called configs in the working folder; on a copy there, where there is one."""
+  (tmp_path / 'mine.py').write_text(
+      'from configs import defaults\n\n\ndef get_config():\n  raise ValueError(defaults.__file__)\n')
+  if configs == 'theirs':
+    (tmp_path / 'configs').mkdir()
+    (tmp_path / 'configs' / '__init__.py').touch()
+  elif configs == 'a copy':
+    shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
+  home = tmp_path if configs == 'a copy' else site / 'eagrl_jax' / 'packaged'
+  assert call('--config=mine.py', cwd=tmp_path, path=site).stderr == f'eagrl_jax: {home / "configs" / "defaults.py"}\n'

@@ -42,10 +42,13 @@ def start(coordinator: str, processes: int, index: int) -> None:
     processes, index: their number and this one's; read with a coordinator only.
 
   Raises:
-    EagrlError: the others cannot be reached.
+    EagrlError: no address, or the others cannot be reached.
   """
   if jax.distributed.is_initialized():
     return
+  host, _, port = coordinator.rpartition(':')
+  if coordinator and not (host and port.isdecimal() and 0 < int(port) < 2**16):
+    raise EagrlError(f'--coordinator={coordinator} is no host:port of process 0, such as 10.0.0.1:1234')
   given: dict[str, Any] = {'coordinator_address': coordinator, 'num_processes': processes, 'process_id': index,
                            'cluster_detection_method': 'deactivate'} if coordinator else {}
   jax.config.update('jax_enable_preemption_service', False)  # it would swallow the TERM that ends a run

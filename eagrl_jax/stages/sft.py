@@ -3,6 +3,8 @@
 1. Read the selected trajectories (token ids, as the search wrote them).
 2. `sft.epochs` passes, negative log-likelihood of the answer given the prompt; the tokens from
    `<Final answer>` on count `sft.answer_weight` times, or the reasoning drowns the one number.
+   A pass is of whole batches: the patients beyond them, fewer than `sft.batch`, are left out,
+   in every pass others, for each has an order of its own.
 3. Save the policy.
 """
 

@@ -86,7 +86,8 @@ def get_config(variant: str = '') -> ConfigDict:
       epochs=8, batch=32, learning_rate=1e-3, warmup=20, weight_decay=0.01, micro_batch=4, checkpoint_every=100,
       schedule='cosine', answer_weight=20.0))  # answer_weight: of the tokens from <Final answer> on; 1 = plain
   config.rl = ConfigDict(dict(
-      steps=48, prompts=32, group=8, epochs=1, minibatches=2, temperature=1.0, max_new=80, learning_rate=5e-4, warmup=5,
+      temperature=1.0,  # of the answers; the update's ratios are of probabilities at 1, so that others are off policy
+      steps=48, prompts=32, group=8, epochs=1, minibatches=2, max_new=80, learning_rate=5e-4, warmup=5,
       weight_decay=0.0, micro_batch=2, advantage='dr_grpo', loss='token_mean',
       clip_low=0.2, clip_min=0.2, clip_max=0.4, clip_over='group', dual_clip=0.0,
       kl=0.02,  # keeps a small policy's text in form

@@ -204,6 +204,9 @@ def _check_rl(c: ConfigDict, shape: LMConfig | None) -> None:
     raise EagrlError(f'rl.rollouts_timeout={rl.rollouts_timeout} must be positive')
   if rl.temperature <= 0:
     raise EagrlError(f'rl.temperature={rl.temperature}: greedy answers of a group are all equal; use 1.0')
+  if rl.temperature != 1:
+    logging.warning('rl.temperature=%g: answers are drawn at it, but the ratios of the update are of probabilities at '
+                    '1, another distribution; 1.0 makes them the same', rl.temperature)
   if rl.lam is not None and not 0 <= rl.lam <= 1:
     raise EagrlError(f'rl.lam={rl.lam} must lie in [0, 1]')
   if rl.attention_reward < 0:

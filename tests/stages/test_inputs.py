@@ -354,6 +354,16 @@ def test_rows_too_few_for_the_devices_are_a_warning(published_config, caplog):
   assert 'rl.micro_batch=2' in caplog.text and 'search.trees' not in caplog.text  # 32 trees are shared out evenly
 
 
+def test_a_temperature_that_the_update_does_not_know_is_a_warning(published_config, caplog):
+  config = published_config()
+  with caplog.at_level('WARNING', logger='absl'):
+    checks.check(config)
+    assert 'rl.temperature' not in caplog.text
+    config.rl.temperature = 0.7
+    checks.check(config)
+  assert 'rl.temperature=0.7' in caplog.text
+
+
 def test_replaced_weights_in_a_folder_are_noticed(config, tmp_path):
   (tmp_path / 'hf').mkdir()
   (tmp_path / 'hf' / 'model.safetensors').write_bytes(b'one')

@@ -19,8 +19,7 @@ from eagrl_jax.lm.forward import AttentionTap, forward_shared
 from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.lm.sampler import generate
 from eagrl_jax.rl import update as update_lib
-from eagrl_jax.rl.update import (RLBatch, UpdateConfig, make_update, over_updates, policy_loss, policy_steps,
-                                 weigh)
+from eagrl_jax.rl.update import RLBatch, UpdateConfig, make_update, over_updates, policy_loss, policy_steps, weigh
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.types import EagrlError, PromptBatch, Rollout
 

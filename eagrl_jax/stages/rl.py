@@ -26,7 +26,7 @@ from eagrl_jax.rl import alignment
 from eagrl_jax.rl.judge import judge
 from eagrl_jax.rl.reading import read_attention
 from eagrl_jax.rl.refill import refill
-from eagrl_jax.rl.rollouts import scores
+from eagrl_jax.rl.rollouts import Generate, scores
 from eagrl_jax.rl.update import RLBatch, make_update, over_updates, policy_steps
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
@@ -152,7 +152,7 @@ def fill(context: Context, train: np.ndarray, ask: Callable[..., tuple[RLBatch, 
   return batch, figures | {'rollouts': float(len(seen))}, rows
 
 
-def scored(context: Context, encoder: Encoder, data: data_lib.Data, generate: rollouts_lib.Generate,
+def scored(context: Context, encoder: Encoder, data: data_lib.Data, generate: Generate,
            salience: np.ndarray, policy: policy_lib.Policy, params: Params, rows: np.ndarray, key: Array,
            at: tuple[int, ...]) -> tuple[RLBatch, dict[str, float]]:
   """Asks patients `rows [B]` once; `at`, step and round, says which order their features come in."""

@@ -14,6 +14,7 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from absl import logging
 
@@ -26,17 +27,14 @@ from eagrl_jax.stages import supervised
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, pad_answers
 from eagrl_jax.train.supervised import SupervisedBatch
-from eagrl_jax.types import EagrlError
+from eagrl_jax.types import EagrlError, made_again
 
 
 def run(context: Context) -> None:
   data = data_lib.load(context)
   policy = policy_lib.load(context.folder('base'), context.mesh)
   c = context.config.sft
-  table = pq.read_table(context.folder('search') / 'trajectories' / 'trajectories.parquet')
-  answers: dict[int, list[list[int]]] = {}
-  for row, tokens in zip(table['row'].to_pylist(), table['tokens'].to_pylist()):
-    answers.setdefault(row, []).append(tokens)
+  answers = trajectories(context)
   if not answers:
     raise EagrlError('search kept no trajectory: lower search.min_reward or search.min_jaccard, or raise '
                      'search.patients')
@@ -44,11 +42,28 @@ def run(context: Context) -> None:
   micro = min(c.micro_batch, len(answers))
   batch = min(c.batch, len(answers)) // micro * micro
   steps = c.epochs * (len(answers) // batch)
-  logging.info('sft: %d trajectories of %d patients, %d steps', table.num_rows, len(answers), steps)
+  logging.info('sft: %d trajectories of %d patients, %d steps', sum(map(len, answers.values())), len(answers), steps)
   encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   stream = lambda start: batches(context, encoder, answers, batch, start)
   params = supervised.fit(context, 'sft', policy, stream, steps, lambda step: micro)
   policy_lib.save(context.folder('sft'), dataclasses.replace(policy, params=params))
+
+
+def trajectories(context: Context) -> dict[int, list[list[int]]]:
+  """Tokens of the answers that the search selected, by row of the cohort.
+
+  Raises:
+    EagrlError: their table is missing or damaged.
+  """
+  path = context.folder('search') / 'trajectories' / 'trajectories.parquet'
+  try:
+    table = pq.read_table(path, columns=['row', 'tokens'])
+  except (OSError, pa.ArrowException) as e:
+    raise EagrlError(f'search/trajectories/{path.name} is missing or damaged; {made_again("search")}') from e
+  answers: dict[int, list[list[int]]] = {}
+  for row, tokens in zip(table['row'].to_pylist(), table['tokens'].to_pylist()):
+    answers.setdefault(row, []).append(tokens)
+  return answers
 
 
 def batches(context: Context, encoder: Encoder, answers: dict[int, list[list[int]]], batch: int,

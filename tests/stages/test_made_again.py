@@ -7,13 +7,13 @@ import pytest
 
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import expert, pipeline, policy
+from eagrl_jax.stages import expert, pipeline, policy, sft
 from eagrl_jax.stages.context import Context
 from eagrl_jax.types import EagrlError
 
 FILES = ('prepare/statistics.json', 'prepare/splits.parquet', 'expert/prob.npy', 'expert/salience_occlusion.npy',
          'expert/members/_METADATA', 'base/policy/lm.json', 'base/policy/tokenizer/tokenizer.json',
-         'base/policy/params/_METADATA')
+         'base/policy/params/_METADATA', 'search/trajectories/trajectories.parquet')
 
 
 def read(context, file):
@@ -22,6 +22,8 @@ def read(context, file):
     return data_lib.load(context)
   if file.startswith('base'):
     return policy.load(context.folder('base'), context.mesh).params
+  if file.startswith('search'):
+    return sft.trajectories(context)
   if 'members' in file:
     with jax.set_mesh(context.mesh):
       return expert.load_members(context, data_lib.load(context))
@@ -29,7 +31,7 @@ def read(context, file):
 
 
 def test_what_is_lost_is_made_again_as_told(finished, micro_config, tmp_path):
-  for stage in ('prepare', 'expert', 'base'):
+  for stage in ('prepare', 'expert', 'base', 'search'):
     shutil.copytree(finished / stage, tmp_path / stage)
   context = Context(micro_config(), tmp_path, make_mesh())
   for file in FILES:
@@ -43,9 +45,8 @@ def test_what_is_lost_is_made_again_as_told(finished, micro_config, tmp_path):
     path.write_bytes(whole)
   for file in FILES:
     (tmp_path / file).unlink()
-  for stage in ('prepare', 'expert', 'base'):
+  for stage in ('prepare', 'expert', 'base', 'search'):
     (tmp_path / stage / 'done.json').unlink()
-  for target in ('expert', 'base'):
-    pipeline.run(micro_config(target=target), tmp_path)
+  pipeline.run(micro_config(target='search'), tmp_path)
   for file in FILES:
     read(context, file)

@@ -37,12 +37,13 @@ def _find_config(argument: str) -> str:
 
 
 def _with_config_found(argv: list[str]) -> list[str]:
-  """The arguments with the config's own place; absl reads `--config X` as `--config=X`."""
+  """The arguments with the config's own place; absl reads `--config X` and `-config=X` as `--config=X`."""
   found, rest = [], iter(argv)
   for argument in rest:
     name, equals, value = argument.partition('=')
-    given = value if equals or name != '--config' else next(rest, None)  # None: absl says that it is missing
-    found.append(argument if name != '--config' or given is None else f'--config={_find_config(given)}')
+    ours = name in ('--config', '-config')
+    given = value if equals or not ours else next(rest, None)  # None: absl says that it is missing
+    found.append(argument if not ours or given is None else f'--config={_find_config(given)}')
   return found
 
 

@@ -39,7 +39,7 @@ class EagrlError(Exception):
 
 def made_again(stage: str, mark: str = 'done.json') -> str:
   """The fix for a file of a finished stage that is missing or damaged: without its mark the stage is not skipped."""
-  return f'delete {stage}/{mark} and run the same command again'
+  return f'delete {stage}/{mark} and run the command that made it again'
 
 
 @struct.dataclass

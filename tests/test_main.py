@@ -128,8 +128,9 @@ def test_the_wheel_works_outside_the_checkout(site, tmp_path):
                 cwd=tmp_path, path=site)
   assert result.returncode == 0, result.stderr
   assert list(tmp_path.iterdir()) == []
-  apart = call('--config', 'configs/rl.py', '--config.rl.group=1', cwd=tmp_path, path=site)
-  assert 'rl.group=1' in apart.stderr and len(apart.stderr.splitlines()) == 1
+  for given in (('--config', 'configs/rl.py'), ('-config=configs/rl.py',)):
+    result = call(*given, '--config.rl.group=1', cwd=tmp_path, path=site)
+    assert 'rl.group=1' in result.stderr and len(result.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize('configs', ['none', 'theirs', 'a copy'])

@@ -73,17 +73,18 @@ def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None
 def levels(spec: FeatureSpec, to: FeatureSpec) -> dict[float, float] | None:
   """Level of one spec -> level of the other with the same word, for the same feature.
 
-  Empty where a number means the same with both, or one of them has no levels; None where it does not and a word is
-  unknown to the other spec.
+  Empty where numbers stay as they are: no word has another number and one has the same, or one spec has no levels. A
+  word that the other spec does not know is left out; None where its number means another word there.
   """
   mine, theirs = ({n: ' '.join(word.lower().split()) for n, word in s.levels} for s in (spec, to))
   if not mine or not theirs:
     return {}
   number = {word: n for n, word in theirs.items()}
-  found = {n: n if theirs.get(n) == word else number.get(word) for n, word in mine.items()}
-  if all(other == n or (other is None and n not in theirs) for n, other in found.items()):
+  found = {n: number[word] for n, word in mine.items() if word in number}
+  taken = any(n in theirs for n in mine.keys() - found.keys())
+  if all(n == other for n, other in found.items()) and (found or not taken):
     return {}
-  return None if None in found.values() else {n: other for n, other in found.items() if other is not None}
+  return None if taken else found
 
 
 def _accepted(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:

@@ -22,7 +22,7 @@ def outdated(workdir: Path) -> set[str]:
   present = read_json(workdir / HASHES) or {}
   marks = {folder.name: read_json(folder / 'done.json') or read_json(folder / 'started.json')
            for folder in workdir.iterdir() if folder.is_dir()}
-  here = {name: mark['hash'] for name, mark in marks.items() if mark}
+  here = {name: mark['hash'] for name, mark in marks.items() if isinstance(mark, dict) and 'hash' in mark}
   anew = lambda made_from: any(here.get(name, digest) != digest for name, digest in made_from.items())
   out = {name for name, digest in here.items() if present.get(name, digest) != digest
          or anew(marks[name].get('inputs') or {})}  # a stage under way has none yet

@@ -192,7 +192,7 @@ def _local(path: str | Path) -> Path | None:
   directory = Path(path).expanduser()
   if directory.is_dir():
     return directory
-  if directory.exists() or not _HUB_NAME.fullmatch(str(path)):
+  if directory.exists() or not _HUB_NAME.fullmatch(str(path).removesuffix('/')):
     raise EagrlError(f'lm.checkpoint={path} is not a directory; give a Hugging Face directory, a hub name or a'
                      ' .gguf file')
   return None

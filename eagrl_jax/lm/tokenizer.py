@@ -203,7 +203,8 @@ class Tokenizer:
             'tokenizer_class': 'PreTrainedTokenizerFast', **self._names, 'chat_template': self._template,
             'model_input_names': ['input_ids', 'attention_mask']},  # without, transformers 4 adds one
         'generation_config.json': {**_WHOLE, **self.special_ids()}}
-    (directory / tokenizer_files.TEMPLATE).unlink(missing_ok=True)  # of another tokenizer, and read in place of ours
+    for name in (tokenizer_files.TEMPLATE, tokenizer_files.NAMES):  # of another tokenizer, and read in place of ours
+      (directory / name).unlink(missing_ok=True)
     for name, content in files.items():
       known = {k: v for k, v in content.items() if v is not None}
       (directory / name).write_text(json.dumps(known, indent=2, ensure_ascii=False) + '\n', 'utf-8')

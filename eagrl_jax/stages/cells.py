@@ -39,7 +39,8 @@ PLAIN = {'rl.lam': 1.0, 'rl.c_align': 0.0, 'rl.attention_reward': 0.0, 'rl.advan
 CHANGES: dict[str, dict[str, object]] = {
     'direct': {},
     'think': {'prompt.reasoning': 'free'},
-    'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False},
+    'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False,
+                     'rl.resample': 0},
     'dapo': PLAIN | {'rl.loss': 'token_mean', 'rl.clip_min': 0.28, 'rl.clip_max': 0.28, 'rl.dynamic_sampling': True,
                      'rl.resample': 4, 'rl.kl': 0.0},
     'no_stage1': {'rl.start': 'base'},

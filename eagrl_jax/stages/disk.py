@@ -84,6 +84,7 @@ def claim(folder: pathlib.Path, digest: str) -> bool:
   one. Checkpoints, parts and metrics stay, a stage resumes from them.
   """
   if read_hash(folder / 'done.json') == digest:
+    _drop_parts(folder)
     return False
   owner = read_hash(folder / 'started.json')
   ours = {_part(folder / name).name for name in MARKS}  # left where the first mark was cut short
@@ -109,6 +110,10 @@ def claim(folder: pathlib.Path, digest: str) -> bool:
 def finish(folder: pathlib.Path, done: dict[str, Any]) -> None:
   """Marks the stage as done; its parts go after that, so that a kill at no moment costs what is in them."""
   write_json(folder / 'done.json', done)
+  _drop_parts(folder)
+
+
+def _drop_parts(folder: pathlib.Path) -> None:
   shutil.rmtree(folder / 'parts', ignore_errors=True)
 
 

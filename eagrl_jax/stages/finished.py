@@ -83,7 +83,8 @@ def check_run(workdir: pathlib.Path, config: ConfigDict, needs: tuple[str, ...])
     raise EagrlError(f'--workdir={workdir}: {mixed[0]} was made from other stages than those in the folder; run '
                      'configs/rl.py there until it is done')
   for stage in stages:
-    if graph.stage_hash(stage, config, done[stage.name]['inputs']) == done[stage.name]['hash']:
+    if any(graph.stage_hash(stage, config, done[stage.name]['inputs'], before) == done[stage.name]['hash']
+           for before in (False, True)):
       continue
     if any(graph.source_files(stage.name, config) or ()):
       logging.info('%s: its source files are not here, or have changed since; what it made of them is used', stage.name)

@@ -23,7 +23,7 @@ from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
 
 CSV = ('csv', 'wide_csv')
-BETWEEN = 'between two levels that the run numbers otherwise'
+NO_LEVEL = 'no level of the run, which numbers the feature otherwise'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +48,7 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
   """A cohort on another feature table: by name or alias, in its units and within its hard ranges.
 
   A unit is converted where either table or `ehr.units` says how. A value without a unit is taken to be in the run's, as
-  by every source. Levels that the run numbers otherwise go by their words; what lies between two is missing. Of two
+  by every source. Levels that the run numbers otherwise go by their words; what is none of them is missing. Of two
   features that mean the same one, that of the same name is used, else the first.
 
   Raises:
@@ -84,9 +84,9 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
     if by_word := levels[i]:
       mine = cohort.feature == chosen[i]
       value[mine] = _renumbered(cohort.value[mine], by_word)
-  between = np.isnan(value)
-  steps = ((BETWEEN, int(between.sum()), 'values'),) if between.any() else ()
-  keep = (to[cohort.feature] >= 0) & ~between
+  no_level = np.isnan(value)
+  steps = ((NO_LEVEL, int(no_level.sum()), 'values'),) if no_level.any() else ()
+  keep = (to[cohort.feature] >= 0) & ~no_level
   source = cohort.feature[keep]
   cohort = dataclasses.replace(
       cohort, features=table, truth=None, attrition=(*cohort.attrition, *steps),

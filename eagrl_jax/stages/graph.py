@@ -74,14 +74,18 @@ def stage_hashes(config: ConfigDict, known: Mapping[str, str] | None = None) -> 
   return hashes
 
 
-def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str]) -> str:
-  """Hash of one stage that is made from `inputs`, the hashes of the stages it needs."""
+def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str], before: bool = False) -> str:
+  """Hash of one stage that is made from `inputs`, the hashes of the stages it needs.
+
+  Args:
+    before: as it was until 2026-11-30, when what is in `SAME` counted, and the name of an engine's model.
+  """
   sections = {s: config[s].to_dict() for s in stage.sections}
   if 'rl' in sections:  # where an engine runs, by what name and how long it is waited for change no result
     del sections['rl']['rollouts_timeout']
-    sections['rl']['rollouts_model'] = ''
     sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
-  for name in SAME.keys() & sections.keys():
+    sections['rl'] |= {} if before else {'rollouts_model': ''}
+  for name in () if before else SAME.keys() & sections.keys():
     sections[name] |= SAME[name]
   for name in SINCE.keys() & sections.keys():
     for field in SINCE[name].keys() - new_fields(config, name).keys():

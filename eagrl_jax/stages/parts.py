@@ -24,7 +24,7 @@ def read(folder: pathlib.Path, batch: int) -> list[Trajectory]:
   """What `write` was given.
 
   Raises:
-    ValueError: the file is not what was written, as after a power cut.
+    ValueError, TypeError, KeyError: the file is not what was written, as after a power cut.
   """
   rows = json.loads(_path(folder, batch).read_text())
   return [Trajectory(**row | {name: tuple(row[name]) for name in ('tokens', 'features')}) for row in rows]
@@ -36,7 +36,7 @@ def finished(folder: pathlib.Path) -> int:
   while _path(folder, n).exists():
     try:
       read(folder, n)
-    except ValueError:
+    except (ValueError, TypeError, KeyError):
       logging.warning('%s is unreadable; the search goes on from this batch', _path(folder, n))
       break
     n += 1

@@ -148,7 +148,7 @@ def fill(context: Context, train: np.ndarray, ask: Callable[..., tuple[RLBatch, 
     rows = np.concatenate([rows, more])
     seen.append(at)
     figures = {name: float(np.mean([s[name] for s in seen])) for name in at}
-    figures['groups_used'] = min(1.0, sum(s['groups_used'] for s in seen))
+    figures['groups_used'] = min(1.0, round(sum(s['groups_used'] for s in seen), 6))  # of float32 shares
   return batch, figures | {'rollouts': float(len(seen))}, rows
 
 

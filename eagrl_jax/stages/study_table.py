@@ -76,9 +76,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
                     *([rates.markdown(tried, 'eag')] if config.study.learning_rates else []),
                     *([perturbed.markdown(**changed)] if changed else [])])
   disk.write_json(workdir / 'study.json', study)
-  part = workdir / 'study.md.part'
-  part.write_text(text)
-  part.replace(workdir / 'study.md')
+  disk.write_text(workdir / 'study.md', text)
   return text
 
 

@@ -372,11 +372,12 @@ def test_10_unsorted_times_mixed_zones_and_days(tmp_path):
 
 def test_10_dates_that_a_spreadsheet_has_turned_into_days(tmp_path):
   rows = 'a,45413.5,x,1,\na,45415,x,2,\nb,45000,x,3,\n'
-  refused('data.columns.time: all times are numbers between 20000 and 60000, as a spreadsheet writes dates; format',
+  refused("data.columns.time: all times lie between 20000 and 60000 hours, a patient's within 60, as the days do by",
           lambda: read(tmp_path, rows), '454')
   wide = 'patient,time,x\na,45413.5,1\na,45415,2\nb,45000,3\n'
   refused('data.columns.time: all times', lambda: wide_csv.load(*make(tmp_path, wide, OUTCOMES)), '454')
   assert read(tmp_path, rows + 'b,0,x,3,\n').hour.max() == 45000  # one clock of hours for all, from its hour 0
+  assert read(tmp_path, 'a,30000,x,1,\na,30090,x,2,\nb,41000,x,3,\nb,41061,x,3,\n').hour.max() == 90  # and from another
 
 
 def test_11_events_after_the_outcome_are_left_out_and_many_are_an_error(tmp_path):
@@ -626,7 +627,7 @@ def test_21_renamed_columns_and_features(tmp_path):
 
 def test_21_a_file_without_a_header_line_shows_nothing_of_its_first_patient(tmp_path):
   """Names, dates, ids and the outcome would stand where headers stand."""
-  none = 'holds none of the columns .* in its first line; does it have a header line with these names'
+  none = 'holds none of the columns .* in its first line; (does it have a header line with these names|check its)'
   secret = 'Meier', '4711', '1', '140', '1969-07-20'
   events, outcome = 'Meier,1969-07-20,sodium,140,mmol/L\n', 'Meier,1,4711\n'
   refused(f'^data.path: e.csv {none}', lambda: read(tmp_path, events.encode()), *secret)
@@ -637,6 +638,15 @@ def test_21_a_file_without_a_header_line_shows_nothing_of_its_first_patient(tmp_
   refused(f'^data.path: the workbook {none}', lambda: tjh.load(workbook), *secret)
   stays = test_physionet2012.make(tmp_path, outcomes='11,4711,1,140\n')
   refused(f'^data.outcomes: Outcomes-a.txt {none}', lambda: physionet2012.load(stays), '4711', '140', "'1")
+
+
+def test_21_another_delimiter_or_other_names_are_what_to_look_for(tmp_path):
+  fix = 'in its first line; check its header line, --config.data.delimiter and --config.data.columns$'
+  (tmp_path / 'o.csv').write_text(OUTCOMES)
+  for rows in ('patient;time;feature;value\na;0;x;1\n', 'subject_id,charttime,itemid,valuenum\na,0,x,1\n'):
+    (tmp_path / 'e.csv').write_text(rows)
+    refused(f"e.csv holds none of the columns 'patient', 'time', 'feature', 'value' {fix}",
+            lambda: long_csv.load(tmp_path / 'e.csv', tmp_path / 'o.csv'))
 
 
 def test_21_more_names_than_a_cohort_can_number(tmp_path):

@@ -126,7 +126,7 @@ def test_bad_files_and_other_features_are_refused(tmp_path):
   (tmp_path / 'cut.json').write_text((tmp_path / 's.json').read_text()[:80])
   (tmp_path / 'short.json').write_text((tmp_path / 's.json').read_text().replace('"plain",', ''))
   (tmp_path / 'list.json').write_text('[]')
-  fix = rf'; delete {tmp_path.name}/done\.json and run the same command again'
+  fix = rf'; delete {tmp_path.name}/done\.json and run the command that made it again'
   for name in ('cut.json', 'short.json', 'list.json', 'absent.json'):
     with pytest.raises(EagrlError, match=fix):
       normalise.load(tmp_path / name)

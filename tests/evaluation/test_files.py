@@ -31,8 +31,8 @@ def test_columns_come_by_name_and_a_fault_names_run_and_stage(tmp_path):
   (folder / 'done.json').touch()
   found = read_columns(path, 'arm', 'prob')
   assert list(found) == ['arm', 'prob'] and found['arm'].tolist() == ['a', 'b'] and found['prob'].tolist() == [.5, .25]
-  said = (r'seed_1/evaluate/predictions\.parquet cannot be read; delete evaluate/done\.json and run the same command '
-          'again')
+  said = (r'seed_1/evaluate/predictions\.parquet cannot be read; delete evaluate/done\.json and run the command that '
+          'made it again')
   with pytest.raises(EagrlError, match=said):
     read_columns(path, 'label')
   path.write_bytes(path.read_bytes()[:40])
@@ -41,8 +41,8 @@ def test_columns_come_by_name_and_a_fault_names_run_and_stage(tmp_path):
 
 
 @pytest.mark.parametrize(('marks', 'fix'), [
-    (('done.json', 'manifest.json'), r'delete eicu/done\.json and run the same command again'),
-    (('manifest.json',), r'delete eicu/manifest\.json and run the same command again'),
+    (('done.json', 'manifest.json'), r'delete eicu/done\.json and run the command that made it again'),
+    (('manifest.json',), r'delete eicu/manifest\.json and run the command that made it again'),
     ((), 'run what writes it again')])
 def test_the_mark_that_has_a_broken_file_kept_is_named(marks, fix, tmp_path):
   folder = tmp_path / 'eicu'

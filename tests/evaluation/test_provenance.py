@@ -30,6 +30,12 @@ def test_what_bears_no_mark_and_what_fits_are_shown(run, marked):
   assert report.write_report(marked).read_text() == report.write_report(run).read_text()
 
 
+@pytest.mark.parametrize('mark', ['null', '[]', '{"x": 1}'])
+def test_a_damaged_mark_is_none(marked, mark):
+  (marked / 'robustness' / 'done.json').write_text(mark)
+  assert provenance.outdated(marked) == set()
+
+
 @pytest.mark.parametrize(('stage', 'gone'), [
     ('rl', {'evaluate', 'robustness', 'transfer/elsewhere'}), ('evaluate', {'robustness', 'transfer/elsewhere'}),
     ('robustness', set())])

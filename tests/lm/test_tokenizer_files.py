@@ -153,10 +153,12 @@ def test_named_templates_have_one_for_plain_chat(tokenizer, tmp_path):
     Tokenizer.load(tmp_path)
 
 
-def test_a_saved_tokenizer_leaves_no_template_of_another(tokenizer, tmp_path):
+def test_a_saved_tokenizer_leaves_no_template_or_names_of_another(tokenizer, tmp_path):
   (tmp_path / 'chat_template.jinja').write_text('another {{ messages[0].content }}')
+  (tmp_path / 'special_tokens_map.json').write_text(json.dumps({'bos_token': tokenizer.decode([5])}))
   tokenizer.save(tmp_path)
   assert Tokenizer.load(tmp_path).apply_chat('hello') == 'hello'
+  assert Tokenizer.load(tmp_path).special_ids() == tokenizer.special_ids()
 
 
 def test_transformers_samples_what_is_saved_from_the_whole_distribution(tokenizer, tmp_path):

@@ -157,6 +157,8 @@ def test_parts_stay_for_their_own_config_and_go_when_the_stage_is_done(tmp_path)
     (folder / 'parts' / '0.json').write_text(digest)
   assert [p.read_text() for p in tmp_path.glob('superseded/search-one-*/parts/0.json')] == ['one']
   disk.finish(folder, {'hash': 'two'})
+  assert not (folder / 'parts').exists()
+  (folder / 'parts').mkdir()  # killed before they went
   assert not disk.claim(folder, 'two') and not (folder / 'parts').exists()
 
 
@@ -179,8 +181,8 @@ def test_a_file_of_a_finished_stage_that_is_gone_is_no_full_disk(tmp_path):
     (tmp_path / 'rl' / 'x.json').read_text()
   (tmp_path / 'rl').mkdir()
   (tmp_path / 'rl' / 'done.json').touch()
-  with pytest.raises(EagrlError, match=r'rl/x\.json is missing; delete rl/done\.json and run the same command again'), \
-      disk.faults(tmp_path):
+  said = r'rl/x\.json is missing; delete rl/done\.json and run the command that made it again'
+  with pytest.raises(EagrlError, match=said), disk.faults(tmp_path):
     (tmp_path / 'rl' / 'x.json').read_text()
 
 

@@ -35,8 +35,8 @@ def test_what_is_lost_is_made_again_as_told(finished, micro_config, tmp_path):
     shutil.copytree(finished / stage, tmp_path / stage)
   context = Context(micro_config(), tmp_path, make_mesh())
   for file in FILES:
-    path, said = tmp_path / file, rf'; delete {file.partition("/")[0]}/done\.json and run the same command again$'
-    whole = path.read_bytes()
+    path, stage = tmp_path / file, file.partition('/')[0]
+    said, whole = rf'; delete {stage}/done\.json and run the command that made it again$', path.read_bytes()
     for damaged in (b'', whole[:len(whole) // 2], None):
       path.unlink() if damaged is None else path.write_bytes(damaged)
       with pytest.raises(EagrlError, match=said) as error:

@@ -388,17 +388,19 @@ def test_levels_of_other_numbers_go_by_their_words(cohort):
   feature = lambda name, *words, start=0: FeatureSpec(
       name, kind='ordinal', levels=tuple((float(start + i), word) for i, word in enumerate(words)))
   run = FeatureTable((feature('pain', 'none', 'mild', 'severe'), feature('eyes', 'none', 'to pain', 'open'),
-                      feature('motor', 'none', 'weak'), FeatureSpec('score', kind='ordinal')))
-  other = FeatureTable((feature('pain', 'None', 'mild', 'severe', start=1), feature('eyes', 'open', 'closed'),
-                        feature('motor', 'none', 'weak', 'obeys'), feature('score', 'low', 'high', start=5)))
-  rows = [(0, 1), (0, 3), (0, 2.5), (1, 0), (2, 1), (2, 2), (3, 6)]
+                      feature('motor', 'none', 'weak'), FeatureSpec('score', kind='ordinal'),
+                      feature('voice', 'none', 'sounds', 'words')))
+  other = FeatureTable((feature('pain', 'None', 'mild', 'severe', 'not asked', start=1),
+                        feature('eyes', 'open', 'closed'), feature('motor', 'none', 'weak', 'obeys'),
+                        feature('score', 'low', 'high', start=5), feature('voice', 'none', 'a sound', 'words')))
+  rows = [(0, 1), (0, 3), (0, 2.5), (0, 4), (1, 0), (2, 1), (2, 2), (3, 6), (4, 1)]
   made = dataclasses.replace(
-      cohort.take(np.array([0])), features=other, patient=np.zeros(7, np.int32), hour=np.arange(7, dtype=np.float32),
+      cohort.take(np.array([0])), features=other, patient=np.zeros(9, np.int32), hour=np.arange(9, dtype=np.float32),
       feature=np.array([f for f, _ in rows], np.int16), value=np.array([v for _, v in rows], np.float32))
   mapped, match = foreign.remap(made, run)
-  assert list(zip(mapped.feature, mapped.value)) == [(0, 0), (0, 2), (2, 1), (2, 2), (3, 6)]
+  assert list(zip(mapped.feature, mapped.value)) == [(0, 0), (0, 2), (2, 1), (2, 2), (3, 6), (4, 1)]
   assert match.units == ('eyes',) and '1 are missing (1 for their units or levels)' in match.line()
-  assert (foreign.BETWEEN, 1, 'values') in mapped.attrition
+  assert (foreign.NO_LEVEL, 2, 'values') in mapped.attrition
 
 
 def test_fields_are_named_as_the_user_knows_them():
@@ -417,15 +419,17 @@ def test_a_fingerprint_sees_content_and_places(tmp_path):
   assert len({one, two, finished.fingerprint(tmp_path)}) == 3
 
 
-def test_the_files_that_a_run_was_made_from_are_not_needed(run, micro_config, tmp_path):
+@pytest.mark.parametrize('before', [False, True])
+def test_the_files_that_a_run_was_made_from_are_not_needed(before, run, micro_config, tmp_path):
   """A run of files that have moved is used as it stands; one whose config was changed is not."""
   copy = tmp_path / 'w'
   shutil.copytree(run, copy)
   c = micro_config()
+  c.rl.checkpoint_every = 7  # counted once
   c.data.update(source='csv', path=str(tmp_path / 'gone.csv'))
   inputs = {}
   for stage in graph.STAGES[:6]:  # as if they had been made from that file
-    done = {'hash': graph.stage_hash(stage, c, {n: inputs[n] for n in stage.needs}),
+    done = {'hash': graph.stage_hash(stage, c, {n: inputs[n] for n in stage.needs}, before),
             'inputs': {n: inputs[n] for n in stage.needs}}
     if stage.name == 'prepare':
       done['hash'] = '0' * 16

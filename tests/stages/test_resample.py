@@ -9,21 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import struct
 
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax.stages import checks, graph, pipeline, rl
-from eagrl_jax.types import EagrlError
+from eagrl_jax.rl.update import RLBatch
+from eagrl_jax.stages import cells, checks, graph, pipeline, rl
+from eagrl_jax.types import EagrlError, PromptBatch, Rollout
 
 TRAIN = np.arange(100, 114)
 
 
-@struct.dataclass
-class Asked:
-  """What a batch is made of here: whom it asks, and whose answers differ."""
-
-  example: jax.Array
-  weight: jax.Array
+def asked(rows, weight, width):
+  """A batch that says whom it asks and whose answers differ."""
+  n = len(rows)
+  zeros = lambda *shape: jnp.zeros((n, *shape))
+  return RLBatch(PromptBatch(zeros(width), zeros(width), zeros(width), jnp.asarray(rows)),
+                 Rollout(zeros(2, 3), zeros(2, 3), zeros(2, 3), zeros(2, 3)), zeros(2), zeros(2), jnp.asarray(weight),
+                 zeros(5), zeros(2, 3))
 
 
 def filled(counts, resample, train=TRAIN):
@@ -37,7 +38,7 @@ def filled(counts, resample, train=TRAIN):
     keys.append((tuple(jax.random.key_data(key).tolist()), at))
     weight = np.isin(rows, counts).astype(np.float32)
     figures = {'reward': float(np.mean(rows)), 'groups_used': float(weight.mean())}
-    return Asked(jnp.asarray(rows), jnp.asarray(weight)), figures
+    return asked(rows, weight, 4 + 2 * (len(keys) % 2)), figures
 
   rows, key = rl.draw(context, train, 0), jax.random.key(1)
   first = ask(rows, jax.random.fold_in(key, 0), (0,))
@@ -49,7 +50,7 @@ def test_further_patients_fill_the_places():
   assert len(set(rows.tolist())) == len(rows) and set(rows) <= set(TRAIN)  # nobody twice in a step
   assert figures['groups_used'] == 1 and figures['rollouts'] == len(rows) / 4 == len(set(keys)) > 1
   np.testing.assert_array_equal(batch.weight, np.ones(4))
-  np.testing.assert_array_equal(batch.example, [row for row in rows if row % 2 == 0][:4])
+  np.testing.assert_array_equal(batch.prompt.example, [row for row in rows if row % 2 == 0][:4])
   np.testing.assert_allclose(figures['reward'], rows.mean())  # of all that were asked
 
 
@@ -57,7 +58,7 @@ def test_further_patients_fill_the_places():
 def test_it_ends_with_its_rollouts_or_with_the_patients(resample, asked):
   batch, figures, rows, _ = filled([], resample)
   assert figures['rollouts'] == asked and figures['groups_used'] == 0 and len(rows) == 4 * asked
-  np.testing.assert_array_equal(batch.example, rows[:4])
+  np.testing.assert_array_equal(batch.prompt.example, rows[:4])
 
 
 def test_a_full_batch_asks_nobody_else():
@@ -70,6 +71,12 @@ def test_it_needs_groups_that_are_left_out(micro_config):
   config.rl.update(dynamic_sampling=False, resample=2)
   with pytest.raises(EagrlError, match=r'rl\.resample=2 .*rl\.dynamic_sampling'):
     checks.check(config)
+
+
+def test_an_arm_that_leaves_nothing_out_fills_nothing(micro_config):
+  config = micro_config()
+  config.rl.resample = 2
+  assert [cells.own(config, 0, arm).rl.resample for arm in ('eag', 'grpo', 'dapo')] == [2, 0, 4]
 
 
 def test_the_stage_trains_on_what_was_filled_in(finished, micro_config, tmp_path, monkeypatch):

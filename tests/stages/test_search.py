@@ -88,7 +88,9 @@ def test_a_part_is_read_as_it_was_written(tmp_path):
   found = [one, dataclasses.replace(one, features=(4, 1), reward=-np.inf)]
   parts.write(tmp_path / 'parts', 0, found)
   assert parts.read(tmp_path / 'parts', 0) == found
-  assert parts.finished(tmp_path / 'parts') == 1
+  for other in ('null', '[1]', '[{"row": 3}]', '{'):
+    (tmp_path / 'parts' / '1.json').write_text(other)
+    assert parts.finished(tmp_path / 'parts') == 1
 
 
 @pytest.mark.parametrize(('backup', 'values'), [('max', [.55, .55, None, .9, -.5]), ('mean', [.2, .2, None, .9, -.5])])

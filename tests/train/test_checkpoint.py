@@ -157,7 +157,7 @@ def test_weights_alone(tmp_path):
     checkpoint.load_params(tmp_path / 'q', params, 'sft')
   for what in ('bit', 'empty'):
     spoil(tmp_path / 'p', what)
-    with pytest.raises(EagrlError, match=r'is corrupt .*; delete sft/done\.json and run the same command again'):
+    with pytest.raises(EagrlError, match=r'is corrupt .*; delete sft/done\.json and run the command that made it'):
       checkpoint.load_params(tmp_path / 'p', params, 'sft')
 
 

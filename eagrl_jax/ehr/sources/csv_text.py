@@ -76,7 +76,8 @@ def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) 
   """Wanted name -> header of the file."""
   plain = {name.strip(): name for name in headers}
   for name in (n for n, required in wanted.items() if required and n not in plain):
-    raise EagrlError(f'{field}: {path.name} {headers_lib.lacking(name, plain, wanted)}')
+    needed = [n for n, required in wanted.items() if required]
+    raise EagrlError(f'{field}: {path.name} {headers_lib.lacking(name, plain, needed, wanted, headers_lib.OF_CSV)}')
   if twice := [name for name in wanted if sum(header.strip() == name for header in headers) > 1]:
     raise EagrlError(f'{field}: {path.name} has two columns {twice[0]!r}; keep one')
   return {name: plain[name] for name in wanted if name in plain}

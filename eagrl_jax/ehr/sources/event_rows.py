@@ -24,6 +24,7 @@ SUPERSEDED = 'superseded by a later value of the same time'
 NO_LEVEL = 'a word that is no level of the feature'
 MOST_FEATURES = np.iinfo(np.int16).max  # that a cohort can number
 _SERIALS = 20_000, 60_000  # days since 1900 of the years 1954 to 2064; as hours years after hour 0
+_STAY = 60  # days of a record, which are few, would be so many hours
 _YEARS = 30  # between neighbouring rows of a patient; 1900-01-01 and 1970-01-01 often stand where no date is known
 
 
@@ -106,24 +107,32 @@ def read(path: Path, columns: Columns, reading: Reading, count: collections.Coun
   if not sum(map(len, parts['value'])):
     raise EagrlError(f'data.path: {path.name} holds no row with patient, time and feature')
   joined = {field: np.concatenate(arrays) for field, arrays in parts.items()}
-  _refuse_serials(joined['hour'], kinds, columns.field('time'))
+  _refuse_serials(joined['patient'], joined['hour'], kinds, columns.field('time'))
   _refuse_placeholders(joined['patient'], joined['hour'], columns.field('time'))
   return Events(codes['patient'], codes['feature'], codes['unit'], codes['word'], kinds, **joined)
 
 
-def _refuse_serials(hour: np.ndarray, kinds: set[str], field: str) -> None:
+def _spans(patient: np.ndarray, hour: np.ndarray) -> np.ndarray:
+  """Hours between the first and the last row of each patient. `[patients]`"""
+  first, last = np.full((2, patient.max() + 1), [[np.inf], [-np.inf]])
+  np.minimum.at(first, patient, hour)
+  np.maximum.at(last, patient, hour)
+  return last - first
+
+
+def _refuse_serials(patient: np.ndarray, hour: np.ndarray, kinds: set[str], field: str) -> None:
   """Of days since 1900, as a spreadsheet saves dates, each would be an hour, and nothing would show it."""
-  if kinds == {'hours'} and _SERIALS[0] <= hour.min() and hour.max() <= _SERIALS[1]:
-    raise EagrlError(f'{field}: all times are numbers between {_SERIALS[0]} and {_SERIALS[1]}, as a spreadsheet writes '
-                     'dates; format the column as a date there, or let hours begin near 0')
+  if kinds != {'hours'} or hour.min() < _SERIALS[0] or hour.max() > _SERIALS[1]:
+    return
+  if np.median(_spans(patient, hour)) < _STAY:
+    raise EagrlError(f'{field}: all times lie between {_SERIALS[0]} and {_SERIALS[1]} hours, a patient\'s within '
+                     f'{_STAY}, as the days do by which a spreadsheet writes dates; format the column as a date there, '
+                     'or let hours begin near 0')
 
 
 def _refuse_placeholders(patient: np.ndarray, hour: np.ndarray, field: str) -> None:
   """Of a date that stands for none all hours would count, and a window after it would hold nothing."""
-  first, last = np.full((2, patient.max() + 1), [[np.inf], [-np.inf]])
-  np.minimum.at(first, patient, hour)
-  np.maximum.at(last, patient, hour)
-  rows = np.flatnonzero((last - first > _YEARS * 8766)[patient])
+  rows = np.flatnonzero((_spans(patient, hour) > _YEARS * 8766)[patient])
   rows = rows[np.lexsort((hour[rows], patient[rows]))]
   gap = (np.diff(hour[rows]) > _YEARS * 8766) & (np.diff(patient[rows]) == 0)
   if gap.any():
@@ -229,7 +238,7 @@ def known_too_late(events: Events, end: np.ndarray, start: np.ndarray, window_ho
 
 
 def _decimals(value: np.ndarray) -> int:
-  """Digits after the point that nearly all values are written with, at most 3; of tiny ones as many as show three."""
+  """Digits after the point that nearly all values are written with: at most 3, or what shows 3 of a median below .1."""
   value = value[np.isfinite(value)]
   middle = float(np.median(np.abs(value[value != 0]))) if value.any() else 1.0
   most = int(np.clip(2 - np.floor(np.log10(middle)), 3, MOST_DECIMALS))

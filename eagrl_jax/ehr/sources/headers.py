@@ -7,19 +7,22 @@ from collections.abc import Iterable
 
 from eagrl_jax.ehr.features import canonical
 
+OF_CSV = 'check its header line, --config.data.delimiter and --config.data.columns'
 
-def lacking(name: str, headers: Iterable[str], wanted: Iterable[str]) -> str:
+
+def lacking(name: str, headers: Iterable[str], wanted: Iterable[str], may_be: Iterable[str] = (),
+            fix: str = 'does it have a header line with these names?') -> str:
   """What is wrong with a file without the column `name`, to be read after the file's name.
 
   A header is shown only where one of the wanted ones is there, so that the line is a header line.
 
   Args:
     headers: the entries of the first line.
-    wanted: the columns that are looked for, `name` among them.
+    wanted: the columns that must be there, `name` among them; `may_be`: others by which a header line is known.
+    fix: what to do where none of them is there.
   """
   headers, wanted = list(headers), list(wanted)
-  if {canonical(w) for w in wanted}.isdisjoint(map(canonical, headers)):
-    return (f'holds none of the columns {", ".join(map(repr, wanted))} in its first line; does it have a header line '
-            'with these names?')
+  if {canonical(w) for w in (*wanted, *may_be)}.isdisjoint(map(canonical, headers)):
+    return f'holds none of the columns {", ".join(map(repr, wanted))} in its first line; {fix}'
   near = difflib.get_close_matches(name, headers, n=1, cutoff=0.0)
   return f'has no column {name!r}; the nearest header is {near[0]!r}'

@@ -1,9 +1,9 @@
 """MEDS 0.3 and later: shards of (subject_id, time, code, numeric_value), labels by (subject_id, prediction_time).
 
 Only events at or before the prediction time are read. A code is a feature's when it is spelt as the feature's name
-or an alias in the features file, or when it is so without its last `//` part, which then is the unit; of a code that
-the file lists whole it is where it is known for one. A column `unit`, where there is one, goes before all of it. Age
-comes from MEDS_BIRTH, sex from a code such as GENDER//F.
+or an alias in the features file, or when it is so without its last `//` part, which then is the unit; of a code listed
+whole, too, where that part is a known unit. A column `unit`, where there is one, goes before all of it. Age comes from
+MEDS_BIRTH, sex from a code such as GENDER//F.
 
 Labels are those that ACES writes, one file or a folder of shards; other columns, as its triggers and windows, are not
 read. Times may be of any resolution, with a zone (then both in one) or without. The same label twice counts once; two

@@ -98,7 +98,7 @@ def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> 
   wanted = (columns.patient, columns.time, *renamed)
   for name in wanted:
     if name not in header:
-      raise EagrlError(f'data.path: {file} {headers.lacking(name, header, wanted)}')
+      raise EagrlError(f'data.path: {file} {headers.lacking(name, header, wanted, fix=headers.OF_CSV)}')
   if any(re.fullmatch(_NO_HEADER, name) for name in header):
     raise EagrlError(f'data.path: {file} has a column without a header; name it or remove it')
   twice = [name for name, n in collections.Counter(map(canonical, header)).items() if n > 1]

@@ -54,9 +54,14 @@ def test_a_run_leaves_the_promised_folder(finished):
     assert [r['step'] for r in rows] == list(range(steps))
 
 
-def test_first_update_sees_the_samplers_log_probabilities(finished):
-  rows = [json.loads(line) for line in (finished / 'rl/metrics.jsonl').read_text().splitlines()]
-  assert max(r['sampler_gap_max'] for r in rows) < 1e-3
+def test_first_update_sees_the_samplers_log_probabilities(finished, micro_config, tmp_path):
+  for done in graph.NAMES[:graph.NAMES.index('rl')]:
+    shutil.copytree(finished / done, tmp_path / done)
+  config = micro_config(target='rl')
+  config.rl.dynamic_sampling = False  # or no answer counts: all earn the same
+  pipeline.run(config, tmp_path)
+  rows = [json.loads(line) for line in (tmp_path / 'rl/metrics.jsonl').read_text().splitlines()]
+  assert 0 < max(r['sampler_gap_max'] for r in rows) < 1e-3
 
 
 def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(finished, micro_config, tmp_path):

@@ -123,9 +123,8 @@ def draw(context: Context, train: np.ndarray, step: int) -> np.ndarray:
   return order[i * n:(i + 1) * n]
 
 
-def further(context: Context, train: np.ndarray, step: int, asked: np.ndarray) -> np.ndarray | None:
-  """As many patients as a step begins with who were not asked in it yet; None when there are not so many."""
-  n = len(draw(context, train, step))
+def further(context: Context, train: np.ndarray, step: int, asked: np.ndarray, n: int) -> np.ndarray | None:
+  """`n` patients who were not asked in this step yet; None when there are not so many."""
   rest = rng.host(context.config.seed, 'rl further patients', step).permutation(np.setdiff1d(train, asked))
   return rest[:n] if len(rest) >= n else None
 
@@ -138,10 +137,9 @@ def fill(context: Context, train: np.ndarray, ask: Callable[..., tuple[RLBatch, 
   Returns:
     The batch; means over all that was asked, `rollouts` of them, but `groups_used` of the batch; all rows asked.
   """
-  seen = [figures]
+  seen, n = [figures], len(rows)
   for i in range(1, context.config.rl.resample + 1):
-    more = further(context, train, step, rows)
-    if figures['groups_used'] >= 1 or more is None:
+    if figures['groups_used'] >= 1 or (more := further(context, train, step, rows, n)) is None:
       break
     added, at = ask(more, jax.random.fold_in(jax.random.fold_in(key, step), i), (step, i))
     batch = mesh_lib.shard_batch(context.mesh, refill(batch, added))

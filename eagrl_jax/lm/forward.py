@@ -149,7 +149,9 @@ def _recomputed(step, remat: str):
   """`step` with what its backward pass keeps: all of it, its matrix products with weights, or its inputs alone."""
   if remat == 'none':
     return step
-  dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+  policies = jax.checkpoint_policies
+  dots = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable,
+                                          policies.save_only_these_names(layers.PRODUCT))
   return jax.checkpoint(step, policy=dots if remat == 'dots' else None)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from eagrl_jax.lm import lora, rope
 from eagrl_jax.lm.config import LMConfig
@@ -12,6 +13,8 @@ from eagrl_jax.lm.precision import widen
 from eagrl_jax.lm.project import project
 from eagrl_jax.mesh import constrain
 from eagrl_jax.types import Array, Params
+
+PRODUCT = 'product'  # what products with weights are called where `jax.checkpoint` cannot see that they are products
 
 
 def rms_norm(x: Array, gain: Array, eps: float) -> Array:
@@ -61,7 +64,8 @@ def finish(layer: Params, cfg: LMConfig, x: Array, mixed: Array) -> Array:
 
   def widened(name):
     out = project(y, layer[name].astype(y.dtype), ('embed', 'mlp'), lambda y, w: matmul(y, w, y.dtype))
-    return _with_adapter(out, layer, cfg, name, y)
+    # Named because a policy of `jax.checkpoint` sees no product behind matmul's own backward pass.
+    return _with_adapter(checkpoint_name(out, PRODUCT), layer, cfg, name, y)
 
   y = jax.nn.silu(widened('w_gate')) * widened('w_up')
   down = project(y, layer['w_down'].astype(y.dtype), ('mlp', 'embed'), jnp.matmul)

@@ -18,6 +18,7 @@ from eagrl_jax.mesh import RULES, constrain
 from eagrl_jax.types import Array, EagrlError
 
 SPLASH_BLOCK = 128  # its tiles; a prompt is padded to a multiple
+CUDNN_LEAST_CAPABILITY = 8  # Ampere
 CUDNN_MAX_HEAD = 128  # of its backward pass on every GPU that has one
 
 
@@ -40,8 +41,17 @@ def attend_prompt(q: Array, k: Array, v: Array, valid: Array, cfg: LMConfig) -> 
   return attention.causal(q[:, None], k[:, None], v[:, None], valid[:, None])[0][:, 0]
 
 
+def backend() -> str:
+  """JAX's name of the backend, or of a GPU for which cuDNN has no such kernel, another: AMD's, and before Ampere."""
+  name, device = jax.default_backend(), jax.local_devices()[0]
+  if name == 'gpu' and ('cuda' not in device.client.platform_version or
+                        int(device.compute_capability.partition('.')[0]) < CUDNN_LEAST_CAPABILITY):
+    return 'GPU for which cuDNN has no flash attention'
+  return name
+
+
 def check(attention: str, compute_dtype: str, backend: str) -> None:
-  """Refuses a kernel that was asked for and that the backend, one of JAX's names, does not have.
+  """Refuses a kernel that was asked for and that the backend, one of `backend()`, does not have.
 
   Raises:
     EagrlError: names `lm.attention` and what it needs.
@@ -53,8 +63,8 @@ def check(attention: str, compute_dtype: str, backend: str) -> None:
     raise EagrlError(f"lm.attention='splash' needs a TPU, not a {backend}; set --config.lm.attention=auto")
 
 
-def choose(cfg: LMConfig, q: Array, k: Array, backend: str | None = None) -> str:
-  """The kernel for these shapes: `cfg.attention`, or with 'auto' the one that the backend has and that takes them.
+def choose(cfg: LMConfig, q: Array, k: Array, on: str | None = None) -> str:
+  """The kernel for these shapes: `cfg.attention`, or with 'auto' the one that `backend()` has and that takes them.
 
   cuDNN computes in 16 bits only. Either kernel wants queries, keys and values cut alike: key-value heads must divide
   over the mesh that is set. A splash kernel runs whole on its device: the batch must, too.
@@ -64,10 +74,10 @@ def choose(cfg: LMConfig, q: Array, k: Array, backend: str | None = None) -> str
   """
   mesh = jax.sharding.get_abstract_mesh()
   if cfg.attention == 'auto':
-    backend, head = backend or jax.default_backend(), q.shape[-1]
-    if backend == 'gpu' and q.dtype.itemsize == 2 and head <= CUDNN_MAX_HEAD and head % 8 == 0:
+    on, head = on or backend(), q.shape[-1]
+    if on == 'gpu' and q.dtype.itemsize == 2 and head <= CUDNN_MAX_HEAD and head % 8 == 0:
       kernel = 'cudnn'
-    elif backend == 'tpu' and head % 64 == 0:
+    elif on == 'tpu' and head % 64 == 0:
       kernel = 'splash'
     else:
       return 'xla'

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-import jax
 from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -139,7 +138,7 @@ def _check_lm(c: ConfigDict) -> LMConfig | None:
   lm = c.lm
   fields.one_of('lm.compute_dtype', lm.compute_dtype, ('float32', 'bfloat16'))
   settings.tiny(c)
-  flash.check(lm.attention, lm.compute_dtype, jax.default_backend())
+  flash.check(lm.attention, lm.compute_dtype, flash.backend())
   if lm.checkpoint.endswith('.gguf') or not lm.checkpoint:
     fields.existing('lm.checkpoint', lm.checkpoint)
   if lm.lora_rank and lm.checkpoint == 'tiny':

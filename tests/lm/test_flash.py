@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -91,6 +92,20 @@ def test_the_device_chooses(backend, dtype, head, kernel):
   q = jax.ShapeDtypeStruct((2, 8, 4, head), jnp.dtype(dtype))
   assert flash.choose(CFG, q, q, backend) == kernel
   assert flash.choose(dataclasses.replace(CFG, attention='xla'), q, q, backend) == 'xla'
+
+
+@pytest.mark.parametrize(('version', 'capability', 'kernel'), [
+    ('PJRT C API\ncuda 12080', '9.0', 'cudnn'), ('cuda 12080', '8.0', 'cudnn'), ('cuda 12080', '10.0', 'cudnn'),
+    ('cuda 12080', '7.5', 'xla'), ('PJRT C API\nrocm 60300', 'gfx90a', 'xla')])
+def test_a_gpu_without_flash_attention_in_cudnn_takes_plain_attention(version, capability, kernel, monkeypatch):
+  device = types.SimpleNamespace(client=types.SimpleNamespace(platform_version=version), compute_capability=capability)
+  monkeypatch.setattr(flash.jax, 'default_backend', lambda: 'gpu')
+  monkeypatch.setattr(flash.jax, 'local_devices', lambda: [device])
+  q = jax.ShapeDtypeStruct((2, 8, 4, 64), jnp.bfloat16)
+  assert flash.choose(CFG, q, q) == kernel
+  if kernel == 'xla':
+    with pytest.raises(EagrlError, match='not a GPU for which cuDNN has no flash attention'):
+      flash.check('cudnn', 'bfloat16', flash.backend())
 
 
 @pytest.mark.parametrize(('attention', 'dtype', 'backend', 'words'), [

@@ -50,7 +50,8 @@ def test_packed_equals_unpacked_in_value_and_gradient(remat, chunk, monkeypatch)
 @pytest.mark.parametrize(('remat', 'kept'), [('none', True), ('dots', True), ('full', False)])
 def test_products_of_the_mlp_are_kept_but_where_whole_layers_are_computed_again(remat, kept):
   cfg = dataclasses.replace(ref.CFG, remat=remat)
-  saved = jax.tree.leaves(jax.eval_shape(lambda p: jax.vjp(functools.partial(shared_loss, cfg=cfg), p)[1], ref.params()))
+  backward = lambda p: jax.vjp(functools.partial(shared_loss, cfg=cfg), p)[1]
+  saved = jax.tree.leaves(jax.eval_shape(backward, ref.params()))
   states = [x.shape for x in saved if x.ndim >= 4 and x.shape[-1] == cfg.d_ff]  # [L, B, ..., F]; weights are [L, D, F]
   # Gate and up, of prompts and of answers.
   assert (len(states) >= 4) == kept and bool(states) == kept, states

@@ -82,14 +82,14 @@ def guarded_step(
   """
   norm = optax.tree.norm(grads)
   finite = jnp.isfinite(norm) & jnp.isfinite(loss)
-  updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-  params = optax.apply_updates(state.params, updates)
-  keep = lambda new, old: jnp.where(finite & counts, new, old)
-  state = state.replace(
-      params=jax.tree.map(keep, params, state.params),
-      opt_state=jax.tree.map(keep, opt_state, state.opt_state),
-      step=state.step + 1,
-  )
+
+  def apply(params, opt_state):
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  # A branch writes over the donated state; a choice of new or old by element would hold both.
+  params, opt_state = jax.lax.cond(finite & counts, apply, lambda *same: same, state.params, state.opt_state)
+  state = state.replace(params=params, opt_state=opt_state, step=state.step + 1)
   return state, {'grad_norm': norm, 'finite': finite.astype(jnp.float32)}
 
 

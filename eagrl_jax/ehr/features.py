@@ -14,6 +14,9 @@ from typing import Any
 from eagrl_jax.types import EagrlError
 
 MOST_DECIMALS = 6
+# UCUM's spellings (ucum.org), in small letters, and the usual ones.
+_UCUM = {'10*': '10^', '[hg]': 'hg', '[h2o]': 'h2o', '[iu]': 'iu', '[degf]': 'degf', '[lb_av]': 'lb', '[in_i]': 'in',
+         '/{1.73_m2}': '/1.73m2', '/1.73.m2': '/1.73m2'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +78,15 @@ def is_word(entry: str) -> bool:
 
 
 def plain_unit(unit: str) -> str:
-  """Spelling-insensitive form of a unit."""
-  return unit.replace('µ', 'u').replace('μ', 'u').replace('°', 'deg').replace(' ', '').lower()
+  """Spelling-insensitive form of a unit.
+
+  Of UCUM's annotations only one in place of a count goes, as in {beats}/min. One after a unit says of what it is: a
+  ug/mL{FEU} of D-dimer is about half a ug/mL{DDU}.
+  """
+  plain = unit.replace('µ', 'u').replace('μ', 'u').replace('°', 'deg').replace(' ', '').lower()
+  for ucum, usual in _UCUM.items():
+    plain = plain.replace(ucum, usual)
+  return 'degc' if plain == 'cel' else re.sub(r'^{[^{}]*}/', '/', plain)
 
 
 class FeatureTable:

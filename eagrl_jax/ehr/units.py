@@ -7,6 +7,8 @@ the laboratories mean its nitrogen.
 
 from __future__ import annotations
 
+import re
+
 from eagrl_jax.ehr.features import FeatureSpec, canonical, plain_unit
 
 # Units of one dimension, and how many of the first's each is.
@@ -16,7 +18,7 @@ _SUBSTANCE = {'mol/l': 1.0, 'mmol/l': 1e-3, 'umol/l': 1e-6, 'nmol/l': 1e-9}
 _DIMENSIONS = (
     _MASS, _SUBSTANCE,
     {'/l': 1.0, '10^12/l': 1e12, 'm/ul': 1e12, '10^6/ul': 1e12, '10^9/l': 1e9, 'k/ul': 1e9, '10^3/ul': 1e9,
-     '/ul': 1e6, '/mm3': 1e6, 'cells/nl': 1e9, 'cells/ul': 1e6},
+     '10^6/mm3': 1e12, '10^3/mm3': 1e9, '10^6/l': 1e6, '/ul': 1e6, '/mm3': 1e6, 'cells/nl': 1e9, 'cells/ul': 1e6},
     {'u/l': 1.0, 'iu/l': 1.0, 'u/ml': 1e3, 'iu/ml': 1e3},
     {'/min': 1.0, 'bpm': 1.0, 'beats/min': 1.0, 'breaths/min': 1.0, 'insp/min': 1.0},
     {'%': 1.0, 'fraction': 100.0},
@@ -24,7 +26,9 @@ _DIMENSIONS = (
     {'cm': 1.0, 'm': 100.0, 'mm': 0.1, 'in': 2.54, 'inch': 2.54},
     {'kg': 1.0, 'g': 1e-3, 'lb': 0.45359237, 'lbs': 0.45359237},
     {'mm/h': 1.0, 'mm/hr': 1.0}, {'s': 1.0, 'sec': 1.0, 'seconds': 1.0}, {'fl': 1.0, 'um3': 1.0})
-_CELSIUS = {'degc': (1.0, 0.0), 'c': (1.0, 0.0), 'degf': (5 / 9, -160 / 9), 'f': (5 / 9, -160 / 9)}
+_CELSIUS = {'degc': (1.0, 0.0), 'c': (1.0, 0.0), 'degf': (5 / 9, -160 / 9), 'f': (5 / 9, -160 / 9),
+            'k': (1.0, -273.15)}
+_UNITY = re.compile(r'1?|\[ph\]|{[^{}]*}')  # how UCUM writes that there is no unit: a pH, an INR, a score
 _CHARGE = {'meq/l': 'mmol/l'}  # which it is of ions of one charge
 _ONE_CHARGE = {canonical(n) for n in ('sodium', 'potassium', 'chloride', 'bicarbonate', 'base excess', 'anion gap')}
 _GRAMS_A_MOLE = {canonical(n): mass for n, mass in {
@@ -41,7 +45,7 @@ def into(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
 
   The unit is a row's, which may have any of the feature's names.
   """
-  if plain_unit(unit) == plain_unit(spec.unit):
+  if _same(unit, spec.unit):
     return 1.0, 0.0
   if (found := _accepted(spec, unit)) is not None:
     return found
@@ -50,8 +54,9 @@ def into(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
 
 
 def known(unit: str) -> bool:
-  """Whether this file knows the unit, of whatever feature."""
-  return any(plain_unit(unit) in units for units in (*_DIMENSIONS, _CELSIUS, _CHARGE))
+  """Whether this file knows the unit, of whatever feature. K alone may be potassium."""
+  plain = plain_unit(unit)
+  return plain != 'k' and any(plain in units for units in (*_DIMENSIONS, _CELSIUS, _CHARGE))
 
 
 def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
@@ -61,7 +66,7 @@ def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None
   """
   if spec.kind != to.kind:
     return None
-  if not spec.unit or plain_unit(spec.unit) == plain_unit(to.unit):
+  if not spec.unit or _same(spec.unit, to.unit):
     return 1.0, 0.0
   if (found := _accepted(to, spec.unit)) is not None:
     return found
@@ -85,6 +90,12 @@ def levels(spec: FeatureSpec, to: FeatureSpec) -> dict[float, float] | None:
   if all(n == other for n, other in found.items()) and (found or not taken):
     return {}
   return None if taken else found
+
+
+def _same(unit: str, other: str) -> bool:
+  """Whether two spellings are of one unit, or neither is of any."""
+  one, two = plain_unit(unit), plain_unit(other)
+  return one == two or bool(_UNITY.fullmatch(one) and _UNITY.fullmatch(two))
 
 
 def _accepted(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:

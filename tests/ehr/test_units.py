@@ -77,6 +77,44 @@ def test_features_that_two_cohorts_share_have_like_reference_ranges(one, two):
   assert found >= 14
 
 
+# UCUM's codes (ucum.org) of what wards and laboratories measure, beside a usual unit: (scale, offset) into it.
+UCUM = [('systolic pressure', 'mm[Hg]', 'mmHg', 1, 0), ('airway pressure', 'cm[H2O]', 'cmH2O', 1, 0),
+        ('temperature', 'Cel', 'degC', 1, 0), ('temperature', '[degF]', 'degC', 5 / 9, -160 / 9),
+        ('temperature', 'K', 'degC', 1, -273.15), ('platelets', '10*3/uL', 'K/uL', 1, 0),
+        ('platelets', '10*9/L', '10^9/L', 1, 0), ('red cells', '10*6/uL', '10^12/L', 1, 0),
+        ('red cells', '10*12/L', '10^12/L', 1, 0), ('red cells', '10*6/L', '10^12/L', 1e-6, 0),
+        ('lymphocytes', '{cells}/uL', '10^9/L', 1e-3, 0), ('weight', '[lb_av]', 'kg', 0.45359237, 0),
+        ('height', '[in_i]', 'cm', 2.54, 0), ('heart rate', '/min', '/min', 1, 0),
+        ('heart rate', '{beats}/min', 'bpm', 1, 0), ('respiratory rate', '{breaths}/min', '/min', 1, 0),
+        ('oxygen saturation', '%', '%', 1, 0), ('creatinine', 'umol/L', 'mg/dL', 113.12e-4, 0),
+        ('glucose', 'mmol/L', 'mmol/L', 1, 0), ('ferritin', 'ug/L', 'ng/mL', 1, 0), ('albumin', 'g/dL', 'g/L', 10, 0),
+        ('ALT', 'U/L', 'IU/L', 1, 0), ('ALT', '[IU]/L', 'U/L', 1, 0), ('antigen', '[iU]/mL', 'IU/mL', 1, 0),
+        ('sodium', 'meq/L', 'mmol/L', 1, 0), ('TSH', 'm[IU]/L', 'mIU/L', 1, 0),
+        ('eGFR', 'mL/min/{1.73_m2}', 'mL/min/1.73m2', 1, 0), ('eGFR', 'mL/min/1.73.m2', 'mL/min/1.73m2', 1, 0),
+        ('pH', '[pH]', '', 1, 0), ('INR', '{INR}', '', 1, 0), ('GCS', '{score}', '', 1, 0), ('INR', '1', '', 1, 0)]
+
+
+@pytest.mark.parametrize(('name', 'ucum', 'unit', 'scale', 'offset'), UCUM)
+def test_ucum_is_read_and_written(name, ucum, unit, scale, offset):
+  one, two = FeatureSpec(name, unit), FeatureSpec(name, ucum)
+  for found in (units.into(one, ucum), units.into(one, ucum.upper()), units.conversion(two, one)):
+    assert found == pytest.approx((scale, offset))
+  for back in (units.into(two, unit), units.conversion(one, two)) if unit else ():
+    assert back == pytest.approx((1 / scale, -offset / scale))
+
+
+@pytest.mark.parametrize(('name', 'unit', 'to'), [
+    ('D-dimer', 'ug/mL{FEU}', 'ug/mL'), ('D-dimer', 'ug/mL{FEU}', 'ug/mL{DDU}'), ('glucose', '{score}', 'mmol/L'),
+    ('glucose', '1', 'mmol/L'), ('weight', '[lb_tr]', 'kg'), ('INR', 'mm[Hg]', ''), ('potassium', 'K', 'mmol/L')])
+def test_ucum_that_says_something_else_is_none(name, unit, to):
+  assert units.into(FeatureSpec(name, to), unit) is None and units.conversion(
+      FeatureSpec(name, unit), FeatureSpec(name, to)) is None
+
+
+def test_the_letter_of_potassium_is_no_unit_of_whatever_feature():
+  assert units.known('Cel') and units.known('mm[Hg]') and not units.known('K')
+
+
 SI = {'': 1, 'd': 1e-1, 'c': 1e-2, 'm': 1e-3, 'u': 1e-6, 'n': 1e-9, 'p': 1e-12, 'k': 1e3}
 
 

@@ -1,7 +1,9 @@
 """Values that cannot stand beside each other in one patient at one time.
 
 Which of them is wrong cannot be told, so those that a rule names become missing; a total is its parts' sum where all
-of them are there. Rules hold for features that are spelt in a known way and have one unit.
+of them are there. Rules hold for features that are spelt in a known way, in the units that they are written for.
+Pressures without a unit are compared all the same: of one patient at one time they are in one unit. The dissociation
+curve needs its units.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from eagrl_jax.ehr.features import FeatureTable
+from eagrl_jax.ehr.features import FeatureTable, plain_unit
 from eagrl_jax.ehr.records import Cohort, Rejects
 
 _ROUNDING = 1.0  # mmHg by which a mean pressure may lie outside: each of the three is rounded
@@ -27,6 +29,7 @@ class Rule:
   wrong: Callable[..., np.ndarray]
   sql: str  # over r0, r1, ...
   aside: tuple[int, ...]
+  units: tuple[tuple[str, ...], ...]  # plain ones of each role
 
 
 def dissociation(po2: np.ndarray) -> np.ndarray:
@@ -34,6 +37,7 @@ def dissociation(po2: np.ndarray) -> np.ndarray:
   return 100 / (23400 / np.maximum(po2**3 + 150 * po2, 1e-9) + 1)
 
 
+_MMHG = ('mmhg', '')
 _PRESSURES = (
     ('pressure', ('systolic blood pressure', 'systolic pressure', 'systolic arterial pressure', 'SBP', 'SysABP'),
      ('diastolic blood pressure', 'diastolic pressure', 'diastolic arterial pressure', 'DBP', 'DiasABP'),
@@ -42,16 +46,18 @@ _PRESSURES = (
      ('non-invasive diastolic pressure', 'NIDiasABP'), ('non-invasive mean pressure', 'NIMAP')))
 
 RULES = (
-    *(Rule(f'systolic below diastolic {name}', (systolic, diastolic), lambda s, d: s < d, 'r0 < r1', (0, 1))
+    *(Rule(f'systolic below diastolic {name}', (systolic, diastolic), lambda s, d: s < d, 'r0 < r1', (0, 1),
+           (_MMHG,) * 2)
       for name, systolic, diastolic, _ in _PRESSURES),
     *(Rule(f'mean {name} not between diastolic and systolic', (mean, systolic, diastolic),
            lambda m, s, d: (s >= d) & ((m > s + _ROUNDING) | (m < d - _ROUNDING)),
-           f'r1 >= r2 AND (r0 > r1 + {_ROUNDING} OR r0 < r2 - {_ROUNDING})', (0,))
+           f'r1 >= r2 AND (r0 > r1 + {_ROUNDING} OR r0 < r2 - {_ROUNDING})', (0,), (_MMHG,) * 3)
       for name, systolic, diastolic, mean in _PRESSURES),
     Rule('partial pressure and saturation of oxygen exclude each other',
          (('PaO2', 'pO2'), ('oxygen saturation', 'SpO2', 'SaO2')),
          lambda p, s: np.abs(dissociation(p) - s) > _SATURATION,
-         f'abs(100 / (23400 / greatest(r0**3 + 150 * r0, 1e-9) + 1) - r1) > {_SATURATION}', (0, 1)))
+         f'abs(100 / (23400 / greatest(r0**3 + 150 * r0, 1e-9) + 1) - r1) > {_SATURATION}', (0, 1),
+         (('mmhg',), ('%',))))
 
 GCS = (('GCS total', 'Glasgow coma score', 'Glasgow coma scale total', 'GCS'),
        ('GCS eye opening', 'GCS eye', 'Glasgow coma scale eye opening'),
@@ -61,11 +67,10 @@ GCS_REASON = 'GCS total is not the sum of its parts, made the sum'
 
 
 def applicable(features: FeatureTable) -> Iterator[tuple[Rule, list[int]]]:
-  """Rules whose features are all in the table, with their ids."""
+  """Rules whose features are all in the table in the rules' units, with their ids."""
   for rule in RULES:
     found = find(features, rule.roles)
-    units = {features[f].unit for f in found}
-    if len(found) == len(rule.roles) and (units == {'mmHg'} or units == {'mmHg', '%'}):
+    if len(found) == len(rule.roles) and all(plain_unit(features[f].unit) in u for f, u in zip(found, rule.units)):
       yield rule, found
 
 

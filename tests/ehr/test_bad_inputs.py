@@ -562,6 +562,7 @@ def test_18_an_outcome_that_hangs_on_the_sex_is_a_warning(tmp_path, caplog):
 PRESSURES = tuple(FeatureSpec(n, 'mmHg') for n in ('SBP', 'DBP', 'MAP'))
 GCS = tuple(FeatureSpec(n) for n in ('GCS total', 'GCS eye opening', 'GCS motor response', 'GCS verbal response'))
 OXYGEN = (FeatureSpec('PaO2', 'mmHg'), FeatureSpec('SpO2', '%'))
+in_units = lambda specs, *units: tuple(dataclasses.replace(s, unit=u) for s, u in zip(specs, units))
 
 
 @pytest.mark.parametrize(('specs', 'values', 'kept', 'reason'), [
@@ -570,7 +571,14 @@ OXYGEN = (FeatureSpec('PaO2', 'mmHg'), FeatureSpec('SpO2', '%'))
     (PRESSURES, (120, None, 175), (120, 175), ''),
     (GCS, (15, 4, 6, 5), (15, 4, 6, 5), ''), (GCS, (15, 2, 6, 4), (12, 2, 6, 4), 'GCS total is not the sum'),
     (GCS, (15, 2, 6, None), (15, 2, 6), ''),
-    (OXYGEN, (95, 97), (95, 97), ''), (OXYGEN, (300, 50), (), 'exclude each other')])
+    (OXYGEN, (95, 97), (95, 97), ''), (OXYGEN, (300, 50), (), 'exclude each other'),
+    (in_units(PRESSURES, 'mm[Hg]', 'mm Hg', 'mm[Hg]'), (60, 90, 75), (75,), 'systolic below diastolic'),
+    (in_units(PRESSURES, '', '', ''), (60, 90, 75), (75,), 'systolic below diastolic'),
+    (in_units(PRESSURES, '', 'mmHg', ''), (110, 70, 175), (110, 70), 'mean pressure not between'),
+    (in_units(PRESSURES, 'kPa', 'mmHg', 'mmHg'), (15, 70, 90), (15, 70, 90), ''),
+    (in_units(OXYGEN, 'mm[Hg]', '%'), (300, 50), (), 'exclude each other'),
+    (in_units(OXYGEN, 'kPa', '%'), (10, 97), (10, 97), ''),
+    (in_units(OXYGEN, '', '%'), (10, 97), (10, 97), '')])  # kPa, for all that is known
 def test_19_values_that_contradict_each_other(specs, values, kept, reason):
   cohort, count, aside = checked([(0, 3, f, float(v)) for f, v in enumerate(values) if v is not None]
                                  + [(p, 9, 0, 100.0) for p in range(3)], *specs)

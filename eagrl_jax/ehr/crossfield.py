@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from eagrl_jax.ehr import concepts
 from eagrl_jax.ehr.features import FeatureTable, plain_unit
 from eagrl_jax.ehr.records import Cohort, Rejects
 
@@ -38,12 +39,8 @@ def dissociation(po2: np.ndarray) -> np.ndarray:
 
 
 _MMHG = ('mmhg', '')
-_PRESSURES = (
-    ('pressure', ('systolic blood pressure', 'systolic pressure', 'systolic arterial pressure', 'SBP', 'SysABP'),
-     ('diastolic blood pressure', 'diastolic pressure', 'diastolic arterial pressure', 'DBP', 'DiasABP'),
-     ('mean blood pressure', 'mean arterial pressure', 'MAP', 'MBP')),
-    ('non-invasive pressure', ('non-invasive systolic pressure', 'NISysABP'),
-     ('non-invasive diastolic pressure', 'NIDiasABP'), ('non-invasive mean pressure', 'NIMAP')))
+_PRESSURES = (('pressure', concepts.SYSTOLIC, concepts.DIASTOLIC, concepts.MEAN),
+              ('non-invasive pressure', concepts.CUFF_SYSTOLIC, concepts.CUFF_DIASTOLIC, concepts.CUFF_MEAN))
 
 RULES = (
     *(Rule(f'systolic below diastolic {name}', (systolic, diastolic), lambda s, d: s < d, 'r0 < r1', (0, 1),
@@ -59,10 +56,6 @@ RULES = (
          f'abs(100 / (23400 / greatest(r0**3 + 150 * r0, 1e-9) + 1) - r1) > {_SATURATION}', (0, 1),
          (('mmhg',), ('%',))))
 
-GCS = (('GCS total', 'Glasgow coma score', 'Glasgow coma scale total', 'GCS'),
-       ('GCS eye opening', 'GCS eye', 'Glasgow coma scale eye opening'),
-       ('GCS motor response', 'GCS motor', 'Glasgow coma scale motor response'),
-       ('GCS verbal response', 'GCS verbal', 'Glasgow coma scale verbal response'))
 GCS_REASON = 'GCS total is not the sum of its parts, made the sum'
 
 
@@ -76,7 +69,7 @@ def applicable(features: FeatureTable) -> Iterator[tuple[Rule, list[int]]]:
 
 def find(features: FeatureTable, roles: tuple[tuple[str, ...], ...]) -> list[int]:
   """Id of every role's feature; fewer than roles where one is absent."""
-  found = [next((f for name in names if (f := features.find(name)) is not None), None) for names in roles]
+  found = [concepts.find(features, names) for names in roles]
   return [f for f in found if f is not None]
 
 
@@ -100,8 +93,8 @@ def apply(cohort: Cohort) -> tuple[Cohort, list[tuple[str, int, str]]]:
         reason[rows[role][wrong]] = rule.reason
   drop, value = reason != '', cohort.value.copy()
   censor = None if cohort.censor is None else cohort.censor.copy()
-  parts = find(cohort.features, GCS)
-  if len(parts) == len(GCS):
+  parts = find(cohort.features, concepts.GCS)
+  if len(parts) == len(concepts.GCS):
     total, *three = _together(cohort, moment, parts)
     true = sum(cohort.value[r] for r in three)
     wrong = cohort.value[total] != true

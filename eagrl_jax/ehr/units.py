@@ -62,9 +62,10 @@ def known(unit: str) -> bool:
 def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None:
   """(scale, offset) from one spec's unit to another's for the same feature; None where nothing says how.
 
-  A value without a unit is taken to be in the other's. What the specs say comes before what this file knows.
+  A value without a unit is taken to be in the other's. What the specs say comes before what this file knows. A number
+  and levels are the same only where the levels' words are their numbers, as those of a coma score.
   """
-  if spec.kind != to.kind:
+  if spec.kind != to.kind and not (_words_are_numbers(spec) or _words_are_numbers(to)):
     return None
   if not spec.unit or _same(spec.unit, to.unit):
     return 1.0, 0.0
@@ -90,6 +91,10 @@ def levels(spec: FeatureSpec, to: FeatureSpec) -> dict[float, float] | None:
   if all(n == other for n, other in found.items()) and (found or not taken):
     return {}
   return None if taken else found
+
+
+def _words_are_numbers(spec: FeatureSpec) -> bool:
+  return bool(spec.levels) and all(word == f'{n:g}' for n, word in spec.levels)
 
 
 def _same(unit: str, other: str) -> bool:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from eagrl_jax.ehr import units, validation
+from eagrl_jax.ehr import concepts, units, validation
 from eagrl_jax.ehr.features import FeatureTable, canonical
 from eagrl_jax.ehr.records import KNOWN_LATE, Cohort, hashed_order
 from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
@@ -43,26 +43,39 @@ class Match:
             + f'; {self.unknown} of the data are unknown to the run and ignored')
 
 
-@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
-def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
-  """A cohort on another feature table: by name or alias, in its units and within its hard ranges.
+def meet(features: FeatureTable, table: FeatureTable) -> dict[int, int]:
+  """Feature of a run's table -> the feature of another that is the same: by name, else alias, else `ehr.concepts`.
 
-  A unit is converted where either table or `ehr.units` says how. A value without a unit is taken to be in the run's, as
-  by every source. Levels that the run numbers otherwise go by their words; what is none of them is missing. Of two
-  features that mean the same one, that of the same name is used, else the first.
-
-  Raises:
-    EagrlError: nothing is mapped.
+  Of two that mean the same one, that of the same name is used, else the first; for a concept, the one that stands for
+  it, so a pressure by a cuff only where its table has no other.
   """
-  chosen: dict[int, int] = {}  # run's feature -> the cohort's
+  chosen: dict[int, int] = {}
   own = {canonical(spec.name): i for i, spec in enumerate(table)}
-  same = [own.get(canonical(spec.name)) for spec in cohort.features]
-  by_name = [table.find(spec.name) for spec in cohort.features]
-  by_alias = [next((i for a in spec.aliases if (i := table.find(a)) is not None), None) for spec in cohort.features]
+  same = [own.get(canonical(spec.name)) for spec in features]
+  by_name = [table.find(spec.name) for spec in features]
+  by_alias = [next((i for a in spec.aliases if (i := table.find(a)) is not None), None) for spec in features]
   for found in (same, by_name, by_alias):
     for f, i in enumerate(found):
       if i is not None and f not in chosen.values():
         chosen.setdefault(i, f)
+  for spellings in concepts.CONCEPTS:
+    theirs, ours = concepts.find(features, spellings), concepts.find(table, spellings)
+    if theirs is not None and ours is not None and theirs not in chosen.values():
+      chosen.setdefault(ours, theirs)
+  return chosen
+
+
+@np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
+def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
+  """A cohort on another feature table, see `meet`, in its units and within its hard ranges.
+
+  A unit is converted where either table or `ehr.units` says how. A value without a unit is taken to be in the run's, as
+  by every source. Levels that the run numbers otherwise go by their words; what is none of them is missing.
+
+  Raises:
+    EagrlError: nothing is mapped.
+  """
+  chosen = meet(cohort.features, table)
   change = {i: units.conversion(cohort.features[f], table[i]) for i, f in chosen.items()}
   levels = {i: units.levels(cohort.features[f], table[i]) for i, f in chosen.items()}
   mapped = [i for i in sorted(chosen) if change[i] is not None and levels[i] is not None]

@@ -571,6 +571,7 @@ in_units = lambda specs, *units: tuple(dataclasses.replace(s, unit=u) for s, u i
     (PRESSURES, (120, None, 175), (120, 175), ''),
     (GCS, (15, 4, 6, 5), (15, 4, 6, 5), ''), (GCS, (15, 2, 6, 4), (12, 2, 6, 4), 'GCS total is not the sum'),
     (GCS, (15, 2, 6, None), (15, 2, 6), ''),
+    ((FeatureSpec('Glasgow coma scale'), *GCS[1:]), (15, 2, 6, 4), (12, 2, 6, 4), 'GCS total is not the sum'),
     (OXYGEN, (95, 97), (95, 97), ''), (OXYGEN, (300, 50), (), 'exclude each other'),
     (in_units(PRESSURES, 'mm[Hg]', 'mm Hg', 'mm[Hg]'), (60, 90, 75), (75,), 'systolic below diastolic'),
     (in_units(PRESSURES, '', '', ''), (60, 90, 75), (75,), 'systolic below diastolic'),

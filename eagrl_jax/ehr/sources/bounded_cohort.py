@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from eagrl_jax.ehr import crossfield, sentinels, validation
+from eagrl_jax.ehr import concepts, crossfield, sentinels, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.records import Cohort, Rejects, hashed_order
 from eagrl_jax.ehr.sources.bounded import Grid, Steps, count, quoted, reading
@@ -251,8 +251,8 @@ def _contradictions(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps
 
 def _totals(db: duckdb.DuckDBPyConnection, features: FeatureTable, steps: Steps) -> None:
   """A coma score's total becomes the sum of its parts where all of them are there."""
-  parts = crossfield.find(features, crossfield.GCS)
-  if len(parts) < len(crossfield.GCS):
+  parts = crossfield.find(features, concepts.GCS)
+  if len(parts) < len(concepts.GCS):
     return
   db.execute('CREATE TABLE sums AS SELECT * FROM (SELECT patient, hour, r0, CAST(r1 AS FLOAT) + CAST(r2 AS FLOAT) + '
              f'CAST(r3 AS FLOAT) AS total FROM {_together(parts)}) WHERE r0 <> total')

@@ -31,6 +31,8 @@ _CELSIUS = {'degc': (1.0, 0.0), 'c': (1.0, 0.0), 'degf': (5 / 9, -160 / 9), 'f':
 _UNITY = re.compile(r'1?|\[ph\]|{[^{}]*}')  # how UCUM writes that there is no unit: a pH, an INR, a score
 _CHARGE = {'meq/l': 'mmol/l'}  # which it is of ions of one charge
 _ONE_CHARGE = {canonical(n) for n in ('sodium', 'potassium', 'chloride', 'bicarbonate', 'base excess', 'anion gap')}
+_BY_VOLUME = {'%': 'g/dl'}  # of the haemoglobin in red cells, weight by volume
+_IN_CELLS = {canonical(n) for n in ('mean corpuscular hemoglobin concentration', 'MCHC')}
 _GRAMS_A_MOLE = {canonical(n): mass for n, mass in {
     'creatinine': 113.12, 'glucose': 180.16, 'lactate': 90.08, 'urea nitrogen': 28.013, 'blood urea nitrogen': 28.013,
     'bilirubin': 584.66, 'total bilirubin': 584.66, 'direct bilirubin': 584.66, 'indirect bilirubin': 584.66,
@@ -137,6 +139,8 @@ def _between(unit: str, to: str, grams: float | None, to_grams: float | None, na
     return scale / other, (offset - other_offset) / other
   if not _ONE_CHARGE.isdisjoint(names):
     a, b = (_CHARGE.get(u, u) for u in (a, b))
+  if not _IN_CELLS.isdisjoint(names):
+    a, b = (_BY_VOLUME.get(u, u) for u in (a, b))
   for dimension in _DIMENSIONS:
     if a in dimension and b in dimension:
       return dimension[a] / dimension[b], 0.0

@@ -13,11 +13,12 @@ from eagrl_jax.stages.memory import Moment
 Fields = dict[str, tuple[str, ...]]  # part -> those that shrink it, the first of them that still can
 WHOLE: Fields = {'weights': ('mesh.fsdp', 'lm.lora_rank', 'lm.compute_dtype')}
 TRAINED: Fields = WHOLE | {'optimiser': ('mesh.fsdp', 'lm.lora_rank')}
+DIFFERENTIATED: Fields = TRAINED | {'gradients': ('mesh.fsdp', 'lm.lora_rank')}
 REFERENCE: Fields = {'reference': ('rl.kl', 'mesh.fsdp', 'lm.lora_rank')}
 
 
 def _update(micro: str) -> Fields:
-  return TRAINED | {'activations': (micro, 'lm.remat', 'mesh.fsdp')}
+  return DIFFERENTIATED | {'activations': (micro, 'lm.remat', 'mesh.fsdp')}
 
 
 def _read(*fields: str) -> Fields:

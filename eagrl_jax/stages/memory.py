@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eagrl_jax.lm import model
+from eagrl_jax.lm import lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.stages import graph, programs, settings
 from eagrl_jax.stages.programs import Lesson, Sizes
@@ -67,11 +67,13 @@ def moment(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str, wh
   elif what == 'search':
     parts = search_parts(c, lm, mesh, sizes)
   elif stage == 'rl':
-    parts = planned(programs.rl_step(c, lm, mesh, sizes), lm, mesh)
+    batch = c.rl.prompts // c.rl.minibatches
+    parts = planned(programs.rl_step(c, lm, mesh, sizes), lm, mesh, batch > c.rl.micro_batch)
   else:
     trajectories = Lesson(c.sft.batch, c.sft.micro_batch, c.search.top_k, sizes.prompt, sizes.trajectory)
     lesson = trajectories if stage == 'sft' else sizes.lessons[what]
-    parts = planned(programs.supervised_step(c, lm, mesh, stage, lesson), lm, mesh)
+    step = programs.supervised_step(c, lm, mesh, stage, lesson)
+    parts = planned(step, lm, mesh, lesson.batch > lesson.micro)
   return Moment(stage, what, held_by(c, lm, mesh, stage) | parts)
 
 
@@ -85,9 +87,20 @@ def held_by(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str) -> dict[str, in
   return held | ({'reference': local_bytes(state.params)} if stage == 'rl' and c.rl.kl else {})
 
 
-def planned(step: Any, lm: LMConfig, mesh: Mesh) -> dict[str, int]:
-  """What a compiled update needs beside its arguments."""
-  return {'activations': step.memory_analysis().temp_size_in_bytes + unplanned(lm, mesh)}
+def planned(step: Any, lm: LMConfig, mesh: Mesh, in_parts: bool) -> dict[str, int]:
+  """What a compiled update needs beside its arguments.
+
+  Args:
+    in_parts: a part of the batch at a time, whose gradients are added to those of the parts before.
+  """
+  temporary = step.memory_analysis().temp_size_in_bytes + unplanned(lm, mesh)
+  gradients = min(temporary, (2 if in_parts else 1) * trained_bytes(lm, mesh))
+  return {'gradients': gradients, 'activations': temporary - gradients}
+
+
+def trained_bytes(lm: LMConfig, mesh: Mesh) -> int:
+  """Bytes of the weights that a stage trains, and of their gradients."""
+  return local_bytes(lora.split(model.abstract(lm, mesh), lm)[0])
 
 
 def unplanned(lm: LMConfig, mesh: Mesh) -> int:

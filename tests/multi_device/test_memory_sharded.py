@@ -79,7 +79,8 @@ def check(workdir: str) -> None:
   with jax.set_mesh(two):
     wider = memory.moment(c, lm, two, sizes, 'rl', 'update')
     assert advice.change(c, lm, two, wider, 'mesh.fsdp') == {'mesh.fsdp': 4}
-  assert seen[0][0] + memory.unplanned(lm, mesh) < wider.parts['activations']
+  assert seen[0][0] + memory.unplanned(lm, mesh) < wider.parts['gradients'] + wider.parts['activations']
+  assert memory.trained_bytes(lm, mesh) < memory.trained_bytes(lm, two)
   lm, c.rl.kl = dataclasses.replace(lm, compute_dtype='bfloat16'), 0.1
   for stage in ('sft', 'rl', 'evaluate'):
     more, less = ((memory.held_by(c, lm, m, stage) | {'copy': memory.used_bytes(lm, m)}) for m in (two, mesh))

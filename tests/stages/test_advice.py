@@ -40,6 +40,8 @@ def counted(c: ConfigDict, stage: str, what: str, part: str) -> int:
   lm, mesh = settings.shaped(WIDE, c), make_mesh()
   if part == 'copy':
     return memory.used_bytes(lm, mesh)
+  if part == 'gradients':
+    return memory.trained_bytes(lm, mesh)
   if part == 'KV':
     return (memory.search_kv(c, lm, mesh, SIZES) if what == 'search' else
             memory.rollout_kv(c, lm, mesh, SIZES, stage))
@@ -92,6 +94,16 @@ def test_a_field_that_is_named_makes_the_whole_moment_smaller(stage, what, field
   configs = both(config, stage, what, 'activations', field)
   before, after = (moment(stage, what, c.to_json_best_effort()).total for c in configs)
   assert after < before
+
+
+def test_where_weights_weigh_most_no_smaller_batch_is_advised(config):
+  """Gradients and their sum over parts are as large as the weights, whatever the micro-batch."""
+  lm = dataclasses.replace(WIDE, n_layers=8)
+  tiny = dataclasses.replace(SIZES, prompt=16)
+  found = [memory.moment(changed(config, **{'rl.max_new': 4, 'rl.micro_batch': micro}), lm, make_mesh(), tiny, 'rl',
+                         'update') for micro in (2, 1)]
+  assert found[1].total > 0.95 * found[0].total and found[0].parts['gradients'] > found[0].parts['activations']
+  assert 'lm.lora_rank' in advice.advice(config, lm, make_mesh(), found[0])
 
 
 def test_every_part_of_every_moment_has_its_fields(config):

@@ -172,19 +172,34 @@ class _Tensors:
 
 
 def inspect(path: str | Path) -> LMConfig | None:
-  """The shape in a local checkpoint's config.json, once its weight files have shown that they can be opened.
+  """The shape in a checkpoint's config.json, once its weight files have shown that they can be opened.
 
-  None for a hub name, which is not downloaded here.
+  None for a hub name that was not downloaded whole before; nothing is downloaded here.
 
   Raises:
     EagrlError: neither a directory nor a possible hub name, or a broken file.
   """
-  directory = _local(path)
+  local = _local(path)
+  directory = local or _downloaded(str(path))
   if directory is None:
     return None
-  cfg, tensors = checkpoint_config.from_hf(_json(directory / 'config.json')), _Tensors(directory)
-  tensors.open_all()
+  cfg = checkpoint_config.from_hf(_json(directory / 'config.json'))
+  try:
+    tensors = _Tensors(directory)
+    tensors.open_all()
+  except EagrlError:
+    if local is None:  # `load_hf` completes what was broken off, or says what is wrong with it
+      return None
+    raise
   return _as_stored(cfg, tensors)
+
+
+def _downloaded(name: str) -> Path | None:
+  """Where a hub name's files are since an earlier download; nothing reaches the network."""
+  import huggingface_hub
+
+  config = huggingface_hub.try_to_load_from_cache(name, 'config.json')
+  return Path(config).parent if isinstance(config, str) else None
 
 
 def _local(path: str | Path) -> Path | None:

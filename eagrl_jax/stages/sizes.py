@@ -32,7 +32,7 @@ READ = 20  # tokens of a rule-written question and what the record says to it: 1
 
 
 def policy_shape(c: ConfigDict) -> LMConfig | None:
-  """The policy's shape; None for a hub name, which a dry run does not download."""
+  """The policy's shape; None for a hub name that is still to be downloaded."""
   if c.lm.checkpoint == 'tiny':
     return settings.tiny(c)
   if c.lm.checkpoint.endswith('.gguf'):

@@ -11,7 +11,7 @@ import pathlib
 import weakref
 
 import gguf
-import huggingface_hub
+import huggingface_hub.constants
 import jax
 import lm_reference as ref
 import ml_dtypes
@@ -181,6 +181,23 @@ def test_a_head_that_is_stored_is_used_though_the_config_ties_it(tokenizer, tmp_
     assert [r.getMessage() for r in caplog.records] == [
         'own: tie_word_embeddings is true, but a head of its own is stored, and used'] * (tied == cfg)
     assert_same(loaded, {k: x for k, x in params.items() if k != 'lm_head' or tied == cfg})
+
+
+def test_a_hub_name_has_a_shape_once_it_was_downloaded_whole(tokenizer, tmp_path, monkeypatch):
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+  assert hf_io.inspect('me/tiny') is None
+  (tmp_path / 'models--me--tiny' / 'refs').mkdir(parents=True)
+  (tmp_path / 'models--me--tiny' / 'refs' / 'main').write_text('abc')
+  snapshot = tmp_path / 'models--me--tiny' / 'snapshots' / 'abc'
+  hf_io.save_hf(snapshot, random_params(ref.CFG), ref.CFG, tokenizer)
+  assert hf_io.inspect('me/tiny') == ref.CFG
+  weights = (snapshot / hf_io.WEIGHTS).read_bytes()
+  (snapshot / hf_io.WEIGHTS).unlink()
+  assert hf_io.inspect('me/tiny') is None  # the download was broken off
+  (snapshot / hf_io.WEIGHTS).write_bytes(weights)
+  edit(snapshot / 'config.json', model_type='gpt2')
+  with pytest.raises(EagrlError, match='gpt2'):
+    hf_io.inspect('me/tiny')
 
 
 def test_of_a_file_and_an_index_the_file_is_read(tokenizer, tmp_path):

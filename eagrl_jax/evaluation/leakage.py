@@ -53,7 +53,8 @@ def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: 
   if after_stay is not None:
     checks.append(_count(f'{unit} with inputs after the end of their stay', after_stay > 0,
                          'inputs are later than discharge or death, and may tell of it'))
-  checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in attrition if step in LATE_STEPS]
+  late = lambda step: step.rpartition(': ')[2] in LATE_STEPS  # behind the name of a table, where a source reads several
+  checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in attrition if late(step)]
   checks += [Check(f'kept: {step}', float(n), None, 'where it is the end of a stay, a short record tells the outcome')
              for step, n, _ in attrition if step == ENDS_EARLY]
   checks.append(_order(subject_id, label, resamples))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 
+import mimic4_fixture
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,8 @@ import test_meds
 from configs import defaults
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.ehr.records import LATE_STEPS
-from eagrl_jax.ehr.sources import synthetic
+from eagrl_jax.ehr.sources import mimic4, synthetic
+from eagrl_jax.ehr.sources.bounded import Grid
 from eagrl_jax.evaluation import leakage
 from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import beside, checks, prepare
@@ -161,3 +163,17 @@ def test_the_audit_says_what_is_in_one_split_alone(tmp_path, monkeypatch):
     config.data.source = source
     checks = beside.audit(context, data, {'rl': np.linspace(0, 1, len(data.splits.test))}, data.splits.test)
     assert [check['name'] for check in checks if 'two splits' in check['name']] == [f'{unit} in two splits']
+
+
+def test_the_audit_shows_late_rows_of_every_table(tmp_path, monkeypatch):
+  monkeypatch.setattr(leakage, 'PERMUTATIONS', 2)
+  config = defaults.get_config('mimic4')
+  config.evaluate.bootstrap = 20
+  cohort = mimic4.load(mimic4_fixture.write(tmp_path), task='mortality', index='icu', grid=Grid(6.0, 'last', 48.0))
+  everybody = np.arange(len(cohort))  # five, of whom two die: too few for parts
+  data = data_lib.Data(cohort, data_lib.grid(cohort, config.data), splits.Splits(everybody, everybody[:0], everybody),
+                       None)
+  context = Context(config, tmp_path, local_mesh(1))
+  checks = beside.audit(context, data, {'rl': np.linspace(0, 1, len(cohort))}, everybody)
+  assert {c['name']: c['value'] for c in checks if c['name'].startswith('dropped')} == {
+      'dropped: chartevents: after the window': 3, 'dropped: labevents: charted in the window, stored after it': 1}

@@ -82,6 +82,14 @@ def origin(cohort_sha256: str, train_ids: np.ndarray) -> str:
   return hashlib.sha256('\n'.join([cohort_sha256, *sorted(map(str, train_ids))]).encode()).hexdigest()
 
 
+def differing(a: Statistics, b: Statistics) -> tuple[str, ...]:
+  """Features, and 'age', whose statistics are not the same, of one feature table."""
+  near = lambda x, y: np.abs(x - y) <= 1e-4 * b.std  # machines add in different orders
+  same = near(a.mean, b.mean) & near(a.std, b.std) & near(a.median, b.median) & (a.n == b.n)
+  age = np.allclose((a.age_mean, a.age_std), (b.age_mean, b.age_std), rtol=1e-4)
+  return (*(name for name, equal in zip(a.names, same) if not equal), *(() if age else ('age',)))
+
+
 def _varies(x: np.ndarray) -> bool:
   return len(x) > 0 and float(np.ptp(x)) > 1e-6 * (1 + float(np.abs(x).max()))
 

@@ -29,41 +29,83 @@ class Check:
   warning: str  # '' = nothing to say
 
 
-def audit(*, subject_id: np.ndarray, label: np.ndarray, age: np.ndarray, table: baselines.Table, hours: np.ndarray,
-          events: np.ndarray, begins: np.ndarray, window: float, after_stay: np.ndarray | None,
-          splits: dict[str, np.ndarray], attrition: tuple[tuple[str, int, str], ...], model_auroc: float, seed: int,
-          unit: str = 'patients', resamples: int = 1000) -> list[Check]:
-  """Runs every check.
+@dataclasses.dataclass(frozen=True)
+class Shown:
+  """N patients by what the models are shown of them, and by what could give the outcome away."""
+
+  subject_id: np.ndarray  # [N]
+  label: np.ndarray  # [N]
+  age: np.ndarray  # [N], NaN unknown
+  table: baselines.Table
+  hours: np.ndarray  # [N] latest input time
+  events: np.ndarray  # [N] inputs a patient
+  begins: np.ndarray  # [N] hour at which the last visit that is shown begins
+  after_stay: np.ndarray | None  # [N] inputs later than the end of the stay; None where no source says when stays end
+  attrition: tuple[tuple[str, int, str], ...]  # the source's, of which `LATE_STEPS` and `ENDS_EARLY` are shown
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+  """How scores are set beside those of the models."""
+
+  window: float  # prediction time in hours, 0 = whole record
+  model_auroc: float  # of the best model on the patients that are judged; NaN to compare with none
+  seed: int
+  unit: str = 'patients'  # what an id names, or 'stays', of which several may be one patient's
+  resamples: int = 1000
+
+
+def audit(shown: Shown, splits: dict[str, np.ndarray], strays: int, terms: Terms) -> list[Check]:
+  """Every check of a cohort.
 
   Args:
-    subject_id: `[N]`. label: `[N]`. age: `[N]`, NaN unknown.
-    hours: `[N]` latest input time; events: `[N]` inputs a patient.
-    begins: `[N]` hour at which the last visit that is shown begins; window: prediction time in hours, 0 = whole record.
-    after_stay: `[N]` inputs later than the end of the stay; None where no source says when stays end.
-    splits: rows by name; 'train' and 'test' are read for the baselines.
-    attrition: the source's own counts, of which `LATE_STEPS` and `ENDS_EARLY` are shown.
-    model_auroc: of the best model on test; NaN to compare with none.
-    unit: what an id names, 'patients' | 'stays', of which several may be one patient's.
+    splits: rows by name; what is fitted is fitted on 'train' and judged on 'test'.
+    strays: inputs whose statistics are not those of the train patients.
   """
-  train, test = splits['train'], splits['test']
-  checks = [_overlap(subject_id, splits, unit)]
-  if window:
-    checks.append(_count(f'{unit} with a visit after the prediction time', begins >= window,
+  return [_overlap(shown.subject_id, splits, terms.unit), _normaliser(strays), *_of_cohort(shown, terms),
+          *_of_scores((shown,), splits['train'], splits['test'], terms)]
+
+
+def audit_elsewhere(home: Shown, learnt_from: np.ndarray, train: np.ndarray, strays: int, other: Shown,
+                    terms: Terms) -> list[Check]:
+  """Every check of another cohort: times, dropped rows and ids are its own, what is fitted is fitted at home.
+
+  Args:
+    learnt_from: rows of `home` that train or validate, `train` those that train.
+    strays: as of `audit`.
+    other: on the features of `home`; all of it is judged.
+  """
+  ids = np.isin(other.subject_id.astype(str), home.subject_id[learnt_from].astype(str))
+  known = _count('ids that train or validation patients of the run have too', ids, 'taken for those of others')
+  rows = len(home.label) + np.arange(len(other.label))
+  return [known, _normaliser(strays), *_of_cohort(other, terms), *_of_scores((home, other), train, rows, terms)]
+
+
+def _of_cohort(shown: Shown, terms: Terms) -> list[Check]:
+  """Times against the prediction and the end of the stay, what was dropped as too late, the order of the ids."""
+  checks = []
+  if terms.window:
+    checks.append(_count(f'{terms.unit} with a visit after the prediction time', shown.begins >= terms.window,
                          'inputs are later than the prediction time'))
-  if after_stay is not None:
-    checks.append(_count(f'{unit} with inputs after the end of their stay', after_stay > 0,
+  if shown.after_stay is not None:
+    checks.append(_count(f'{terms.unit} with inputs after the end of their stay', shown.after_stay > 0,
                          'inputs are later than discharge or death, and may tell of it'))
   late = lambda step: step.rpartition(': ')[2] in LATE_STEPS  # behind the name of a table, where a source reads several
-  checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in attrition if late(step)]
+  checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in shown.attrition if late(step)]
   checks += [Check(f'kept: {step}', float(n), None, 'where it is the end of a stay, a short record tells the outcome')
-             for step, n, _ in attrition if step == ENDS_EARLY]
-  checks.append(_order(subject_id, label, resamples))
-  checks.append(_permuted(table, label, train, test, seed))
-  column = lambda v: np.asarray(v, np.float64)[:, None]
-  for name, x in (('missingness alone', (table.measured > 0).astype(np.float64)), ('age alone', column(age)),
-                  ('record length alone', np.stack([hours, events], 1).astype(np.float64))):
-    prob = baselines.fitted('logistic', x, label, train, test, seed)
-    checks.append(_judged(name, label[test], prob, resamples, model_auroc))
+             for step, n, _ in shown.attrition if step == ENDS_EARLY]
+  return [*checks, _order(shown.subject_id, shown.label, terms.resamples)]
+
+
+def _of_scores(parts: tuple[Shown, ...], train: np.ndarray, rows: np.ndarray, terms: Terms) -> list[Check]:
+  """Fitted on `train`, judged on `rows`, both of all `parts` one behind the other."""
+  joined = lambda get: np.concatenate([np.asarray(get(part), np.float64) for part in parts])
+  label, table = joined(lambda p: p.label).astype(int), joined(lambda p: p.table.x)
+  checks = [_permuted(table, label, train, rows, terms.seed)]
+  for name, columns in (('missingness alone', lambda p: p.table.measured > 0), ('age alone', lambda p: p.age[:, None]),
+                        ('record length alone', lambda p: np.stack([p.hours, p.events], 1))):
+    prob = baselines.fitted('logistic', joined(columns), label, train, rows, terms.seed)
+    checks.append(_judged(name, label[rows], prob, terms.resamples, terms.model_auroc))
   return checks
 
 
@@ -73,6 +115,11 @@ def _overlap(subject_id: np.ndarray, splits: dict[str, np.ndarray], unit: str) -
                for i, a in enumerate(names) for b in names[i + 1:])
   unknown = 'the source names no patients: two stays of one may be in two splits' if unit == 'stays' else ''
   return Check(f'{unit} in two splits', float(shared), None, f'{unit} are in two splits' if shared else unknown)
+
+
+def _normaliser(strays: int) -> Check:
+  return Check('inputs normalised by others than train patients', float(strays), None,
+               'statistics know patients that are judged, or are of another cohort' if strays else '')
 
 
 def _count(name: str, found: np.ndarray, warning: str) -> Check:
@@ -95,13 +142,13 @@ def _order(subject_id: np.ndarray, label: np.ndarray, resamples: int) -> Check:
   return dataclasses.replace(check, warning=note)
 
 
-def _permuted(table: baselines.Table, label: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> Check:
+def _permuted(x: np.ndarray, label: np.ndarray, train: np.ndarray, test: np.ndarray, seed: int) -> Check:
   """Mean over permutations: where one axis tells patients apart, a single one lands far from .5 on either side."""
   generator, scores = np.random.default_rng((seed, 101)), []
   for _ in range(PERMUTATIONS):
     permuted = label.copy()
     permuted[train] = generator.permutation(label[train])
-    prob = baselines.fitted('logistic', table.x, permuted, train, test, seed, penalties=baselines.PENALTIES[1:2])
+    prob = baselines.fitted('logistic', x, permuted, train, test, seed, penalties=baselines.PENALTIES[1:2])
     scores.append(metrics.auroc(label[test], prob))
   mean, error = float(np.mean(scores)), float(np.std(scores, ddof=1) / np.sqrt(PERMUTATIONS))
   far = stats.t.ppf(1 - ALARM / 2, PERMUTATIONS - 1) * error

@@ -121,7 +121,9 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   logs = {stage: of_stage(f'{stage}/metrics.jsonl', read_lines) or [] for stage in STAGES}
   curves = [(stage, [Markup(svg) for _, svg in learning.learning_curves(rows, stage)]) for stage, rows in logs.items()]
   rewards, robustness = of_stage('search/rewards.json'), of_stage('robustness/metrics.json')
-  transfer = {path.parent.name: read_json(path) for path in sorted(workdir.glob('transfer/*/metrics.json'))
+  transfer = {path.parent.name: read_json(path) | {
+      'attrition': _attrition(read_json(path.with_name('manifest.json')) or {})}
+              for path in sorted(workdir.glob('transfer/*/metrics.json'))
               if f'transfer/{path.parent.name}' not in outdated}
   config, environment = read_json(workdir / 'config.json') or {}, read_json(workdir / 'environment.json') or {}
   groups = _subgroups(result)

@@ -103,7 +103,11 @@ def paired(result: Mapping) -> list[dict]:
 
 
 def transfer(found: Mapping[str, Mapping], glosses: Mapping[str, str]) -> list[dict]:
-  """Tables of every cohort that the run's models were taken to: scores, calibration, paired differences."""
+  """Tables of every cohort that the run's models were taken to: scores, calibration, paired differences, its audit.
+
+  Args:
+    found: the cohort's metrics.json, with `attrition` rows, by name.
+  """
   tables = []
   for name, result in found.items():
     rows = [{'name': arm, 'gloss': glosses.get(arm, ''), 'token': drawing.token(arm),
@@ -117,7 +121,8 @@ def transfer(found: Mapping[str, Mapping], glosses: Mapping[str, str]) -> list[d
       cohort = result.get('cohort') or name
       tables.append({'name': cohort if cohort == name else f'{cohort} ({name})', 'n': result.get('n_test'),
                      'trained_on': result.get('trained_on') or '', 'known': known, 'rows': rows,
-                     'recalibrated': any(finite(row['slope']) for row in rows), 'paired': paired(result)})
+                     'recalibrated': any(finite(row['slope']) for row in rows), 'paired': paired(result),
+                     'audit': result.get('audit') or [], 'attrition': result.get('attrition') or []})
   return tables
 
 

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from eagrl_jax.ehr import splits
+from eagrl_jax.ehr import normalise, splits
 from eagrl_jax.evaluation import baselines, leakage, metrics, subgroups
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages.context import Context
@@ -25,23 +25,49 @@ def baseline_probs(context: Context, data: data_lib.Data, rows: np.ndarray) -> d
 
 def audit(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], rows: np.ndarray) -> list[dict]:
   """The leakage audit as rows of metrics.json; compared with the best of `probs`, the oracle apart."""
+  parts = {'train': data.splits.train, 'valid': data.splits.valid, 'test': data.splits.test}
+  terms = _terms(context, data, probs, rows, splits.kept_apart(context.config.data.source))
+  checks = leakage.audit(_shown(context, data), parts, _strays(context, data), terms)
+  return [dataclasses.asdict(check) for check in checks]
+
+
+def audit_elsewhere(context: Context, home: data_lib.Data, data: data_lib.Data, probs: dict[str, np.ndarray],
+                    unit: str) -> list[dict]:
+  """The same of another cohort, all of whose patients are judged; `unit`: of `splits.kept_apart` of its source."""
+  terms = _terms(context, data, probs, data.splits.test, unit)
+  learnt_from = np.r_[home.splits.train, home.splits.valid]
+  checks = leakage.audit_elsewhere(_shown(context, home), learnt_from, home.splits.train, _strays(context, home),
+                                   _shown(context, data), terms)
+  return [dataclasses.asdict(check) for check in checks]
+
+
+def _terms(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], rows: np.ndarray, unit: str
+            ) -> leakage.Terms:
+  label = data.cohort.label[rows]
+  best = max(metrics.auroc(label, prob) for name, prob in probs.items() if name != 'oracle')
+  return leakage.Terms(context.config.data.window_hours, best, context.config.seed, unit,
+                       context.config.evaluate.bootstrap)
+
+
+def _shown(context: Context, data: data_lib.Data) -> leakage.Shown:
   cohort, window = data.cohort, context.config.data.window_hours
   used = cohort.hour < window if window else np.ones(len(cohort.hour), bool)
   counted = lambda which: np.bincount(cohort.patient[which], minlength=len(cohort))
   latest = np.zeros(len(cohort), np.float64)
   np.maximum.at(latest, cohort.patient[used], cohort.hour[used])
   end = cohort.stay_end
-  label = cohort.label[rows]
-  best = max(metrics.auroc(label, prob) for name, prob in probs.items() if name != 'oracle')
-  parts = data.splits
-  checks = leakage.audit(
+  return leakage.Shown(
       subject_id=cohort.subject_id, label=cohort.label.astype(int), age=cohort.age, table=table(data), hours=latest,
-      events=counted(used), begins=data.visits.hours.max(1) - context.config.data.bin_hours, window=window,
+      events=counted(used), begins=data.visits.hours.max(1) - context.config.data.bin_hours,
       after_stay=None if end is None else counted(used & (cohort.hour > end[cohort.patient])),
-      splits={'train': parts.train, 'valid': parts.valid, 'test': parts.test}, attrition=cohort.attrition,
-      model_auroc=best, seed=context.config.seed, unit=splits.kept_apart(context.config.data.source),
-      resamples=context.config.evaluate.bootstrap)
-  return [dataclasses.asdict(check) for check in checks]
+      attrition=cohort.attrition)
+
+
+def _strays(context: Context, data: data_lib.Data) -> int:
+  """Inputs whose statistics, as the run keeps them, are not those of its train patients."""
+  kept = normalise.load(context.folder('prepare') / 'statistics.json')
+  fitted = normalise.fit(data.visits, data.splits.train, data.cohort.features, data.cohort.age)
+  return len(normalise.differing(kept, fitted))
 
 
 def by_subgroup(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], rows: np.ndarray

@@ -5,7 +5,7 @@
 2. Its patients are judged by the policies base, sft and rl, by the expert, and by logistic regression and boosting
    that are fitted on the run's train patients.
 3. `<workdir>/transfer/<name>/metrics.json`: AUROC, AUPRC and calibration with intervals by patient, paired differences,
-   how many features met, and the AUROC of the same arms at home.
+   how many features met, the AUROC of the same arms at home, and the leakage audit of the other cohort.
 
 The expert and the baselines are the controls of the policies: they meet the same missing features.
 """
@@ -20,6 +20,7 @@ import numpy as np
 from absl import logging
 from ml_collections import ConfigDict
 
+from eagrl_jax.ehr import splits
 from eagrl_jax.ehr.records import Cohort, hashed_order
 from eagrl_jax.evaluation import baselines, bootstrap, metrics, provenance, report
 from eagrl_jax.stages import beside, checks, disk, early, fields, finished, foreign, graph, inference, pipeline, prepare
@@ -65,7 +66,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
                    | graph.new_fields(context.config, 'evaluate')}
 
     def write(folder: pathlib.Path) -> dict:
-      summary = judge(context, home, data, match)
+      summary = judge(context, home, data, match, splits.kept_apart(config.data.source))
       disk.write_json(folder / 'metrics.json', summary)
       print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
       return {'attrition': data.cohort.attrition, 'environment': pipeline.environment()}
@@ -122,8 +123,8 @@ def chosen(cohort: Cohort, patients: int, seed: int) -> Cohort:
   return dataclasses.replace(kept, attrition=(*kept.attrition, ('not drawn', len(cohort) - patients, 'patients')))
 
 
-def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: foreign.Match) -> dict:
-  """The content of metrics.json."""
+def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: foreign.Match, unit: str) -> dict:
+  """The content of metrics.json; `unit`: what ids of the other cohort name, see `splits.kept_apart`."""
   rows, n = data.splits.test, context.config.evaluate.bootstrap
   unparsed = data_lib.prevalence(home)
   arms: dict[str, inference.Arm] = {}
@@ -149,7 +150,8 @@ def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: for
       'task': data.cohort.task, 'cohort': data.cohort.name, 'trained_on': home.cohort.name, 'n_test': len(rows),
       'n_train': len(home.splits.train), 'prevalence': float(label.mean()), 'unparsed_score': unparsed,
       'mapped_features': len(match.mapped), 'features': dataclasses.asdict(match), 'arms': table,
-      'paired': bootstrap.paired_rows(label, probs, PAIRS, n=n), **({'early': ahead.settings()} if ahead else {})}
+      'paired': bootstrap.paired_rows(label, probs, PAIRS, n=n), **({'early': ahead.settings()} if ahead else {}),
+      'audit': beside.audit_elsewhere(context, home, data, probs, unit)}
 
 
 def fitted_at_home(kind: str, home: data_lib.Data, data: data_lib.Data, seed: int) -> np.ndarray:

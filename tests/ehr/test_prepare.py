@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 
@@ -13,7 +14,7 @@ import pytest
 import test_meds
 
 from configs import defaults
-from eagrl_jax.ehr import splits, store
+from eagrl_jax.ehr import normalise, splits, store
 from eagrl_jax.ehr.records import LATE_STEPS
 from eagrl_jax.ehr.sources import mimic4, synthetic
 from eagrl_jax.ehr.sources.bounded import Grid
@@ -152,17 +153,48 @@ def test_the_published_split_of_tjh(tmp_path):
   assert np.isfinite(cohort.value).all()
 
 
-def test_the_audit_says_what_is_in_one_split_alone(tmp_path, monkeypatch):
+@pytest.fixture
+def whole(tmp_path, monkeypatch):
+  """A prepared run and its data, for a quick audit."""
   monkeypatch.setattr(leakage, 'PERMUTATIONS', 2)
   config = csv(tmp_path)
   config.evaluate.bootstrap = 20
   context = Context(config, tmp_path / 'run', local_mesh(1))
   prepare.run(context)
-  data = data_lib.load(context)
+  return context, data_lib.load(context)
+
+
+def audit(context, data):
+  rows = data.splits.test
+  return {c['name']: c for c in beside.audit(context, data, {'rl': np.linspace(0, 1, len(rows))}, rows)}
+
+
+def test_the_audit_says_what_is_in_one_split_alone(whole):
+  context, data = whole
   for source, unit in (('csv', 'patients'), ('yaib', 'stays')):
-    config.data.source = source
-    checks = beside.audit(context, data, {'rl': np.linspace(0, 1, len(data.splits.test))}, data.splits.test)
-    assert [check['name'] for check in checks if 'two splits' in check['name']] == [f'{unit} in two splits']
+    context.config.data.source = source
+    assert [name for name in audit(context, data) if 'two splits' in name] == [f'{unit} in two splits']
+
+
+def test_the_audit_looks_for_patients_of_two_splits_in_all_three(whole):
+  context, data = whole
+  parts = data.splits
+  shared = dataclasses.replace(parts, valid=np.r_[parts.valid, parts.train[:3], parts.test[:2]],
+                               test=np.r_[parts.test, parts.train[3:4]])
+  found = audit(context, dataclasses.replace(data, splits=shared))['patients in two splits']
+  assert (found['value'], found['warning']) == (6, 'patients are in two splits')
+
+
+def test_the_audit_fits_the_statistics_again(whole):
+  """Of train patients alone, as the run keeps them; not of more, nor of as many others."""
+  context, data = whole
+  sound = audit(context, data)['inputs normalised by others than train patients']
+  assert (sound['value'], sound['warning']) == (0, '')
+  train, path = data.splits.train, context.folder('prepare') / 'statistics.json'
+  for rows in (np.r_[train, data.splits.test], np.r_[train[1:], data.splits.test[:1]]):
+    normalise.save(path, normalise.fit(data.visits, rows, data.cohort.features, data.cohort.age))
+    found = audit(context, data)['inputs normalised by others than train patients']
+    assert found['value'] == 1 and 'judged' in found['warning']
 
 
 def test_the_audit_shows_late_rows_of_every_table(tmp_path, monkeypatch):
@@ -171,9 +203,9 @@ def test_the_audit_shows_late_rows_of_every_table(tmp_path, monkeypatch):
   config.evaluate.bootstrap = 20
   cohort = mimic4.load(mimic4_fixture.write(tmp_path), task='mortality', index='icu', grid=Grid(6.0, 'last', 48.0))
   everybody = np.arange(len(cohort))  # five, of whom two die: too few for parts
-  data = data_lib.Data(cohort, data_lib.grid(cohort, config.data), splits.Splits(everybody, everybody[:0], everybody),
-                       None)
-  context = Context(config, tmp_path, local_mesh(1))
-  checks = beside.audit(context, data, {'rl': np.linspace(0, 1, len(cohort))}, everybody)
-  assert {c['name']: c['value'] for c in checks if c['name'].startswith('dropped')} == {
+  context, visits = Context(config, tmp_path, local_mesh(1)), data_lib.grid(cohort, config.data)
+  normalise.save(context.folder('prepare') / 'statistics.json',
+                 normalise.fit(visits, everybody, cohort.features, cohort.age))
+  checks = audit(context, data_lib.Data(cohort, visits, splits.Splits(everybody, everybody[:0], everybody), None))
+  assert {name: c['value'] for name, c in checks.items() if name.startswith('dropped')} == {
       'dropped: chartevents: after the window': 3, 'dropped: labevents: charted in the window, stored after it': 1}

@@ -149,7 +149,11 @@ def go_further(root: Path) -> None:
       arm: bootstrap.bootstrap(label, p, n=60) | {
           'auroc_at_home': {'point': 0.987, 'ci95': [0.9, 1.0]}, 'calibration_error': 0.123,
           'calibration': metrics.calibration(label, p)} for arm, p in whole.items()},
-      'paired': bootstrap.paired_rows(label, whole, [('rl', 'expert'), ('rl', 'base')], n=60)})
+      'paired': bootstrap.paired_rows(label, whole, [('rl', 'expert'), ('rl', 'base')], n=60),
+      'audit': [{'name': 'age alone', 'value': 0.75, 'ci95': [0.5, 0.875], 'warning': 'as good as the best model'},
+                {'name': 'dropped: after discharge', 'value': 31.0, 'ci95': None, 'warning': ''}]})
+  dump(root / 'transfer/elsewhere/manifest.json', {
+      'made_from': {'run': {}}, 'attrition': [['read', 4321, 'rows'], ['kept', 90, 'patients']]})
 
 
 class Page(HTMLParser):

@@ -118,6 +118,7 @@ def run_of(tmp_path, window, stay_end='known', n=40):
   parts = Splits(rows[:20], rows[20:24], rows[24:])
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   context = Context(config, tmp_path, local_mesh(1))
+  normalise.save(context.folder('prepare') / 'statistics.json', statistics)
   return context, data_lib.Data(cohort, visits, parts, normalise.apply(statistics, visits, cohort))
 
 

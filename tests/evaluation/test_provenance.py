@@ -20,7 +20,8 @@ def marked(run, tmp_path):
   shutil.copytree(run, folder)
   for stage, needs in NEEDS.items():
     dump(folder / stage / 'done.json', {'hash': stage, 'inputs': {n: n for n in needs}})
-  dump(folder / 'transfer/elsewhere/manifest.json', {'made_from': {'run': {n: n for n in ('sft', 'rl', 'evaluate')}}})
+  manifest = folder / 'transfer/elsewhere/manifest.json'
+  dump(manifest, json.loads(manifest.read_text()) | {'made_from': {'run': {n: n for n in ('sft', 'rl', 'evaluate')}}})
   dump(folder / provenance.HASHES, {stage: stage for stage in NEEDS})
   return folder
 

@@ -34,7 +34,10 @@ def hostile(tmp_path_factory) -> Path:
             for name in ('base', 'sft', 'rl', 'expert', EVIL)}
   measured = {'size': arm, 'comprehensiveness': arm, 'sufficiency': arm}
   files = {
-      'transfer/elsewhere/metrics.json': {'cohort': EVIL, 'n_test': 9, 'arms': judged},
+      'transfer/elsewhere/metrics.json': {
+          'cohort': EVIL, 'n_test': 9, 'arms': judged,
+          'audit': [{'name': EVIL, 'value': 0.5, 'ci95': [0.4, 0.6], 'warning': EVIL}]},
+      'transfer/elsewhere/manifest.json': {'made_from': {'run': {}}, 'attrition': [[EVIL, 9, EVIL]]},
       'robustness/metrics.json': {
           'n': 9, 'samples': 2, 'levels': {'order': 'share of the features'}, 'unchanged': judged, 'salience': EVIL,
           'conditions': [{'kind': 'order', 'level': 0.5, 'arms': judged}, {'kind': EVIL, 'level': 1, 'arms': judged}],

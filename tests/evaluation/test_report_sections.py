@@ -128,11 +128,18 @@ def test_transfer_shows_calibration_and_paired_differences(run, html):
     assert cells[1] == ' to '.join(f'{x:.3f}'.replace('-', '−') for x in row['ci95']) and cells[2]
 
 
+def test_transfer_shows_the_audit_and_the_attrition_of_the_other_cohort(html):
+  assert row_of(html, 'Leakage audit of elsewhere', 'age alone') == ['0.750 0.500–0.875', 'as good as the best model']
+  assert row_of(html, 'Leakage audit of elsewhere', 'dropped') == ['31', '–']
+  assert row_of(html, 'Attrition of elsewhere', 'read')[1:] == ['4,321', 'rows']
+
+
 def test_transfer_without_the_recalibration_has_no_empty_columns(tmp_path):
   arm = bootstrap.bootstrap([0, 1, 1], [0.1, 0.2, 0.3], 9)
   dump(tmp_path / 'transfer/elsewhere/metrics.json', {'arms': {'rl': arm}})
   page = report.write_report(tmp_path).read_text(encoding='utf-8')
   assert len(row_of(page, 'Calibration on elsewhere', 'rl')) == 3 and 'Paired differences on' not in page
+  assert 'Leakage audit of' not in page and 'Attrition of' not in page
 
 
 def test_attention_by_layer_stands_beside_the_expert_and_in_the_patients_part_only(run, html):

@@ -60,7 +60,14 @@ def test_from_one_synthetic_site_to_the_other(run, capsys):
                                                                              ('rl', 'expert', 'auprc')}
   assert (result['trained_on'], result['n_test'], result['mapped_features']) == ('synthetic-mimic', 40, 20)
   assert '20 of 20 features of the run' in capsys.readouterr().out
-  assert 'id="transfer"' in (run / 'report.html').read_text()
+  audit = {check['name']: check for check in result['audit']}
+  assert audit['ids that train or validation patients of the run have too']['value'] > 0  # of another site and seed
+  assert {'inputs normalised by others than train patients', 'patients with a visit after the prediction time',
+          'order of the ids', 'labels permuted in train', 'missingness alone', 'age alone',
+          'record length alone'} <= set(audit)
+  page = (run / 'report.html').read_text()
+  transferred = page[page.index('id="transfer"'):page.index('id="learning"')]
+  assert 'missingness alone' in transferred and '<td>simulated</td><td class="n">40</td>' in transferred
   before = (folder / 'metrics.json').stat().st_mtime_ns
   transfer.run(config(), run)
   assert (folder / 'metrics.json').stat().st_mtime_ns == before
@@ -112,11 +119,12 @@ def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
   seen = []
   score = transfer.bootstrap.bootstrap
   monkeypatch.setattr(transfer.bootstrap, 'bootstrap', lambda y, p, n: (seen.append(p), score(y, p, n))[1])
-  one = transfer.judge(context, own, data, match)
+  one = transfer.judge(context, own, data, match, 'patients')
   turned = dataclasses.replace(data.cohort, label=1 - data.cohort.label)
   expert = dataclasses.replace(data.expert, label=1 - data.expert.label)
-  two = transfer.judge(context, own, dataclasses.replace(data, cohort=turned, expert=expert), match)
-  assert len(seen) == 12 and all(np.array_equal(a, b) for a, b in zip(seen[:6], seen[6:]))
+  two = transfer.judge(context, own, dataclasses.replace(data, cohort=turned, expert=expert), match, 'patients')
+  assert len(seen) == 20  # six arms, and four of the audit
+  assert all(np.array_equal(a, b) for a, b in zip(seen[:10], seen[10:]))
   for name, arm in one['arms'].items():
     assert arm['auroc']['point'] == pytest.approx(1 - two['arms'][name]['auroc']['point'])
 

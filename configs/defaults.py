@@ -203,6 +203,12 @@ def _mimic4_readmission(config):
   config.data.task = 'readmission'
 
 
+def _mimic4_readmission48(config):
+  """The same of who leaves alive, told from the first 48 hours of the stay."""
+  _mimic4(config)
+  config.data.task = 'readmission'
+
+
 def _meds(config):
   """A MEDS data set and a label set, the last 48 hours before each prediction time."""
   config.data.update(source='meds', path='', outcomes='', features='', bin_hours=6.0, max_visits=8, window_hours=48.0,
@@ -222,4 +228,5 @@ def _wide_csv(config):
 
 VARIANTS = {'': _synthetic, 'tjh': _tjh, 'tjh24': _tjh24, 'physionet2012': _physionet2012, 'csv': _csv,
             'pretrained': _pretrained, 'mimic4': _mimic4, 'mimic4_last_days': _mimic4_last_days,
-            'mimic4_readmission': _mimic4_readmission, 'meds': _meds, 'yaib': _yaib, 'wide_csv': _wide_csv}
+            'mimic4_readmission': _mimic4_readmission, 'mimic4_readmission48': _mimic4_readmission48, 'meds': _meds,
+            'yaib': _yaib, 'wide_csv': _wide_csv}

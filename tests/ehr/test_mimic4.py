@@ -182,7 +182,8 @@ def test_an_unknown_index_names_the_choices(hospital):
 @demo
 @pytest.mark.parametrize(('task', 'index', 'window', 'patients', 'positives'), [
     ('mortality', 'icu', 48.0, 53, 7), ('mortality', 'icu', 24.0, 85, 7), ('mortality', 'icu', 0.0, 100, 11),
-    ('readmission', 'icu', 0.0, 93, 16), ('readmission', 'hospital', 0.0, 89, 19)])
+    ('readmission', 'icu', 0.0, 93, 16), ('readmission', 'hospital', 0.0, 89, 19),
+    ('readmission', 'icu', 48.0, 47, 10), ('readmission', 'hospital', 48.0, 87, 18)])
 def test_demo(task, index, window, patients, positives):
   cohort = load(DEMO, task, index, Grid(24.0, 'last', window))
   assert (len(cohort), int(cohort.label.sum())) == (patients, positives)

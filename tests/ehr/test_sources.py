@@ -33,8 +33,8 @@ def wide_csv(folder, data):
 
 @pytest.mark.parametrize(('variant', 'write', 'window', 'labels'), [
     ('mimic4', mimic4, None, [0, 0, 0, 1, 1]), ('mimic4_last_days', mimic4, None, [0, 0, 0, 0, 1, 1]),
-    ('mimic4_readmission', mimic4, None, [0, 0, 1, 1, 1]), ('meds', meds, 0.0, [0, 0, 1]), ('yaib', yaib, None, [0, 1]),
-    ('wide_csv', wide_csv, None, [0, 1])])
+    ('mimic4_readmission', mimic4, None, [0, 0, 1, 1, 1]), ('mimic4_readmission48', mimic4, None, [0, 1, 1, 1]),
+    ('meds', meds, 0.0, [0, 0, 1]), ('yaib', yaib, None, [0, 1]), ('wide_csv', wide_csv, None, [0, 1])])
 def test_a_config_becomes_a_cohort(variant, write, window, labels, tmp_path):
   data = defaults.get_config(variant).data
   write(tmp_path, data)

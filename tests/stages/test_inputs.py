@@ -374,7 +374,8 @@ def test_replaced_weights_in_a_folder_are_noticed(config, tmp_path):
 
 
 @pytest.mark.parametrize('variant', ['', 'tjh', 'tjh24', 'physionet2012', 'pretrained', 'csv', 'mimic4',
-                                     'mimic4_last_days', 'mimic4_readmission', 'meds', 'yaib', 'wide_csv'])
+                                     'mimic4_last_days', 'mimic4_readmission', 'mimic4_readmission48', 'meds', 'yaib',
+                                     'wide_csv'])
 def test_every_variant_is_a_valid_config(variant, config, published_config):
   """All but their files, which are not on every machine."""
   c = published_config(variant)

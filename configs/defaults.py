@@ -122,7 +122,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config.study = ConfigDict(dict(
       seeds=(0, 1, 2),  # of training; cohort and split are those of the first
       resamples=10_000,  # of patients, for the final table: enough for Holm's p of all arms to fall below .05
-      arms=('direct', 'grpo', 'dapo', 'no_stage1', 'no_attention_reward', 'no_adaptive_clip', 'no_alignment',
+      arms=('direct', 'think', 'grpo', 'dapo', 'no_stage1', 'no_attention_reward', 'no_adaptive_clip', 'no_alignment',
             'random_features', 'prevalent_features'),  # beside base, sft, eag and what evaluate sets beside them
       learning_rates=(),  # beside rl.learning_rate; each arm is given the one that validation patients speak for
       robustness=False))  # True: every seed's run judges perturbed records too

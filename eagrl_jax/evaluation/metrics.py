@@ -106,6 +106,12 @@ def net_benefit(label: ArrayLike, prob: ArrayLike, thresholds: ArrayLike) -> np.
 METRICS = {'auroc': auroc, 'auprc': auprc, 'brier': brier, 'log_loss': log_loss}
 
 
+def beside(label: ArrayLike, prob: ArrayLike) -> dict:
+  """What is said of an arm beside `METRICS`: {'min_precision_recall', 'calibration_error', 'calibration'}."""
+  return {'min_precision_recall': min_precision_recall(label, prob),
+          'calibration_error': expected_calibration_error(label, prob), 'calibration': calibration(label, prob)}
+
+
 def calibration(label: ArrayLike, prob: ArrayLike) -> dict[str, float]:
   """Logistic recalibration: slope 1 and intercept 0 are perfect.
 

@@ -17,6 +17,8 @@ from eagrl_jax.types import ArrayLike
 METRICS = ('auroc', 'auprc')
 COLUMNS = ('arm', 'AUROC', 'between seeds', 'AUPRC', 'between seeds', 'parsed', 'refused', 'Jaccard with the expert',
            'EAG-RL - arm, AUROC', 'p', 'seeds')
+FURTHER = {'brier': 'Brier', 'log_loss': 'log loss', 'min_precision_recall': 'min(P+, Se)',
+           'calibration_error': 'calibration error', 'slope': 'slope', 'intercept': 'intercept'}
 ALPHA = 0.05
 # Claims of arXiv 2508.13579: what is said, the arm that should be ahead, the one that should be behind.
 CLAIMS = (
@@ -46,8 +48,9 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
     n: resamples of patients, the same for every arm and seed.
 
   Returns:
-    arm -> {'seeds', metric: {'mean', 'ci95', 'by_seed', 'sd'}, and for all but the reference 'against': metric ->
-    {'diff' (reference minus arm), 'ci95', 'by_seed', 'p', 'p_holm', 'seeds'}}. 'sd' is that between seeds, NaN of one.
+    arm -> {'seeds', metric: {'mean', 'ci95', 'by_seed', 'sd'}, 'further': name of `FURTHER` -> mean over seeds, NaN
+    where a seed has none, and for all but the reference 'against': metric -> {'diff' (reference minus arm), 'ci95',
+    'by_seed', 'p', 'p_holm', 'seeds'}}. 'sd' is that between seeds, NaN of one.
     'p' is two-sided by resamples; 'p_holm' is Holm's (1979) over all arms of the metric.
   """
   y = np.asarray(label).astype(int)
@@ -60,6 +63,8 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
     seeds = sorted(by)
     out[arm] = {'seeds': seeds, **{m: over_seeds([points[arm][s][m] for s in seeds], [scores[arm][s][m] for s in seeds])
                                    for m in METRICS}}
+    each = [further(y, np.asarray(by[s])) for s in seeds]
+    out[arm]['further'] = {name: float(np.mean([values[name] for values in each])) for name in FURTHER}
     common = sorted(set(by) & set(probs.get(reference, ())))
     if arm != reference and common:
       out[arm]['against'] = {m: difference(
@@ -70,6 +75,13 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
     for row, p in zip(rows, holm([row['p'] for row in rows])):
       row['p_holm'] = p
   return out
+
+
+def further(label: np.ndarray, prob: np.ndarray) -> dict[str, float]:
+  """Figures of one seed's answers without intervals, by the names of `FURTHER`."""
+  found = metrics.beside(label, prob)
+  return {'brier': metrics.brier(label, prob), 'log_loss': metrics.log_loss(label, prob), **found.pop('calibration'),
+          **found}
 
 
 def over_seeds(points: Sequence[float] | np.ndarray, scores: Sequence[np.ndarray] | np.ndarray) -> dict:
@@ -180,6 +192,12 @@ def markdown(study: Mapping) -> str:
     lines.append('| ' + ' | '.join([*cells, str(len(row['seeds']))]) + ' |')
   lines += ['', '| claim | verdict | why |', '|---|---|---|']
   lines += [f'| {c["claim"]} | {c["verdict"]} | {c["why"]} |' for c in study['claims']]
+  names = (*FURTHER.values(), 'early score')
+  lines += ['', '## Further figures', '', 'Means over seeds.', '', '| arm | ' + ' | '.join(names) + ' |',
+            '|---' * (1 + len(names)) + '|']
+  for arm, row in study['arms'].items():
+    values = [*(row['further'][name] for name in FURTHER), row.get('early_score')]
+    lines.append('| ' + ' | '.join([arm, *(_or_dash(value, '.3f') for value in values)]) + ' |')
   return '\n'.join(lines) + '\n'
 
 

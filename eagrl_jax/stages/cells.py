@@ -5,8 +5,8 @@ GRPO (arXiv 2402.03300) and DAPO (arXiv 2503.14476) as published, but for the op
 config's, and for the rollouts with which DAPO fills a step, four more at most; each ablation leaves one thing out
 (without the attention reward that of the prediction has the whole weight, so KL and alignment have less beside it);
 the controls follow salience that knows nothing of the patient. `direct`
-is the base policy without reasoning: the number it would write at once. `think` is the base policy asked to think in
-any form (`prompt.style=full`: policies from a checkpoint; the tiny one reads no instructions).
+is the base policy without reasoning: the number it would write at once. `think` is the base policy asked in full prose
+to think in any form; the tiny policy reads no instructions, so its answers there are not to be read.
 
 A cell is an arm of a seed, `grpo`, or with one of `study.learning_rates` instead of `rl.learning_rate`, `grpo@0.0002`.
 """
@@ -28,8 +28,8 @@ from eagrl_jax.evaluation import agreement, pseudonyms
 from eagrl_jax.evaluation.files import read_json
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import early, finished, graph, inference, pipeline, reasoning
 from eagrl_jax.stages import expert as expert_stage
-from eagrl_jax.stages import finished, graph, inference, pipeline, reasoning
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
 
@@ -38,7 +38,7 @@ ASKED = ('direct', 'think')  # arms without training: the base policy
 PLAIN = {'rl.lam': 1.0, 'rl.c_align': 0.0, 'rl.attention_reward': 0.0, 'rl.advantage': 'grpo'}
 CHANGES: dict[str, dict[str, object]] = {
     'direct': {},
-    'think': {'prompt.reasoning': 'free'},
+    'think': {'prompt.reasoning': 'free', 'prompt.style': 'full'},
     'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False,
                      'rl.resample': 0},
     'dapo': PLAIN | {'rl.loss': 'token_mean', 'rl.clip_min': 0.28, 'rl.clip_max': 0.28, 'rl.dynamic_sampling': True,
@@ -177,6 +177,8 @@ def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, of: str, f
     figures['jaccard_at_k'] = agreement.named_agreement(
         answers.named, encoder.shown(rows), context.config.reward.top_k,
         expert=expert_stage.load_salience(context)[rows], truth=None, n=context.config.evaluate.bootstrap)
+  if ahead := early.of(context, data, data, rows):
+    figures |= ahead.entry(answers.prob)
   label = data.cohort.label[rows].astype(bool)
   ids = pseudonyms.shown(data.cohort.subject_id[rows], run_at, context.config.evaluate.plain_ids)
   if arm != 'direct':

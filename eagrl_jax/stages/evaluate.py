@@ -87,10 +87,8 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
   ahead = early.of(context, data, data, rows)
   table: dict[str, dict] = {}
   for name, prob in probs.items():
-    table[name] = bootstrap.bootstrap(label, prob, n) | {
-        'min_precision_recall': metrics.min_precision_recall(label, prob),
-        'calibration_error': metrics.expected_calibration_error(label, prob),
-        **(ahead.entry(prob) if ahead else {})}
+    table[name] = bootstrap.bootstrap(label, prob, n) | metrics.beside(label, prob) | (
+        ahead.entry(prob) if ahead else {})
     if name in arms:
       arm = arms[name]
       wrote = arm.attention.sum(1) > 0

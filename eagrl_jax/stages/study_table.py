@@ -159,7 +159,7 @@ def _of_chosen(config: ConfigDict, of: dict[str, dict], tried: list[dict]) -> di
 
 
 def _means(figures: list[Mapping]) -> dict:
-  """Shares of parsed and refused answers, agreement with the expert: means over seeds, absent where there are none."""
+  """Parsed and refused answers, agreement with the expert, early score: means over seeds, absent where none is."""
   out = {}
   for rate in ('parse_rate', 'refusal_rate'):
     known = [f[rate] for f in figures if f.get(rate) is not None]
@@ -169,4 +169,8 @@ def _means(figures: list[Mapping]) -> dict:
   defined = [mean for mean in agreed if mean is not None]  # null where no patient has a list to agree on
   if defined:
     out['jaccard'] = float(np.mean(defined))
+  scored = [f['early_score']['point'] for f in figures if f.get('early_score')]
+  early = [point for point in scored if point is not None]
+  if early and len(early) == len(figures):  # some seeds' alone would be another mean than the arms beside it have
+    out['early_score'] = float(np.mean(early))
   return out

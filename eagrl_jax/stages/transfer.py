@@ -140,10 +140,8 @@ def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: for
   ahead = early.of(context, home, data, rows)
   table: dict[str, dict] = {}
   for name, prob in probs.items():
-    table[name] = bootstrap.bootstrap(label, prob, n) | {
-        'calibration_error': metrics.expected_calibration_error(label, prob),
-        'calibration': metrics.calibration(label, prob), 'auroc_at_home': known.get(name),
-        **(ahead.entry(prob) if ahead else {})}
+    table[name] = bootstrap.bootstrap(label, prob, n) | metrics.beside(label, prob) | {
+        'auroc_at_home': known.get(name), **(ahead.entry(prob) if ahead else {})}
     if name in arms:
       table[name] |= {'parse_rate': float(arms[name].parsed.mean()), 'refusal_rate': float(arms[name].refused.mean())}
   return {

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from eagrl_jax.evaluation import study
+from eagrl_jax.evaluation import metrics, study
 
 
 def cohort(n=300):
@@ -27,6 +27,23 @@ def test_means_over_seeds_are_sklearns_and_the_seeds_spread_stands_apart():
   gap = rows['once']['against']['auroc']  # over the one seed that both have
   assert gap['seeds'] == [1]
   np.testing.assert_allclose(gap['diff'], np.subtract(*(sk.roc_auc_score(label, probs[a][1]) for a in ('eag', 'once'))))
+
+
+def test_further_figures_are_means_over_seeds():
+  label, noisy = cohort()
+  probs = {0: noisy(3), 1: noisy(1)}
+  found = study.table(label, {'eag': probs}, 'eag', 10)['eag']['further']
+  assert found.keys() == study.FURTHER.keys()
+  np.testing.assert_allclose(found['brier'], np.mean([sk.brier_score_loss(label, p) for p in probs.values()]))
+  np.testing.assert_allclose(found['log_loss'], np.mean([
+      sk.log_loss(label, np.clip(p, .01, .99)) for p in probs.values()]))
+  np.testing.assert_allclose(found['slope'], np.mean([metrics.calibration(label, p)['slope'] for p in probs.values()]))
+  rows = study.table(label, {'eag': {0: np.full(len(label), 0.4)}}, 'eag', 10)  # constant: no slope exists
+  text = study.markdown({'cohort': 'c', 'task': 't', 'n_test': 300, 'prevalence': 0.4, 'seeds': [0], 'claims': [],
+                         'arms': {'eag': rows['eag'] | {'early_score': -0.25}}})
+  last = text.splitlines()[-1].split(' | ')
+  assert len(last) == 2 + len(study.FURTHER) and last[0] == '| eag' and last[-1] == '-0.250 |'
+  assert last[1 + list(study.FURTHER).index('slope')] == '–' and last[1] != '–'
 
 
 def test_resamples_are_paired():

@@ -110,10 +110,14 @@ def test_every_arm_gets_the_rate_that_validation_patients_speak_for(micro_config
 def test_thinking_freely_is_another_prompt_for_the_same_policy(micro_config, finished, tmp_path):
   c = small(micro_config)
   c.study.arms = ('think',)
-  with pytest.raises(EagrlError, match='prompt.reasoning'):  # the compact prompt has no instructions
-    study.run(c, tmp_path)
-  c.prompt.style = 'full'
-  assert study.own(c, 0, 'think').prompt.reasoning == 'free' and study.own(c, 0).prompt.reasoning == 'questions'
+  mine, others = study.own(c, 0, 'think').prompt, study.own(c, 0).prompt
+  assert (mine.reasoning, mine.style) == ('free', 'full')  # the compact prompt has no instructions
+  assert (others.reasoning, others.style) == ('questions', c.prompt.style) and c.prompt.style == 'compact'
+  shutil.copytree(finished, tmp_path / 'seed_0')
+  study.run(c, tmp_path)
+  row = json.loads((tmp_path / 'study.json').read_text())['arms']['think']
+  assert 0 <= row['parse_rate'] <= 1 and row['further']['brier'] > 0
+  assert (tmp_path / 'seed_0/arms/think/answers/think/reasoning.jsonl').exists()
 
 
 def test_an_agreement_that_a_seed_could_not_judge_is_left_out():
@@ -121,6 +125,9 @@ def test_an_agreement_that_a_seed_could_not_judge_is_left_out():
   seeds = [shares | {'jaccard_at_k': {'expert': {'mean': mean}}} for mean in (0.25, None)]
   assert study_table._means(seeds) == shares | {'jaccard': 0.25}
   assert study_table._means(seeds[1:]) == shares
+  early = [{'early_score': {'point': point}} for point in (0.5, 0.25)]
+  assert study_table._means(early) == {'early_score': 0.375}
+  assert study_table._means([*early, {}]) == study_table._means([*early, {'early_score': {'point': None}}]) == {}
 
 
 def test_other_seeds_keep_cohort_and_split_of_the_first(micro_config):

@@ -23,7 +23,9 @@ lint: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints/$(VERSION).txt --editable '.[peers]'
-	for b in decode alignment search expert; do $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
+	for b in decode alignment search 'expert --lengths 10 48' \
+	    'expert --lengths 10 48 --prefixes --members 1 --reps 1'; do \
+	  $(BIN)/python -m benchmarks.$$b $(ARGS) || exit 1; done
 	$(MALLOC) $(BIN)/python -m benchmarks.update $(if $(findstring --no_peer,$(ARGS)),,--peer trl) $(ARGS)
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=65536 $(BIN)/python -m benchmarks.memory
 

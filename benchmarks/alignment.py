@@ -1,9 +1,10 @@
 """What reading attention costs: the forward pass with the tap against the same one without, and against full maps.
 
-    python -m benchmarks.alignment --lengths 512
-    python -m benchmarks.alignment --lengths 1024 --remat full
+    python -m benchmarks.alignment
+    python -m benchmarks.alignment --lengths 512 --remat full
 
 Without recomputation, 8 x 1,024 tokens at SmolLM2's shape need more than 24 GB in the backward pass, tap or no tap.
+So a batch of more than 4,096 tokens is computed again, layer by layer, unless `--remat` says otherwise.
 The memory case needs the `peers` extra. Goals: forward 1.05 x, forward and backward 1.10 x, a tenth of the maps' bytes.
 `roofline` is the time of the pass without the tap at the machine's matmul rate, a backward pass as two forward ones and
 recomputation not counted; of bytes, the rows that are handed out.
@@ -24,6 +25,7 @@ from eagrl_jax.lm.config import REMAT, LMConfig
 from eagrl_jax.rl import alignment
 
 FEATURES = 64
+KEPT = 4096  # tokens of a batch whose activations are kept for the backward pass
 
 
 def case(cfg: LMConfig, rows: int, length: int, read: int):
@@ -70,16 +72,17 @@ def main() -> None:
   parser.add_argument('--rows', type=int, default=8)
   parser.add_argument('--lengths', type=int, nargs='+', default=[512, 1024])
   parser.add_argument('--read', type=int, default=32, help='answer tokens whose attention is read')
-  parser.add_argument('--remat', choices=REMAT, default='none', help='of both passes')
+  parser.add_argument('--remat', choices=REMAT, help=f'of both passes; none up to {KEPT} tokens a batch, full beyond')
   parser.add_argument('--reps', type=int, default=3)
   parser.add_argument('--no_peer', action='store_true', help='leave out the memory case, which needs torch')
   a = parser.parse_args()
-  cfg = dataclasses.replace(measure.SHAPES[a.shape], remat=a.remat)
+  cfg = measure.SHAPES[a.shape]
   params = jax.jit(lambda k: model.init(cfg, k))(jax.random.key(0))
   peak, _, source = measure.peaks(cfg.compute_dtype)
   for length in a.lengths:
+    cfg = dataclasses.replace(cfg, remat=a.remat or ('none' if a.rows * length <= KEPT else 'full'))
     batch, tap, salience = case(cfg, a.rows, length, a.read)
-    shape = f'{a.shape} {a.rows} x {length}'
+    shape = f'{a.shape} {a.rows} x {length}, remat {cfg.remat}'
     temporary = {}
     for name, passes, fn in (('forward', 1, loss), ('forward and backward', 3, jax.grad(loss))):
       with_tap = jax.jit(lambda p, t, fn=fn: fn(p, cfg, batch, t, salience)).lower(params, tap).compile()

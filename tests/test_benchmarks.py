@@ -28,6 +28,17 @@ def test_attention_rows_print_one_line_a_case(monkeypatch, capsys):
   assert [line['roofline'] for line in lines] == pytest.approx([forward / 2e9, 3 * forward / 2e9], rel=1e-3)
 
 
+def test_more_tokens_than_a_small_machine_keeps_are_computed_again(monkeypatch, capsys):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks import alignment, measure
+  monkeypatch.setattr(alignment, 'loss', lambda params, *_: params['final_norm'].sum())
+  monkeypatch.setattr(measure, 'peaks', lambda dtype: (2e9, 1e9, 'given'))
+  for flags, remat in (([], ['none', 'full']), (['--remat=dots'], ['dots', 'dots'])):
+    lines = run_micro(monkeypatch, capsys, alignment.main, '--shape=micro', '--rows=8', '--lengths', '512', '513',
+                      '--reps=1', '--no_peer', *flags)
+    assert [line['name'].split()[-1] for line in lines] == [r for r in remat for _ in ('forward', 'backward')]
+
+
 def test_a_ratio_above_one_is_ours(monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))
   from benchmarks import measure

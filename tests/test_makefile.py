@@ -39,3 +39,21 @@ def test_a_folder_of_several_words_is_one_argument(make):
 def test_clean_needs_no_python(make):
   result = make('clean')
   assert result.returncode == 0 and result.stderr == '' and 'rm -rf .venv' in result.stdout
+
+
+def test_bench_asks_for_every_case_of_the_expert_and_hands_its_flags_on(tmp_path):
+  """With an interpreter that only writes down what it is asked."""
+  for file in ('Makefile', 'pyproject.toml', *(str(p.relative_to(ROOT)) for p in ROOT.glob('constraints/*.txt'))):
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    shutil.copy(ROOT / file, tmp_path / file)
+  python = tmp_path / '.venv' / 'bin' / 'python'
+  python.parent.mkdir(parents=True)
+  python.write_text('#!/bin/sh\necho "$*"\n')
+  python.chmod(0o755)
+  (tmp_path / '.venv' / 'ready').touch()
+  done = subprocess.run([MAKE, '-s', 'bench', f'PYTHON={sys.executable}', 'ARGS=--no_peer'], cwd=tmp_path,
+                        capture_output=True, text=True, check=True)
+  asked = [line.partition(' benchmarks.')[2] for line in done.stdout.splitlines() if ' benchmarks.' in line]
+  assert asked == [
+      'decode --no_peer', 'alignment --no_peer', 'search --no_peer', 'expert --lengths 10 48 --no_peer',
+      'expert --lengths 10 48 --prefixes --members 1 --reps 1 --no_peer', 'update --no_peer', 'memory']

@@ -62,6 +62,25 @@ def test_expert_prints_one_line_for_each_number_of_members(monkeypatch, capsys, 
   assert len(lines) == 2 and all(KEYS <= set(line) and 0 < line['ours'] < line['roofline'] for line in lines)
 
 
+def test_decode_is_held_against_bytes_where_rows_are_few_and_products_where_many(monkeypatch, capsys):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks import decode, measure
+  times = iter([2.0, 0.5, 4.0, 4.0])  # of a whole call and of its first token, for each number of prompts
+  monkeypatch.setattr(measure, 'seconds', lambda fn, reps: (fn(), next(times))[1])
+  monkeypatch.setattr(measure, 'peaks', lambda dtype: (1e9, 1e9, 'given'))
+  few, many = run_micro(monkeypatch, capsys, decode.main, '--shape=micro', '--prompts', '1', '4', '--length=8',
+                        '--group=2', '--new=4', '--reps=1', '--no_peer')
+  assert all(KEYS <= set(line) and line['peer'] is line['ratio'] is None for line in (few, many))
+  assert (few['ours'], many['ours']) == (1 * 2 * 4 / 2, 4 * 2 * 4 / 4)
+  layers, head = 2 * (32 * (2 * 32 + 2 * 16) + 3 * 32 * 64), 521 * 32  # o and q, k and v, mlp
+  read = 4 * (layers + head + 2 * 2 * 16 * (8 + 2 * 4 / 2))  # one prompt's cache, and half of two answers'
+  products = 4 * 2 * 2 * (layers + head)  # of eight rows
+  assert few['roofline'] == pytest.approx(2 * 4 / (8 * 2 * layers + 4 * read) * 1e9, rel=1e-3)
+  assert many['roofline'] == pytest.approx(8 * 4 / (4 * 8 * 2 * layers + 4 * products) * 1e9, rel=1e-3)
+  # Three steps in 1.5 s; steps too short for the clock have no share.
+  assert few['bandwidth'] == pytest.approx(3 * read / 1.5 / 1e9, rel=1e-3) and many['bandwidth'] is None
+
+
 def test_search_counts_its_new_nodes(monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))
   from benchmarks import measure, search

@@ -2,31 +2,34 @@
 # Decoding, update and search on one GPU, random weights in the shapes of Qwen2.5-1.5B and 7B, bfloat16.
 # usage: bash benchmarks/gpu.sh [results.jsonl]     on a machine that has Python >= 3.11 and jax for CUDA
 #        bash benchmarks/gpu.sh --collect DIR       on one with a package index: wheels for Python 3.12, Linux x86_64
-#        bash benchmarks/gpu.sh --smoke [results.jsonl]  every step at a size for a CPU
+#        bash benchmarks/gpu.sh --smoke [smoke.jsonl]  every step at a size for a CPU
+# Lines are added to those that the file holds. Paths are of the folder that it is called from.
 # environment: PYTHON (python3), WHEELS (a folder from --collect; without it the index is asked), SITE (where missing
 #   packages go, a passing folder by default; jax and what is already there are left alone), SHAPES (qwen2.5-1.5b
 #   qwen2.5-7b), CASES (decode update search), LIMIT (seconds a case may take, 420)
 set -euo pipefail
-cd "$(dirname "$0")/.."
+root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
+export PYTHONSAFEPATH=1  # what lies where it is called from is not imported
 # What the benchmarks import beyond jax: package and module.
 needs=(absl-py:absl chex:chex flax:flax jinja2:jinja2 markdown-it-py:markdown_it markupsafe:markupsafe mdurl:mdurl
        msgpack:msgpack optax:optax pygments:pygments pyyaml:yaml rich:rich tokenizers:tokenizers toolz:toolz
        typing-extensions:typing_extensions)
 smoke=false
+file=results.jsonl
 case ${1:-} in
-  --help) sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 0 ;;
+  --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
   --collect)
     folder=${2:?usage: bash benchmarks/gpu.sh --collect DIR}
     platforms=(manylinux_2_28_x86_64 manylinux_2_17_x86_64 manylinux2014_x86_64 manylinux_2_5_x86_64 manylinux1_x86_64)
     "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp \
-      "${platforms[@]/#/--platform=}" --constraint constraints/py312.txt --dest "$folder" "${needs[@]%%:*}"
+      "${platforms[@]/#/--platform=}" --constraint "$root/constraints/py312.txt" --dest "$folder" "${needs[@]%%:*}"
     du -sh "$folder"
     exit 0 ;;
-  --smoke) smoke=true; shift ;;
+  --smoke) smoke=true; file=smoke.jsonl; shift ;;
   -*) echo "unknown flag $1; see --help" >&2; exit 2 ;;
 esac
-results=${1:-results.jsonl}
+results=${1:-$file}
 
 if $smoke; then
   export JAX_PLATFORMS=cpu
@@ -67,7 +70,7 @@ if [ -z "$site" ]; then
   site=$(mktemp -d)
   trap 'rm -rf "$site"' EXIT
 fi
-export PYTHONPATH=$PWD:$site${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH=$root:$site${PYTHONPATH:+:$PYTHONPATH}
 absent=$("$python" - "${needs[@]}" <<'PROBE'
 import importlib.util
 import sys
@@ -76,14 +79,14 @@ PROBE
 )
 if [ -n "$absent" ]; then
   pins=$("$python" -c 'import sys; print("py311" if sys.version_info < (3, 12) else "py312")')
-  source=(--constraint "constraints/$pins.txt")
+  source=(--constraint "$root/constraints/$pins.txt")
   [ -z "${WHEELS:-}" ] || source=(--no-index --find-links "$WHEELS")
   read -ra packages <<< "$absent"
   echo "installing into $site: $absent" >&2
   "$python" -m pip install --quiet --no-deps --target "$site" "${source[@]}" "${packages[@]}"
 fi
 
-: > "$results"
+: >> "$results"
 failed=0
 bench() {  # prints and keeps the lines of one case; one that fails is named there and does not stop the others
   echo "benchmarks.$*" >&2

@@ -72,16 +72,44 @@ def test_the_gpu_script_says_how(flag, status, says):
   assert done.returncode == status and says in done.stdout + done.stderr
 
 
-def test_the_gpu_script_gives_every_case_its_type_and_shape(tmp_path):
-  """With an interpreter that only writes down what it is asked."""
+@pytest.fixture
+def gpu_script(tmp_path):
+  """Runs it in `tmp_path`, with an interpreter that only writes down what it is asked."""
   python = tmp_path / 'python'
   python.write_text('#!/bin/sh\ncat > /dev/null\n[ "$1" != -m ] || echo "$*"\n')
   python.chmod(0o755)
-  env = os.environ | {'PYTHON': str(python), 'SHAPES': 'qwen2.5-1.5b qwen2.5-7b', 'SITE': str(tmp_path)}
-  done = subprocess.run(['bash', ROOT / 'benchmarks' / 'gpu.sh', tmp_path / 'out'], env=env, capture_output=True,
-                        text=True, stdin=subprocess.DEVNULL, check=True)
+
+  def run(*words, **env):
+    env = os.environ | {'PYTHON': './python', 'SITE': '.', 'SHAPES': 'qwen2.5-1.5b'} | env
+    return subprocess.run(['bash', ROOT / 'benchmarks' / 'gpu.sh', *words], cwd=tmp_path, env=env, capture_output=True,
+                          text=True, stdin=subprocess.DEVNULL, check=True)
+
+  return run
+
+
+def test_the_gpu_script_gives_every_case_its_type_and_shape(gpu_script):
+  done = gpu_script('out', SHAPES='qwen2.5-1.5b qwen2.5-7b')
   asked = [line.split() for line in done.stdout.splitlines()]
   assert [(line[1], line[3]) for line in asked] == [
       (f'benchmarks.{case}', shape) for shape in ('qwen2.5-1.5b', 'qwen2.5-7b')
       for case in ('decode', 'update', 'search')]
   assert all('--compute_dtype bfloat16' in ' '.join(line) for line in asked)
+
+
+def test_the_gpu_script_loses_no_figures(gpu_script, tmp_path):
+  """It adds to the file of its caller's folder, and a smoke run has one of its own."""
+  (tmp_path / 'results.jsonl').write_text('before\n')
+  first, smoke, second = gpu_script(), gpu_script('--smoke'), gpu_script(CASES='decode')
+  assert (tmp_path / 'results.jsonl').read_text() == 'before\n' + first.stdout + second.stdout
+  assert (tmp_path / 'smoke.jsonl').read_text() == smoke.stdout and smoke.stdout.count('--shape micro') == 3
+  (tmp_path / 'inner').mkdir()
+  gpu_script('inner/mine.jsonl', CASES='decode')
+  assert (tmp_path / 'inner' / 'mine.jsonl').read_text() == second.stdout
+
+
+def test_the_gpu_script_runs_this_checkouts_benchmarks_from_anywhere(tmp_path):
+  (tmp_path / 'benchmarks').mkdir()
+  (tmp_path / 'benchmarks' / '__init__.py').write_text('raise SystemExit("another project")')
+  script, env = ROOT / 'benchmarks' / 'gpu.sh', os.environ | {'PYTHON': sys.executable, 'CASES': 'decode'}
+  done = subprocess.run(['bash', script, '--smoke'], cwd=tmp_path, env=env, capture_output=True, text=True, check=True)
+  assert json.loads(done.stdout)['unit'] == 'tokens/s' and (tmp_path / 'smoke.jsonl').read_text() == done.stdout

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
-from eagrl_jax.lm.config import LMConfig, RopeScaling
+from eagrl_jax.lm.config import LMConfig, Mistral, RopeScaling
 from eagrl_jax.types import EagrlError
 
 ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')  # SmolLM2 and SmolLM are 'llama'
 SLIDING_WINDOW = 4096  # of a config that has one and does not say how long, in transformers
-CLASS_NAMES = {'llama': 'LlamaForCausalLM', 'qwen2': 'Qwen2ForCausalLM', 'qwen3': 'Qwen3ForCausalLM'}
+CLASS_NAMES = {'llama': 'LlamaForCausalLM', 'mistral': 'MistralForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
+               'qwen3': 'Qwen3ForCausalLM'}
 
 
 def from_hf(c: dict[str, Any]) -> LMConfig:
@@ -28,6 +30,7 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
   _refuse(c, kind)
   try:
     heads, d_model = _count(c, 'num_attention_heads'), _count(c, 'hidden_size')
+    window, stated = _window(c, kind), _count_or_none(c, 'max_position_embeddings')
     return LMConfig(
         vocab_size=_count(c, 'vocab_size'),
         d_model=d_model,
@@ -42,7 +45,9 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
         qkv_bias=kind == 'qwen2',
         qk_norm=kind == 'qwen3',
         tie_embeddings=bool(c.get('tie_word_embeddings', False)),
-        max_positions=_max_positions(c, kind),
+        # Within a sliding window attention is over everything, as we compute it.
+        max_positions=min((n for n in (window, stated) if n is not None), default=0),
+        mistral=Mistral(window, stated) if kind == 'mistral' else None,
     )
   except KeyError as e:
     raise EagrlError(f'config.json lacks {e.args[0]!r}; copy it again from its source') from e
@@ -55,7 +60,8 @@ def to_hf(cfg: LMConfig) -> dict[str, Any]:
   """
   if cfg.qkv_bias and cfg.qk_norm:
     raise EagrlError('lm: no Hugging Face architecture has both qkv_bias and qk_norm; switch one of them off')
-  kind = 'qwen2' if cfg.qkv_bias else 'qwen3' if cfg.qk_norm else 'llama'
+  kind = 'qwen2' if cfg.qkv_bias else 'qwen3' if cfg.qk_norm else 'mistral' if cfg.mistral else 'llama'
+  positions = dataclasses.asdict(cfg.mistral) if cfg.mistral else {'max_position_embeddings': cfg.max_positions}
   scaling: dict[str, Any] = {}
   if cfg.rope_scaling is not None:
     s = cfg.rope_scaling
@@ -78,7 +84,8 @@ def to_hf(cfg: LMConfig) -> dict[str, Any]:
       'rms_norm_eps': cfg.norm_eps,
       'tie_word_embeddings': cfg.tie_embeddings,
       'hidden_act': 'silu',
-      **({'max_position_embeddings': cfg.max_positions} if cfg.max_positions else {}),
+      # A window of null is none; one that is left out would be the library's own.
+      **{name: n for name, n in positions.items() if n or name == 'sliding_window'},
   }
 
 
@@ -89,12 +96,9 @@ def _refuse(c: dict[str, Any], kind: str) -> None:
     raise EagrlError('config.json: attention_bias and mlp_bias are not supported outside qwen2; use another checkpoint')
 
 
-def _max_positions(c: dict[str, Any], kind: str) -> int:
-  """The least of what the config names: within a sliding window attention is over everything, as we compute it."""
-  c = {'sliding_window': SLIDING_WINDOW} | c
+def _window(c: dict[str, Any], kind: str) -> int | None:
   windowed = kind == 'mistral' or c.get('use_sliding_window')
-  limits = ('max_position_embeddings', *(['sliding_window'] if windowed else []))
-  return min((_count(c, name) for name in limits if c.get(name) is not None), default=0)
+  return _count_or_none({'sliding_window': SLIDING_WINDOW} | c, 'sliding_window') if windowed else None
 
 
 def _rope_scaling(rope: dict[str, Any]) -> RopeScaling | None:
@@ -121,3 +125,7 @@ def _count(c: dict[str, Any], key: str, default: int | None = None) -> int:
   if value != int(value):
     raise EagrlError(f'config.json: {key}={value} is no whole number; copy it again from its source')
   return int(value)
+
+
+def _count_or_none(c: dict[str, Any], key: str) -> int | None:
+  return None if c.get(key) is None else _count(c, key)

@@ -23,6 +23,14 @@ class RopeScaling:
 
 
 @dataclasses.dataclass(frozen=True)
+class Mistral:
+  """What the config.json of a Mistral checkpoint says of its positions, for its export; None as null or left out."""
+
+  sliding_window: int | None
+  max_position_embeddings: int | None
+
+
+@dataclasses.dataclass(frozen=True)
 class LoraConfig:
   """Low-rank adapters beside frozen weights, `W + alpha / rank A B` (LoRA, arXiv 2106.09685).
 
@@ -78,6 +86,7 @@ class LMConfig:
   remat: str = 'none'  # what the backward pass recomputes: nothing, all but matrix products ('dots'), or whole layers
   attention: str = 'auto'  # of whole prompts (`lm.flash`): 'xla', 'cudnn', 'splash', or what the device has
   lora: LoraConfig | None = None  # trains adapters alone
+  mistral: Mistral | None = None  # of a checkpoint of that name; computed as Llama within `max_positions`
 
   def __post_init__(self):
     for name in ('vocab_size', 'd_model', 'n_layers', 'n_heads', 'n_kv_heads', 'head_dim', 'd_ff'):

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eagrl_jax.lm import gguf_io, hf_io, lora, model
-from eagrl_jax.lm.config import LMConfig, LoraConfig, RopeScaling
+from eagrl_jax.lm.config import LMConfig, LoraConfig, Mistral, RopeScaling
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.rl import engine, rollouts
 from eagrl_jax.stages import settings
@@ -55,6 +55,8 @@ def load(folder: pathlib.Path, mesh: Mesh) -> Policy:
       shape['rope_scaling'] = RopeScaling(**shape['rope_scaling'])
     if shape['lora']:
       shape['lora'] = LoraConfig(**shape['lora'] | {'targets': tuple(shape['lora']['targets'])})
+    if shape.get('mistral'):
+      shape['mistral'] = Mistral(**shape['mistral'])
     config = LMConfig(**shape)
   except (KeyError, TypeError) as e:
     raise EagrlError(f'{source} was written by another version of eagrl_jax; run it in a new --workdir') from e

@@ -22,7 +22,7 @@ from safetensors import numpy as safetensors_numpy
 
 from eagrl_jax import mesh as mesh_lib
 from eagrl_jax.lm import bpe, checkpoint_config, gguf_io, hf_io, layout, model
-from eagrl_jax.lm.config import RopeScaling
+from eagrl_jax.lm.config import Mistral, RopeScaling
 from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.types import EagrlError
 
@@ -30,6 +30,7 @@ CONFIGS = {
     'llama': ref.CFG,
     'llama3': dataclasses.replace(ref.CFG, rope_scaling=RopeScaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5,
                                   tie_embeddings=False, max_positions=131_072),
+    'mistral': dataclasses.replace(ref.CFG, mistral=Mistral(4096, 32_768), max_positions=4096),
     'qwen2': dataclasses.replace(ref.CFG, qkv_bias=True, rope_theta=5e5),
     'qwen3': dataclasses.replace(ref.CFG, qk_norm=True),
 }
@@ -97,8 +98,22 @@ def test_a_window_caps_the_positions(kind, change, positions, tmp_path):
   read = checkpoint_config.from_hf(config | change)
   assert read.max_positions == positions
   written = checkpoint_config.to_hf(read)
-  assert written.get('max_position_embeddings', 0) == positions and 'sliding_window' not in written
   assert checkpoint_config.from_hf(written) == read
+  if kind == 'mistral':  # says again what it said, or what its library takes it to have said
+    said = {'sliding_window': 4096} | change
+    assert {name: written.get(name, 'absent') for name in said} == said
+  else:
+    assert written.get('max_position_embeddings', 0) == positions and 'sliding_window' not in written
+
+
+@pytest.mark.parametrize('window', [4096, None])
+def test_a_mistral_is_exported_as_one(window, tokenizer, tmp_path):
+  transformers = pytest.importorskip('transformers')
+  cfg = dataclasses.replace(ref.CFG, mistral=Mistral(window, 32_768), max_positions=window or 32_768)
+  hf_io.save_hf(tmp_path, random_params(cfg), cfg, tokenizer)
+  theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+  assert (type(theirs), theirs.architectures) == (transformers.MistralConfig, ['MistralForCausalLM'])
+  assert (theirs.sliding_window, theirs.max_position_embeddings) == (window, 32_768)
 
 
 def test_the_ends_of_an_answer_are_exported(tokenizer, tmp_path):

@@ -12,7 +12,7 @@ from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import synthetic
 from eagrl_jax.ehr.sources.synthetic_features import DEFAULT_FEATURES
 from eagrl_jax.lm import hf_io, model
-from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.config import LMConfig, Mistral
 from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import base, checks, lengths, pipeline, policy
@@ -90,9 +90,20 @@ def test_a_policy_that_was_saved_before_positions_were_known_is_read(tokenizer, 
   policy.save(tmp_path, policy.Policy(model.init(LM, jax.random.key(0)), LM, tokenizer))
   file = tmp_path / 'policy' / 'lm.json'
   shape = json.loads(file.read_text())
-  assert shape.pop('max_positions') == 0
+  assert (shape.pop('max_positions'), shape.pop('mistral')) == (0, None)
   file.write_text(json.dumps(shape))
   assert policy.load(tmp_path, mesh).config == LM
+
+
+def test_a_mistral_stays_one_from_its_checkpoint_to_the_export(tokenizer, micro_config, tmp_path):
+  config, mesh, said = micro_config(), make_mesh(), Mistral(64, 128)
+  config.lm.checkpoint = checkpoint(tmp_path / 'model', tokenizer, max_positions=64, mistral=said)
+  policy.save(tmp_path, policy.load_pretrained(config, mesh, jax.random.key(0)))
+  read = policy.load(tmp_path, mesh)
+  assert (read.config.max_positions, read.config.mistral) == (64, said)
+  hf_io.save_hf(tmp_path / 'export', read.params, read.config, read.tokenizer)
+  before, after = (json.loads((tmp_path / name / 'config.json').read_text()) for name in ('model', 'export'))
+  assert after == before and after['model_type'] == 'mistral' and after['sliding_window'] == 64
 
 
 def test_a_padding_token_without_a_row_is_no_other_model(tokenizer, micro_config, tmp_path):

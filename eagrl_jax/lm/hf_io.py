@@ -118,6 +118,12 @@ def read_head(path: str | Path) -> tuple[LMConfig, Tokenizer]:
   return _as_stored(named, _Tensors(directory)), Tokenizer.load(directory)
 
 
+def hub_name(path: str | Path) -> str | None:
+  """What can only be a checkpoint's name on the hub; None for a place on this machine."""
+  name = str(path).removesuffix('/')
+  return name if _HUB_NAME.fullmatch(name) and not Path(path).expanduser().exists() else None
+
+
 def _as_stored(cfg: LMConfig, tensors: _Tensors) -> LMConfig:
   """Untied where a head is stored that is not the embedding, whatever config.json says: as transformers 5 has it."""
   embed, head = layout.TOP['embed'], layout.TOP['lm_head']
@@ -207,7 +213,7 @@ def _local(path: str | Path) -> Path | None:
   directory = Path(path).expanduser()
   if directory.is_dir():
     return directory
-  if directory.exists() or not _HUB_NAME.fullmatch(str(path).removesuffix('/')):
+  if hub_name(path) is None:
     raise EagrlError(f'lm.checkpoint={path} is not a directory; give a Hugging Face directory, a hub name or a'
                      ' .gguf file')
   return None

@@ -41,8 +41,13 @@ def write(context: Context, policy: policy_lib.Policy) -> None:
 
 def start_name(config: ConfigDict) -> str:
   """The checkpoint's name: what is exported is meant to be passed on, a local path is not."""
-  local = pathlib.Path(config.lm.checkpoint).expanduser()
-  return local.name if local.exists() else config.lm.checkpoint
+  return hub_name(config) or pathlib.Path(config.lm.checkpoint).name
+
+
+def hub_name(config: ConfigDict) -> str | None:
+  """The checkpoint's name on the hub; None for the `tiny` policy, a local folder and a `.gguf` file."""
+  name = config.lm.checkpoint
+  return None if name == 'tiny' or name.endswith('.gguf') else hf_io.hub_name(name)
 
 
 def model_card(context: Context) -> str:
@@ -53,9 +58,10 @@ def model_card(context: Context) -> str:
   start = 'trained from scratch on this cohort' if config.lm.checkpoint == 'tiny' else start_name(config)
   library, use = ('peft', 'Adapters for the model named under Start. ') if config.export.adapter else (
       'transformers', '')
+  base = '' if hub_name(config) is None else f'base_model: {hub_name(config)}\n'
   prompt = 'compact, with flags' if config.prompt.style == 'compact' else config.prompt.style
   return f"""---
-library_name: {library}
+{base}library_name: {library}
 pipeline_tag: text-generation
 tags: [eag-rl, electronic-health-records]
 ---

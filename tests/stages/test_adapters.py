@@ -6,6 +6,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import yaml
 
 from eagrl_jax.lm import hf_io, lora
 from eagrl_jax.mesh import make_mesh
@@ -53,6 +54,20 @@ def test_only_adapters_are_trained_and_exported(start, finished, micro_config, t
   assert (adapter['r'], adapter['base_model_name_or_path']) == (4, 'small-model')
   card = (folder / 'README.md').read_text()
   assert 'library_name: peft' in card and 'Start: small-model' in card and str(start) not in card
+
+
+@pytest.mark.parametrize('adapter', [True, False])
+def test_a_card_names_the_model_on_the_hub_that_it_stands_on_and_no_path(adapter, start, finished, micro_config):
+  config = micro_config()
+  config.export.adapter = adapter
+  for checkpoint, base, name in (
+      ('Qwen/Qwen2.5-0.5B', 'Qwen/Qwen2.5-0.5B', 'Qwen/Qwen2.5-0.5B'), (str(start), None, 'small-model'),
+      ('/gone/small-model', None, 'small-model'), ('gone/small.gguf', None, 'small.gguf'), ('tiny', None, 'trained')):
+    config.lm.checkpoint = checkpoint
+    card = export.model_card(Context(config, finished, make_mesh()))
+    front = yaml.safe_load(card.split('---')[1])
+    assert front.pop('base_model', None) == base and front['library_name'] == ('peft' if adapter else 'transformers')
+    assert f'Start: {name}' in card and 'gone' not in card and str(start.parent) not in card
 
 
 def test_adapters_need_a_checkpoint_and_an_export_of_them_needs_adapters(micro_config):

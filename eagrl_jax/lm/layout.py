@@ -92,9 +92,9 @@ def assemble(cfg: LMConfig, read: Read, dtype: Dtype = np.float32, mesh: Mesh | 
   params: Params = {'layers': {}}
   for name, s in spec.items():
     if name != 'layers':
-      # Copied: a memory-mapped file may change under a running model.
-      x = one(name, None, s.shape)
-      params[name] = np.array(x, dtype) if where is None else _place(x, dtype, where[name])
+      # Copied: a memory-mapped file may change under a running model. Not named: that would keep it for the next one.
+      params[name] = (np.array(one(name, None, s.shape), dtype) if where is None else
+                      _place(one(name, None, s.shape), dtype, where[name]))
   for name, s in spec['layers'].items():
     read_one = functools.partial(one, name, shape=s.shape[1:])
     if where is None:

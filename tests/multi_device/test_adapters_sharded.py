@@ -1,20 +1,23 @@
-"""A checkpoint streamed onto eight devices, and adapters trained there as on one. Runs in a process of its own."""
+"""Checkpoints streamed onto eight devices, and adapters trained there as on one. Runs in a process of its own."""
 
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import jax
 
+LM_TESTS = pathlib.Path(__file__).parents[1] / 'lm'
 B, G, S, T, F = 8, 2, 12, 6, 5
 
 
 def test_eight_devices_load_and_train_as_one():
   env = os.environ | {
       'JAX_NUM_CPU_DEVICES': '8', 'JAX_PLATFORMS': 'cpu',
-      'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '', 'PYTHONPATH': os.pathsep.join(sys.path)}
+      'JAX_COMPILATION_CACHE_DIR': jax.config.jax_compilation_cache_dir or '',
+      'PYTHONPATH': os.pathsep.join([str(LM_TESTS), *sys.path])}
   done = subprocess.run([sys.executable, __file__], env=env, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr[-3000:]
   assert done.stdout.split() == ['loaded', 'trained']
@@ -25,9 +28,10 @@ def check() -> None:
   import tempfile
 
   import numpy as np
+  from test_checkpoints import write_gguf
 
   from eagrl_jax import mesh as mesh_lib
-  from eagrl_jax.lm import hf_io, lora, model
+  from eagrl_jax.lm import gguf_io, hf_io, lora, model
   from eagrl_jax.lm.config import LORA_TARGETS, LMConfig, LoraConfig
   from eagrl_jax.lm.tokenizer import train_tokenizer
   from eagrl_jax.rl.update import RLBatch, UpdateConfig, make_update
@@ -44,11 +48,13 @@ def check() -> None:
                             axis_types=(jax.sharding.AxisType.Auto,) * 3)
   with tempfile.TemporaryDirectory() as folder:
     hf_io.save_hf(folder, weights, plain, train_tokenizer(['a lactate of 3.8'], ['lactate'], 300), shard_bytes=20_000)
-    placed, _, _ = hf_io.load_hf(folder, mesh=mesh)
-  jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), weights)
-  for x, where in zip(jax.tree.leaves(placed), jax.tree.leaves(model.param_shardings(plain, mesh)), strict=True):
-    assert x.sharding.is_equivalent_to(where, x.ndim)
-  assert placed['layers']['w_up'].addressable_shards[0].data.size * 4 == placed['layers']['w_up'].size
+    write_gguf(f'{folder}/m.gguf', plain, weights)
+    loaded = hf_io.load_hf(folder, mesh=mesh)[0], gguf_io.load_gguf(f'{folder}/m.gguf', mesh=mesh)[0]
+  for placed in loaded:
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(placed), weights)
+    for x, where in zip(jax.tree.leaves(placed), jax.tree.leaves(model.param_shardings(plain, mesh)), strict=True):
+      assert x.sharding.is_equivalent_to(where, x.ndim)
+    assert placed['layers']['w_up'].addressable_shards[0].data.size * 4 == placed['layers']['w_up'].size
   print('loaded')
 
   cfg = dataclasses.replace(plain, lora=LoraConfig(2, 4.0, tuple(LORA_TARGETS)))

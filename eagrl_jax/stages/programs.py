@@ -65,10 +65,14 @@ def rl_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Any:
 
 def supervised_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str, lesson: Lesson) -> Any:
   """The compiled step of base or sft, from shapes: `(state, batch, frozen)`."""
-  rows = lambda dtype: rows_of(mesh, dtype, lesson.batch, lesson.answers, lesson.answer)
-  batch = SupervisedBatch(prompt(mesh, lesson.batch, lesson.prompt), rows(np.int32), rows(np.bool_), rows(np.float32))
   make = functools.partial(make_sft_step, cfg=settings.supervised(c, stage, lesson.micro))
-  return _compiled(c, lm, mesh, stage, make, batch)
+  return _compiled(c, lm, mesh, stage, make, supervised_batch(mesh, lesson))
+
+
+def supervised_batch(mesh: Mesh, lesson: Lesson) -> SupervisedBatch:
+  """Shapes of what a step of base or sft sees."""
+  rows = lambda dtype: rows_of(mesh, dtype, lesson.batch, lesson.answers, lesson.answer)
+  return SupervisedBatch(prompt(mesh, lesson.batch, lesson.prompt), rows(np.int32), rows(np.bool_), rows(np.float32))
 
 
 def _compiled(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str, make: Callable[..., Any], batch: Any) -> Any:
@@ -107,12 +111,18 @@ def rollout(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str) -
 
 
 def search(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Any:
-  """The compiled search of a batch of trees, from shapes."""
+  """The compiled search of a batch of trees, from shapes: `(params, *search_batch, key)`."""
+  words, asked, salience, judged_by = search_batch(c, lm, mesh, sizes)
+  return steps.run.lower(
+      model.abstract(lm, mesh), lm, words, asked, salience, _as_stated, judged_by, _key(), settings.search(c),
+      settings.step(c)).compile()
+
+
+def search_batch(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> tuple[Grammar, PromptBatch, Any, Any]:
+  """Shapes of what a search sees: its grammar, prompts, salience and what judges its answers."""
   b, f = c.search.trees, sizes.features
   judged_by = rows_of(mesh, np.float32, b), rows_of(mesh, np.bool_, b, f)
-  return steps.run.lower(
-      model.abstract(lm, mesh), lm, grammar(c, lm, f), prompt(mesh, b, sizes.prompt), rows_of(mesh, np.float32, b, f),
-      _as_stated, judged_by, _key(), settings.search(c), settings.step(c)).compile()
+  return grammar(c, lm, f), prompt(mesh, b, sizes.prompt), rows_of(mesh, np.float32, b, f), judged_by
 
 
 def _as_stated(prob: Array, named: Array, arguments: Params) -> Array:

@@ -45,6 +45,8 @@ def compare() -> None:
   from benchmarks import memory as bench
   from configs import defaults
   c = defaults.get_config()
+  c.search.update(trees=16, rollouts=2)
+  c.sft.update(batch=8, micro_batch=4)
   c.rl.update(prompts=16, group=4, max_new=48, micro_batch=4, minibatches=1, kl=0.0)
   print(json.dumps(bench.compare(c, LM, programs.Sizes(512, 20, 48))))
 

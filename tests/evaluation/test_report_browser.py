@@ -14,6 +14,7 @@ POLICY = '<meta http-equiv="Content-Security-Policy" content="default-src \'none
 SECTIONS = ('results', 'differences', 'discrimination', 'subgroups', 'audit', 'ways', 'robustness', 'faithfulness',
             'transfer', 'learning', 'search', 'patients', 'cohort', 'config', 'versions', 'tripod')
 LINKED = '[...document.querySelectorAll("nav a")].every(a => document.querySelector(a.getAttribute("href")))'
+A4 = 703  # CSS pixels between margins of 12 mm
 CLOSED = '[...document.querySelectorAll(".tree details:not([open]) > summary")].find(s => s.checkVisibility())'
 
 
@@ -139,6 +140,26 @@ def test_no_sideways_scroll_at_any_width(chromium, hostile, width):
   assert inner == width and needed == room > width - 20
   if width < 1280:  # wide tables scroll in boxes of their own
     assert tab.evaluate('[...document.querySelectorAll(".scroll")].some(e => e.scrollWidth > e.clientWidth)')
+
+
+def test_a_forest_bar_is_beside_its_figure_and_on_a_phone_below_it(chromium, whole):
+  """Without a sideways scroll: neither of the page nor of the table's own box."""
+  places = '''[...document.querySelectorAll(".forest")].map(bar => {
+      const [f, b] = [bar.closest("td").querySelector(".barred > div"), bar].map(e => e.getBoundingClientRect());
+      return [bar.checkVisibility() && b.width >= 60, b.left >= f.right, b.top >= f.bottom]; })'''
+  bars = 5 * 2 + 2  # arms by metrics, and of the one group that is shown the two arms
+  assert chromium.open(whole).evaluate(places) == [[True, True, False]] * bars
+  tab = chromium.open(whole, 360)
+  assert tab.evaluate(places) == [[True, False, True]] * bars
+  assert tab.evaluate('[...document.querySelectorAll(".scroll:has(.forest)")].map(e => e.scrollWidth - e.clientWidth)'
+                      ) == [0, 0]
+
+
+def test_print_cuts_no_table(chromium, whole):
+  tab = chromium.open(whole, A4)
+  tab.call('Emulation.setEmulatedMedia', media='print')
+  assert tab.evaluate('[...document.querySelectorAll("table")].filter(t => t.getBoundingClientRect().right > '
+                      'document.documentElement.clientWidth).map(t => t.parentElement.ariaLabel)') == []
 
 
 def test_the_shared_copy_is_whole_without_its_patients(chromium, run):

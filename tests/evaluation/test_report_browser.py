@@ -64,9 +64,9 @@ def hostile(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope='module')
-def whole(run) -> Path:
+def whole(run, html) -> Path:
   """The report of a run that went as far as one can."""
-  return report.write_report(run)
+  return run / 'report.html'
 
 
 def test_every_section_is_there_and_the_console_is_silent(chromium, whole):
@@ -78,7 +78,7 @@ def test_every_section_is_there_and_the_console_is_silent(chromium, whole):
   assert tab.errors() == [] and tab.requests() == [whole.as_uri()]
 
 
-def test_the_tree_opens_and_closes_on_click(chromium, whole):
+def test_the_tree_opens_and_closes_on_click(chromium, run, whole):
   tab = chromium.open(whole)
   tab.evaluate(f'void (window.summary = {CLOSED})')
   step = 'summary.parentElement.querySelector(":scope > .answer")'
@@ -86,6 +86,11 @@ def test_the_tree_opens_and_closes_on_click(chromium, whole):
   tab.click('summary')
   assert tab.evaluate(f'[summary.parentElement.open, {step}.checkVisibility()]') == [True, True]
   assert 'The last value is' in tab.evaluate(f'{step}.innerText')
+  nodes = json.loads((run / 'search/tree.json').read_text())['nodes']
+  facts = [f'{n["visits"]} visit{"s" * (n["visits"] != 1)} · value {n["value"]:.2f} · reward {n["reward"]:.2f}'
+           for n in nodes if 1 in (n['id'], n['parent'])]  # of the root's first child, and what the search tried next
+  assert tab.evaluate('[...summary.parentElement.querySelectorAll(".facts")].map(e => e.checkVisibility() && '
+                      'e.innerText)') == facts and len(facts) == 4
   tab.click('summary')
   assert tab.evaluate(f'[summary.parentElement.open, {step}.checkVisibility()]') == [False, False]
   assert tab.errors() == []
@@ -155,9 +160,14 @@ def test_a_forest_bar_is_beside_its_figure_and_on_a_phone_below_it(chromium, who
                       ) == [0, 0]
 
 
-def test_print_cuts_no_table(chromium, whole):
+def test_print_shows_what_is_folded_and_cuts_no_table(chromium, whole):
   tab = chromium.open(whole, A4)
+  folded = '[...document.querySelectorAll("details:not([open]) > :not(summary)")].map(e => e.checkVisibility())'
+  closed = tab.evaluate(folded)
+  assert len(closed) > 20 and not any(closed)
   tab.call('Emulation.setEmulatedMedia', media='print')
+  assert tab.evaluate(folded) == [True] * len(closed)
+  assert not tab.evaluate('document.querySelector("nav").checkVisibility()')  # links lead nowhere on paper
   assert tab.evaluate('[...document.querySelectorAll("table")].filter(t => t.getBoundingClientRect().right > '
                       'document.documentElement.clientWidth).map(t => t.parentElement.ariaLabel)') == []
 

@@ -60,7 +60,7 @@ def get_config(variant: str = '') -> ConfigDict:
       qk_norm=True,  # tiny only
       compute_dtype='float32',  # of activations: float32 | bfloat16; trained weights stay float32
       remat='none',  # what the backward pass recomputes: none | dots (all but matrix products) | full
-      attention='auto',  # of prompts: auto | xla | cudnn (GPU, bfloat16) | splash (TPU)
+      attention='auto',  # of prompts: auto | xla | cudnn (NVIDIA from Ampere on, bfloat16) | splash (TPU)
       lora_rank=0,  # above 0 only adapters of this rank are trained; not for tiny
       lora_alpha=32.0, lora_targets=('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')))
   config.base = ConfigDict(dict(

@@ -2,8 +2,8 @@
 
 Which of them is wrong cannot be told, so those that a rule names become missing; a total is its parts' sum where all
 of them are there. Rules hold for features that are spelt in a known way, in the units that they are written for.
-Pressures without a unit are compared all the same: of one patient at one time they are in one unit. The dissociation
-curve needs its units.
+Pressures without a unit are compared too, as far as their size says mmHg: standardised values may stand in any order.
+The dissociation curve needs its units.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from eagrl_jax.ehr import concepts
 from eagrl_jax.ehr.features import FeatureTable, plain_unit
 from eagrl_jax.ehr.records import Cohort, Rejects
 
+_LEAST = 20.0  # mmHg from which on a number without a unit is a pressure
 _ROUNDING = 1.0  # mmHg by which a mean pressure may lie outside: each of the three is rounded
 _SATURATION = 25.0  # percentage points from the dissociation curve: more than acidosis and fever move it
 
@@ -63,8 +64,15 @@ def applicable(features: FeatureTable) -> Iterator[tuple[Rule, list[int]]]:
   """Rules whose features are all in the table in the rules' units, with their ids."""
   for rule in RULES:
     found = find(features, rule.roles)
-    if len(found) == len(rule.roles) and all(plain_unit(features[f].unit) in u for f, u in zip(found, rule.units)):
-      yield rule, found
+    plain = [plain_unit(features[f].unit) for f in found]
+    if len(found) == len(rule.roles) and all(unit in allowed for unit, allowed in zip(plain, rule.units)):
+      yield rule if all(plain) else _of_pressures(rule), found
+
+
+def _of_pressures(rule: Rule) -> Rule:
+  """The rule where its second value, which is to bound another, has the size of a pressure."""
+  return dataclasses.replace(rule, wrong=lambda *r: rule.wrong(*r) & (r[1] >= _LEAST),
+                             sql=f'({rule.sql}) AND r1 >= {_LEAST}')
 
 
 def find(features: FeatureTable, roles: tuple[tuple[str, ...], ...]) -> list[int]:

@@ -47,10 +47,12 @@ def into(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:
 
   The unit is a row's, which may have any of the feature's names.
   """
-  if _same(unit, spec.unit):
+  if plain_unit(unit) == plain_unit(spec.unit):
     return 1.0, 0.0
   if (found := _accepted(spec, unit)) is not None:
     return found
+  if _is_none(unit) and _is_none(spec.unit):
+    return 1.0, 0.0
   names = _names(spec)
   return _between(unit, spec.unit, None if _UREA in names else _grams_of(names), _grams(spec), names)
 
@@ -69,12 +71,14 @@ def conversion(spec: FeatureSpec, to: FeatureSpec) -> tuple[float, float] | None
   """
   if spec.kind != to.kind and not (_words_are_numbers(spec) or _words_are_numbers(to)):
     return None
-  if not spec.unit or _same(spec.unit, to.unit):
+  if not spec.unit or plain_unit(spec.unit) == plain_unit(to.unit):
     return 1.0, 0.0
   if (found := _accepted(to, spec.unit)) is not None:
     return found
   if (back := _accepted(spec, to.unit)) is not None and back[0]:
     return 1 / back[0], -back[1] / back[0]
+  if _is_none(spec.unit) and _is_none(to.unit):
+    return 1.0, 0.0
   return _between(spec.unit, to.unit, _grams(spec), _grams(to), _names(spec) + _names(to))
 
 
@@ -99,10 +103,8 @@ def _words_are_numbers(spec: FeatureSpec) -> bool:
   return bool(spec.levels) and all(word == f'{n:g}' for n, word in spec.levels)
 
 
-def _same(unit: str, other: str) -> bool:
-  """Whether two spellings are of one unit, or neither is of any."""
-  one, two = plain_unit(unit), plain_unit(other)
-  return one == two or bool(_UNITY.fullmatch(one) and _UNITY.fullmatch(two))
+def _is_none(unit: str) -> bool:
+  return bool(_UNITY.fullmatch(plain_unit(unit)))
 
 
 def _accepted(spec: FeatureSpec, unit: str) -> tuple[float, float] | None:

@@ -186,7 +186,7 @@ def inspect(path: str | Path) -> LMConfig | None:
     EagrlError: neither a directory nor a possible hub name, or a broken file.
   """
   local = _local(path)
-  directory = local or _downloaded(str(path))
+  directory = local or downloaded(str(path))
   if directory is None:
     return None
   cfg = checkpoint_config.from_hf(_json(directory / 'config.json'))
@@ -200,11 +200,14 @@ def inspect(path: str | Path) -> LMConfig | None:
   return _as_stored(cfg, tensors)
 
 
-def _downloaded(name: str) -> Path | None:
+def downloaded(name: str) -> Path | None:
   """Where a hub name's files are since an earlier download; nothing reaches the network."""
   import huggingface_hub
 
-  config = huggingface_hub.try_to_load_from_cache(name, 'config.json')
+  try:
+    config = huggingface_hub.try_to_load_from_cache(name.removesuffix('/'), 'config.json')
+  except ValueError:  # no name that the hub would give: `load_hf` says so
+    return None
   return Path(config).parent if isinstance(config, str) else None
 
 
@@ -226,7 +229,8 @@ def _directory(path: str | Path) -> Path:
   import huggingface_hub.errors  # only a hub name reaches the network
 
   try:
-    return Path(huggingface_hub.snapshot_download(str(path), allow_patterns=list(WANTED), ignore_patterns=list(TWICE)))
+    return Path(huggingface_hub.snapshot_download(
+        str(path).removesuffix('/'), allow_patterns=list(WANTED), ignore_patterns=list(TWICE)))
   except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
     raise EagrlError(f'lm.checkpoint={path} is no directory here and the hub gives no such model ({type(e).__name__});'
                      ' check the name and the network, or give a local directory') from e

@@ -19,7 +19,7 @@ from eagrl_jax.types import Array, ArrayLike, Params
 
 CHUNK_LOGITS = 2**23  # logits of a chunk of rows on a device, 32 MiB, where that is more than the rows below
 CPU_ROWS = 64  # of a chunk at least, for each device
-ACCELERATOR_ROWS = 2048  # of a chunk at least, over all devices
+ACCELERATOR_ROWS = 2048  # of a chunk at least, for each copy of the head
 FEW_ROWS = 64  # up to which a CPU multiplies a wide head faster from its own side
 WIDE_HEAD = 2**13
 
@@ -68,12 +68,12 @@ def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayL
   """
   rows = targets.size
   ways = shards(('batch', 'vocab'), (rows, cfg.vocab_size))
-  chunk = chunk_rows(rows, cfg.vocab_size, ways)
+  groups = ways // shards(('vocab',), (cfg.vocab_size,))
+  chunk = chunk_rows(rows, cfg.vocab_size, ways, groups)
   n = -(-rows // chunk)
   flat = jnp.pad(hidden.reshape(rows, -1), ((0, n * chunk - rows), (0, 0)))
   wanted = jnp.pad(jnp.asarray(targets).reshape(rows), (0, n * chunk - rows))
 
-  groups = ways // shards(('vocab',), (cfg.vocab_size,))
   own = params if groups == 1 else _a_head_each(params, cfg, groups)
 
   @jax.checkpoint
@@ -102,14 +102,17 @@ def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayL
   return join(logp), join(entropy)
 
 
-def chunk_rows(rows: int, vocab_size: int, ways: int, backend: str | None = None) -> int:
+def chunk_rows(rows: int, vocab_size: int, ways: int, groups: int, backend: str | None = None) -> int:
   """Rows at a time, a multiple of `ways`, unless there are fewer.
 
-  A pass reads and writes the head's float32 gradient at every chunk: 8 V D bytes beside 6 V D FLOPs a row. With 64 rows
-  that takes memory four to five times as long as arithmetic, by the data sheets of an H200 and a TPU v5e; with 2,048,
-  a seventh of it.
+  A pass reads and writes each copy of the head's float32 gradient at every chunk: 8 V D bytes beside 6 V D FLOPs a row.
+  With 64 rows that takes memory four to five times as long as arithmetic, by the data sheets of an H200 and a TPU v5e;
+  with 2,048, a seventh of it.
+
+  Args:
+    ways: devices that rows and vocabulary are cut over. groups: copies of the head among them.
   """
-  least = CPU_ROWS if (backend or jax.default_backend()) == 'cpu' else -(-ACCELERATOR_ROWS // ways)
+  least = CPU_ROWS if (backend or jax.default_backend()) == 'cpu' else -(-ACCELERATOR_ROWS * groups // ways)
   return min(rows, ways * max(least, CHUNK_LOGITS // vocab_size))
 
 

@@ -41,13 +41,17 @@ def write(context: Context, policy: policy_lib.Policy) -> None:
 
 def start_name(config: ConfigDict) -> str:
   """The checkpoint's name: what is exported is meant to be passed on, a local path is not."""
-  return hub_name(config) or pathlib.Path(config.lm.checkpoint).name
+  name = config.lm.checkpoint
+  return pathlib.Path(name).name if name.endswith('.gguf') else hf_io.hub_name(name) or pathlib.Path(name).name
 
 
 def hub_name(config: ConfigDict) -> str | None:
-  """The checkpoint's name on the hub; None for the `tiny` policy, a local folder and a `.gguf` file."""
-  name = config.lm.checkpoint
-  return None if name == 'tiny' or name.endswith('.gguf') else hf_io.hub_name(name)
+  """The name of a checkpoint that was downloaded from the hub; None where nothing here says that it was.
+
+  A folder that is gone may be spelt like a name.
+  """
+  name = hf_io.hub_name(config.lm.checkpoint)
+  return name if name and hf_io.downloaded(name) else None
 
 
 def model_card(context: Context) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eagrl_jax.lm import lora, model
+from eagrl_jax.lm import logprobs, lora, model
 from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.mesh import shards
 from eagrl_jax.stages import graph, programs, settings
 from eagrl_jax.stages.programs import Lesson, Sizes
 from eagrl_jax.train import state as state_lib
@@ -41,11 +42,15 @@ class Moment:
     return sum(self.parts.values())
 
 
-def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Iterator[Moment]:
-  """The fullest moment of every stage that `config.target` takes, each as soon as it is worked out."""
+def predict(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, elsewhere: bool = False) -> Iterator[Moment]:
+  """The fullest moment of every stage that `config.target` takes, each as soon as it is worked out.
+
+  Args:
+    elsewhere: planned on a CPU, if this is one, for accelerators.
+  """
   taken = {stage.name for stage in graph.selected(c)}
   for stage in (name for name in STAGES if name in taken):
-    if found := [moment(c, lm, mesh, sizes, stage, what) for what in things(c, sizes, stage)]:
+    if found := [moment(c, lm, mesh, sizes, stage, what, elsewhere) for what in things(c, sizes, stage)]:
       yield max(found, key=lambda m: m.total)
 
 
@@ -60,20 +65,21 @@ def things(c: ConfigDict, sizes: Sizes, stage: str) -> tuple[str, ...]:
   return {'base': tuple(longest), 'search': ('search',), 'sft': ('update',), 'rl': rl, 'evaluate': evaluate}[stage]
 
 
-def moment(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str, what: str) -> Moment:
-  """What a stage holds while it does one of its `things`."""
+def moment(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str, what: str,
+           elsewhere: bool = False) -> Moment:
+  """What a stage holds while it does one of its `things`; `elsewhere` as of `predict`."""
   if what == 'rollout':
     parts = rollout_parts(c, lm, mesh, sizes, stage)
   elif what == 'search':
     parts = search_parts(c, lm, mesh, sizes)
   elif stage == 'rl':
     batch = c.rl.prompts // c.rl.minibatches
-    parts = planned(programs.rl_step(c, lm, mesh, sizes), lm, mesh, batch > c.rl.micro_batch)
+    parts = planned(programs.rl_step(c, lm, mesh, sizes), lm, mesh, batch > c.rl.micro_batch, elsewhere)
   else:
     trajectories = Lesson(c.sft.batch, c.sft.micro_batch, c.search.top_k, sizes.prompt, sizes.trajectory)
     lesson = trajectories if stage == 'sft' else sizes.lessons[what]
     step = programs.supervised_step(c, lm, mesh, stage, lesson)
-    parts = planned(step, lm, mesh, lesson.batch > lesson.micro)
+    parts = planned(step, lm, mesh, lesson.batch > lesson.micro, elsewhere)
   return Moment(stage, what, held_by(c, lm, mesh, stage) | parts)
 
 
@@ -87,13 +93,14 @@ def held_by(c: ConfigDict, lm: LMConfig, mesh: Mesh, stage: str) -> dict[str, in
   return held | ({'reference': local_bytes(state.params)} if stage == 'rl' and c.rl.kl else {})
 
 
-def planned(step: Any, lm: LMConfig, mesh: Mesh, in_parts: bool) -> dict[str, int]:
+def planned(step: Any, lm: LMConfig, mesh: Mesh, in_parts: bool, elsewhere: bool = False) -> dict[str, int]:
   """What a compiled update needs beside its arguments.
 
   Args:
     in_parts: a part of the batch at a time, whose gradients are added to those of the parts before.
+    elsewhere: as of `predict`.
   """
-  temporary = step.memory_analysis().temp_size_in_bytes + unplanned(lm, mesh)
+  temporary = step.memory_analysis().temp_size_in_bytes + unplanned(lm, mesh, elsewhere)
   gradients = min(temporary, (2 if in_parts else 1) * trained_bytes(lm, mesh))
   return {'gradients': gradients, 'activations': temporary - gradients}
 
@@ -103,10 +110,16 @@ def trained_bytes(lm: LMConfig, mesh: Mesh) -> int:
   return local_bytes(lora.split(model.abstract(lm, mesh), lm)[0])
 
 
-def unplanned(lm: LMConfig, mesh: Mesh) -> int:
-  """Bytes that an update takes beside XLA's plan: on a CPU the matrix library packs the head for products with it."""
+def unplanned(lm: LMConfig, mesh: Mesh, elsewhere: bool = False) -> int:
+  """Bytes that an update takes beside XLA's plan, `elsewhere` as of `predict`.
+
+  On a CPU the matrix library packs the head for products with it. An accelerator has the logits of more rows at a time
+  than a CPU plans for, float32, and their gradient.
+  """
   if jax.default_backend() != 'cpu':
     return 0
+  if elsewhere:
+    return 8 * logprobs.ACCELERATOR_ROWS * lm.vocab_size // shards(('vocab',), (lm.vocab_size,))
   return lm.vocab_size * lm.d_model * 4 // mesh.shape['tensor']
 
 

@@ -102,7 +102,7 @@ def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> I
   yield f'memory a device, MiB, of {room / 2**20:.0f}; each step is compiled for it:'
   if jax.default_backend() == 'cpu' and lm.compute_dtype == 'bfloat16':
     yield '  (a CPU widens bfloat16 products to float32: activations are up to three times those of a GPU or TPU)'
-  for moment in memory.predict(c, lm, mesh, sizes):
+  for moment in memory.predict(c, lm, mesh, sizes, bool(device_bytes)):
     parts = ', '.join(f'{name} {size / 2**20:.1f}' for name, size in moment.parts.items() if size)
     yield f'  {moment.stage:10s} {moment.total / 2**20:10.1f}  = {parts}'
     if moment.total > memory.HEADROOM * room:

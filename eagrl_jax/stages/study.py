@@ -21,8 +21,12 @@ import pathlib
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax.stages import cells, checks, disk, fields, graph, pipeline
+from eagrl_jax.mesh import make_mesh
+from eagrl_jax.stages import cells, checks, disk, fields, graph, pipeline, sizes
+from eagrl_jax.stages import data as data_lib
+from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.cells import CHANGES, own, run_folder
+from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.study_table import gather, is_current, robustness_is_finished
 from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
@@ -46,6 +50,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
   with disk.exclusive(workdir):
     for i, seed in enumerate(c.seeds):
       logging.info('study: seed %d (%d of %d)', seed, i + 1, len(c.seeds))
+      if 'think' in c.arms:
+        _measure_prose(config, workdir, seed)
       pipeline.run(own(config, seed), run_folder(workdir, seed))
       for cell in cells.beside_the_run(config):
         cells.run(config, workdir, seed, cell)
@@ -54,6 +60,22 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         _judge_perturbed(config, workdir, seed)
     print('\n' + gather(config, workdir, config.study.resamples))
     logging.info('study: %s', workdir / 'study.md')
+
+
+def _measure_prose(config: ConfigDict, workdir: pathlib.Path, seed: int) -> None:
+  """Refuses prompts of `think`, several times as long as the run's, before anything is trained on the first policy."""
+  if config.lm.checkpoint == 'tiny':  # its positions have no end
+    return
+  base = own(config, seed)
+  base.target = 'base'
+  pipeline.run(base, run_folder(workdir, seed))
+  mine = own(config, seed, 'think')
+  context = Context(mine, run_folder(workdir, seed), make_mesh(**mine.mesh.to_dict()))
+  data, vocabulary = data_lib.load(context), policy_lib.tokenizer(context.folder('base'))
+  try:
+    data_lib.encoder(context, data, vocabulary, sizes.policy_shape(mine)).check(data.splits.test)
+  except EagrlError as e:
+    raise EagrlError(f"study.arms: 'think' asks in full prose. {e}; or leave think out") from e
 
 
 def _judge_perturbed(config: ConfigDict, workdir: pathlib.Path, seed: int) -> None:

@@ -575,6 +575,7 @@ in_units = lambda specs, *units: tuple(dataclasses.replace(s, unit=u) for s, u i
     (OXYGEN, (95, 97), (95, 97), ''), (OXYGEN, (300, 50), (), 'exclude each other'),
     (in_units(PRESSURES, 'mm[Hg]', 'mm Hg', 'mm[Hg]'), (60, 90, 75), (75,), 'systolic below diastolic'),
     (in_units(PRESSURES, '', '', ''), (60, 90, 75), (75,), 'systolic below diastolic'),
+    (in_units(PRESSURES, '', '', ''), (-0.5, 1.5, 3.0), (-0.5, 1.5, 3.0), ''),  # standardised
     (in_units(PRESSURES, '', 'mmHg', ''), (110, 70, 175), (110, 70), 'mean pressure not between'),
     (in_units(PRESSURES, 'kPa', 'mmHg', 'mmHg'), (15, 70, 90), (15, 70, 90), ''),
     (in_units(OXYGEN, 'mm[Hg]', '%'), (300, 50), (), 'exclude each other'),

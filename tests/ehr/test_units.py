@@ -111,6 +111,11 @@ def test_ucum_that_says_something_else_is_none(name, unit, to):
       FeatureSpec(name, unit), FeatureSpec(name, to)) is None
 
 
+def test_what_a_spec_says_of_one_comes_before_ucums_no_unit():
+  spec = FeatureSpec('FiO2', '', accepted_units=(('1', 100, 0),))
+  assert units.into(spec, '1') == units.conversion(FeatureSpec('FiO2', '1'), spec) == (100, 0)
+
+
 def test_the_letter_of_potassium_is_no_unit_of_whatever_feature():
   assert units.known('Cel') and units.known('mm[Hg]') and not units.known('K')
 

@@ -223,7 +223,9 @@ def test_a_hub_name_has_a_shape_once_it_was_downloaded_whole(tokenizer, tmp_path
   (snapshot / hf_io.WEIGHTS).write_bytes(weights)
   edit(snapshot / 'config.json', model_type='gpt2')
   with pytest.raises(EagrlError, match='gpt2'):
-    hf_io.inspect('me/tiny')
+    hf_io.inspect('me/tiny/')
+  for name in ('me/a--b', 'a-', 'größe/modell', 'x' * 100):  # of a shape that the hub refuses
+    assert hf_io.inspect(name) is None
 
 
 def test_of_a_file_and_an_index_the_file_is_read(tokenizer, tmp_path):

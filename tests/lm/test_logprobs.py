@@ -64,13 +64,14 @@ def test_the_whole_logit_matrix_is_never_built(monkeypatch):
   assert f'{rows},{ref.CFG.vocab_size}]' not in text and f'10,64,{ref.CFG.vocab_size}]' not in text
 
 
-@pytest.mark.parametrize(('ways', 'backend', 'want'), [
-    (1, 'cpu', 64), (8, 'cpu', 512), (1, 'gpu', 2048), (8, 'tpu', 2048), (64, 'gpu', 64 * 55)])
-def test_an_accelerator_takes_as_many_rows_as_pay_for_the_heads_gradient(ways, backend, want):
-  assert logprobs.chunk_rows(10**6, 151_936, ways, backend) == want
-  assert logprobs.chunk_rows(50, 151_936, ways, backend) == 50
+@pytest.mark.parametrize(('ways', 'groups', 'backend', 'want'), [
+    (1, 1, 'cpu', 64), (8, 1, 'cpu', 512), (1, 1, 'gpu', 2048), (8, 1, 'tpu', 2048), (8, 8, 'gpu', 8 * 2048),
+    (64, 1, 'gpu', 64 * 55)])
+def test_an_accelerator_takes_as_many_rows_as_pay_for_the_heads_gradient(ways, groups, backend, want):
+  assert logprobs.chunk_rows(10**6, 151_936, ways, groups, backend) == want
+  assert logprobs.chunk_rows(50, 151_936, ways, groups, backend) == 50
   # A small vocabulary is no reason for small chunks anywhere.
-  assert logprobs.chunk_rows(10**6, 2048, ways, backend) == 4096 * ways
+  assert logprobs.chunk_rows(10**6, 2048, ways, groups, backend) == 4096 * ways
 
 
 def test_one_device_places_nothing():

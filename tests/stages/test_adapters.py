@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import huggingface_hub.constants
 import jax
 import numpy as np
 import pytest
@@ -56,13 +57,24 @@ def test_only_adapters_are_trained_and_exported(start, finished, micro_config, t
   assert 'library_name: peft' in card and 'Start: small-model' in card and str(start) not in card
 
 
+def in_the_hubs_cache(folder, name):
+  at = folder / f'models--{name.replace("/", "--")}'
+  (at / 'refs').mkdir(parents=True)
+  (at / 'refs' / 'main').write_text('abc')
+  (at / 'snapshots' / 'abc').mkdir(parents=True)
+  (at / 'snapshots' / 'abc' / 'config.json').write_text('{}')
+
+
 @pytest.mark.parametrize('adapter', [True, False])
-def test_a_card_names_the_model_on_the_hub_that_it_stands_on_and_no_path(adapter, start, finished, micro_config):
+def test_a_card_names_the_model_on_the_hub_it_stands_on(adapter, start, finished, micro_config, tmp_path, monkeypatch):
+  monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
+  in_the_hubs_cache(tmp_path, 'Qwen/Qwen2.5-0.5B')
   config = micro_config()
   config.export.adapter = adapter
   for checkpoint, base, name in (
       ('Qwen/Qwen2.5-0.5B', 'Qwen/Qwen2.5-0.5B', 'Qwen/Qwen2.5-0.5B'), (str(start), None, 'small-model'),
-      ('/gone/small-model', None, 'small-model'), ('gone/small.gguf', None, 'small.gguf'), ('tiny', None, 'trained')):
+      ('models/small-model', None, 'models/small-model'), ('/gone/small-model', None, 'small-model'),
+      ('gone/small.gguf', None, 'small.gguf'), ('tiny', None, 'trained')):
     config.lm.checkpoint = checkpoint
     card = export.model_card(Context(config, finished, make_mesh()))
     front = yaml.safe_load(card.split('---')[1])

@@ -51,6 +51,17 @@ def compare() -> None:
   print(json.dumps(bench.compare(c, LM, programs.Sizes(512, 20, 48))))
 
 
+def test_a_plan_for_accelerators_has_the_logits_that_they_hold_at_a_time(micro_config, monkeypatch):
+  told = []
+  monkeypatch.setattr(memory, 'predict', lambda *_: told.append(_[-1]) or ())
+  for device_bytes in (0, 2**34):
+    list(sizes.lines(micro_config(), device_bytes))
+  assert told == [False, True]
+  step = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((64, 64), 'float32')).compile()
+  here, there = (sum(memory.planned(step, LM, make_mesh(), False, elsewhere).values()) for elsewhere in told)
+  assert there - here == 8 * 2048 * LM.vocab_size - 4 * LM.vocab_size * LM.d_model
+
+
 @pytest.mark.parametrize('lora', [None, LoraConfig(4, 8.0, ('q_proj', 'down_proj'))])
 def test_weights_and_optimiser_are_exact(lora, micro_config):
   lm, mesh = dataclasses.replace(LM, lora=lora, compute_dtype='bfloat16'), make_mesh()

@@ -15,7 +15,7 @@ from eagrl_jax.lm import hf_io, model
 from eagrl_jax.lm.config import LMConfig, Mistral
 from eagrl_jax.lm.tokenizer import Tokenizer, train_tokenizer
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import base, checks, lengths, pipeline, policy
+from eagrl_jax.stages import base, checks, lengths, pipeline, policy, study
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages.context import Context
 from eagrl_jax.types import EagrlError
@@ -72,6 +72,20 @@ def test_a_prompt_that_grew_is_refused_where_it_is_made(tokenizer, patients, mic
   for make in (lambda: encoder.batch(np.arange(6)), lambda: encoder.check(np.arange(6))):
     with pytest.raises(EagrlError, match='made for 200 positions'):
       make()
+
+
+def test_prose_that_is_too_long_ends_a_study_before_it_trains(tokenizer, patients, micro_config, tmp_path, monkeypatch):
+  config, ran = micro_config(target='study'), []
+  config.study.update(seeds=(0,), arms=('think',))
+  encoder = data_lib.encoder(Context(config, tmp_path, make_mesh()), patients, tokenizer)
+  room = max(len(encoder.tokens(row)[0]) for row in range(6)) + lengths.answer(config)
+  config.lm.checkpoint = checkpoint(tmp_path / 'model', tokenizer, max_positions=room)  # the run's own prompts fit
+  monkeypatch.setattr(pipeline, 'run', lambda c, _: ran.append(c.target))
+  monkeypatch.setattr(data_lib, 'load', lambda _: patients)
+  monkeypatch.setattr(policy, 'tokenizer', lambda _: tokenizer)
+  with pytest.raises(EagrlError, match=rf"study\.arms: 'think'.* made for {room} positions.* or leave think out$"):
+    study.run(config, tmp_path / 'w')
+  assert ran == ['base']
 
 
 def test_an_answer_alone_that_is_too_long_is_refused_before_anything_is_read(tokenizer, micro_config, tmp_path, capsys):

@@ -52,7 +52,7 @@ def check(workdir: str) -> None:
 
   seen = []
 
-  def predict(c, lm, mesh, _):
+  def predict(c, lm, mesh, *_):
     found = programs.rl_step(c, lm, mesh, sizes), programs.rollout(c, lm, mesh, sizes, 'rl')
     seen.append(tuple(map(temporary, found)))
     return iter(())

@@ -139,3 +139,25 @@ def test_meds_codes_that_are_numbers_and_units_that_are(tmp_path):
     pq.write_table(table.set_column(2, 'code', pa.array(range(len(table)))), path)
   with pytest.raises(EagrlError, match="'code' in data is of type int64; write text"):
     test_meds.load(made)
+
+
+def test_a_column_name_that_is_no_text(tmp_path):
+  """In each of the three readers of parquet files."""
+  table = pa.table({'stay_id': [1, 2], 'label': [0, 1], 'spoilt': [0, 1]})
+
+  def damaged(path):
+    pq.write_table(table, path, store_schema=False)
+    path.write_bytes(path.read_bytes().replace(b'spoilt', b'\x80poilt'))
+    return path
+
+  damaged(test_yaib.make(tmp_path) / 'outc.parquet')
+  with pytest.raises(EagrlError, match=r'outc\.parquet is no parquet file, or damaged'):
+    test_yaib.load(tmp_path)
+  made = test_meds.make(tmp_path / 'meds')
+  for path in (made / 'set').rglob('*.parquet'):
+    damaged(path)
+  with pytest.raises(EagrlError, match='damaged or holds a file that is no parquet'):
+    test_meds.load(made)
+  _, outcomes = write(tmp_path, EVENTS)
+  with pytest.raises(EagrlError, match=r'x\.parquet is not a parquet file of plain columns'):
+    long_csv.load(damaged(tmp_path / 'x.parquet'), outcomes)

@@ -131,7 +131,7 @@ def _parquet(path: Path, field: str, reading: Reading, chosen: Callable[[list[st
                          'a value; write numbers')
       for batch in file.iter_batches(max(1, _CELLS // max(1, len(read))), columns=headers):
         yield pa.RecordBatch.from_arrays([_text(column, reading) for column in batch.columns], batch.schema.names)
-  except (pa.ArrowException, OSError) as error:
+  except (pa.ArrowException, OSError, UnicodeError) as error:
     raise EagrlError(f'{field}: {path.name} is not a parquet file of plain columns'
                      f' ({type(error).__name__}); check the file') from None
 

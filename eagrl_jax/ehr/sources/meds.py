@@ -103,7 +103,7 @@ def _parquet(path: Path, field: str, columns: tuple[str, ...],
     raise EagrlError(f'{field}: {path.name} holds no parquet file; give the folder of a MEDS data set or label set')
   try:
     schemas = [pq.read_schema(file) for file in files]
-  except (OSError, pa.ArrowException):
+  except (OSError, UnicodeError, pa.ArrowException):
     raise EagrlError(f'{field}: {path.name} is damaged or holds a file that is no parquet; get it again') from None
   have = {name for schema in schemas for name in schema.names}
   for column in columns:

@@ -91,7 +91,7 @@ def load(path: str | Path, *, features: str | Path | None = None, grid: Grid, ta
 def _schema(path: Path, needed: tuple[str, ...]) -> pa.Schema:
   try:
     schema = pq.read_schema(path)
-  except (OSError, pa.ArrowException):
+  except (OSError, UnicodeError, pa.ArrowException):
     raise EagrlError(f'data.path: {path.name} is no parquet file, or damaged; get it again') from None
   for column in needed:
     if column not in schema.names:

@@ -71,7 +71,7 @@ def prepared(c, lm: LMConfig, mesh, sizes: programs.Sizes, stage: str, what: str
     return programs.rollout(c, lm, mesh, sizes, stage), filled(programs.prompt(mesh, c.rl.prompts, sizes.prompt))
   if stage == 'rl':
     return programs.rl_step(c, lm, mesh, sizes), filled(programs.rl_batch(c, mesh, sizes))
-  lesson = programs.Lesson(c.sft.batch, c.sft.micro_batch, c.search.top_k, sizes.prompt, sizes.trajectory)
+  lesson = programs.trajectories(c, sizes)
   return programs.supervised_step(c, lm, mesh, stage, lesson), filled(programs.supervised_batch(mesh, lesson))
 
 

@@ -20,7 +20,7 @@ from eagrl_jax.lm import logprobs, lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import shards
 from eagrl_jax.stages import graph, programs, settings
-from eagrl_jax.stages.programs import Lesson, Sizes
+from eagrl_jax.stages.programs import Sizes
 from eagrl_jax.train import state as state_lib
 from eagrl_jax.train.optimizer import make_optimizer
 from eagrl_jax.types import Params
@@ -76,8 +76,7 @@ def moment(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str, wh
     batch = c.rl.prompts // c.rl.minibatches
     parts = planned(programs.rl_step(c, lm, mesh, sizes), lm, mesh, batch > c.rl.micro_batch, elsewhere)
   else:
-    trajectories = Lesson(c.sft.batch, c.sft.micro_batch, c.search.top_k, sizes.prompt, sizes.trajectory)
-    lesson = trajectories if stage == 'sft' else sizes.lessons[what]
+    lesson = programs.trajectories(c, sizes) if stage == 'sft' else sizes.lessons[what]
     step = programs.supervised_step(c, lm, mesh, stage, lesson)
     parts = planned(step, lm, mesh, lesson.batch > lesson.micro, elsewhere)
   return Moment(stage, what, held_by(c, lm, mesh, stage) | parts)

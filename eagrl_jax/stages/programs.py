@@ -58,6 +58,11 @@ class Sizes:
   lessons: dict[str, Lesson] = dataclasses.field(default_factory=dict)  # by the field of their micro-batch
 
 
+def trajectories(c: ConfigDict, sizes: Sizes) -> Lesson:
+  """What a step of sft is taught."""
+  return Lesson(c.sft.batch, c.sft.micro_batch, c.search.top_k, sizes.prompt, sizes.trajectory)
+
+
 def rl_step(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> Any:
   """The compiled update, from shapes: `(state, batch, frozen)`."""
   return _compiled(c, lm, mesh, 'rl', functools.partial(make_update, cfg=settings.update(c)), rl_batch(c, mesh, sizes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,15 @@ class Trajectory:
   prob: float
   features: tuple[int, ...]
   jaccard: float
+
+  @classmethod
+  def from_json(cls, row: dict[str, Any]) -> Trajectory:
+    """Of its `vars` after JSON, which has no tuples.
+
+    Raises:
+      TypeError, KeyError: other fields.
+    """
+    return cls(**row | {name: tuple(row[name]) for name in ('tokens', 'features')})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from eagrl_jax.evaluation import agreement, pseudonyms
 from eagrl_jax.evaluation.files import read_json
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import early, finished, graph, inference, pipeline, reasoning
+from eagrl_jax.stages import early, finished, graph, inference, parts, pipeline, reasoning
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -166,14 +166,15 @@ def ask(context: Context, stage: str, arm: str, run_at: pathlib.Path, of: str, f
   rows = data.splits.valid if of else data.splits.test
   policy = policy_lib.load(context.folder(stage), context.mesh)
   encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
+  kept = folder / parts.FOLDER
   figures: dict[str, object] = {}
   if arm == 'direct':
     nothing = np.zeros(len(rows))
     silent = inference.Arm(nothing, nothing, nothing, [[] for _ in rows], nothing[:, None], [''] * len(rows),
                            {'seconds': 0.0, 'new_tokens': 0.0, 'with_compilation': False}, [[] for _ in rows])
-    answers = inference.digits(context, arm, encoder, policy, rows, silent)
+    answers = inference.digits(context, arm, encoder, policy, rows, silent, kept)
   else:
-    answers = inference.answer(context, arm, encoder, policy, rows, data_lib.prevalence(data))
+    answers = inference.answer(context, arm, encoder, policy, rows, data_lib.prevalence(data), kept=kept)
     figures['jaccard_at_k'] = agreement.named_agreement(
         answers.named, encoder.shown(rows), context.config.reward.top_k,
         expert=expert_stage.load_salience(context)[rows], truth=None, n=context.config.evaluate.bootstrap)

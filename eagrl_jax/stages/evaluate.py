@@ -21,7 +21,7 @@ from absl import logging
 
 from eagrl_jax import masked
 from eagrl_jax.evaluation import agreement, bootstrap, metrics, pseudonyms, report
-from eagrl_jax.stages import beside, cases, early, inference, meds_predictions, reasoning
+from eagrl_jax.stages import beside, cases, early, inference, meds_predictions, parts, reasoning
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
@@ -38,17 +38,17 @@ def run(context: Context) -> None:
   unparsed = data_lib.prevalence(data)
   arms: dict[str, Arm] = {}
   others: dict[str, Arm] = {}
-  by_layer = None
+  by_layer, kept = None, context.folder('evaluate') / parts.FOLDER
   for name, policy in policy_lib.in_turn(context):
     encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
-    arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)
+    arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed, kept=kept)
     logging.info('%s: %.1f %% of %d answers parsed', name, 100 * arms[name].parsed.mean(), len(rows) * c.samples)
     if name == 'rl' and c.cases:
       shown = cases.choose(arms[name].prob, data.cohort.label[rows].astype(int), c.cases)
       by_layer = cases.layers(context, encoder, policy, rows[shown], [arms[name].tokens[i] for i in shown])
     if name in c.inference_policies:
       guide = lambda: (expert_stage.load_prob(context), expert_stage.load_salience(context))
-      others |= inference.other_ways(context, name, encoder, policy, rows, unparsed, c.inference, guide)
+      others |= inference.other_ways(context, name, encoder, policy, rows, unparsed, c.inference, guide, kept)
   arms |= others  # behind the three policies wherever arms are listed
   processes.first(lambda: write(context, data, rows, arms, by_layer))
 

@@ -26,11 +26,13 @@ from eagrl_jax.ehr.splits import Splits
 from eagrl_jax.expert import train as expert_train
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import disk, graph, prepare, settings
+from eagrl_jax.stages import disk, graph, parts, prepare, settings
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import processes
 from eagrl_jax.types import EagrlError
+
+STARTED = 'started.json'  # of work under way: what it is made from
 
 
 @contextlib.contextmanager
@@ -146,7 +148,8 @@ def publish(workdir: pathlib.Path, folder: str, name: str, made_from: dict,
 
   Args:
     made_from: JSON; all that the content depends on.
-    write: fills the folder that it is given and returns more entries for its manifest.json.
+    write: fills the folder that it is given and returns more entries for its manifest.json. What it keeps in `parts`
+      there (stages/parts.py) it finds again after it was interrupted.
   """
   made_from = json.loads(json.dumps(made_from))
   target = workdir / folder / name
@@ -157,9 +160,10 @@ def publish(workdir: pathlib.Path, folder: str, name: str, made_from: dict,
   except (OSError, ValueError, KeyError):
     pass
   part = workdir / folder / f'.{name}.part'
-  shutil.rmtree(part, ignore_errors=True)  # of a run that was cut short; nothing finished is ever there
-  part.mkdir(parents=True)
+  _begin(part, made_from)
   disk.write_json(part / 'manifest.json', {'made_from': made_from, **write(part)})
+  (part / STARTED).unlink()
+  shutil.rmtree(part / parts.FOLDER, ignore_errors=True)
   if target.exists():
     aside = workdir / 'superseded' / f'{folder}-{name}-{time.time_ns()}'
     aside.parent.mkdir(exist_ok=True)
@@ -167,3 +171,20 @@ def publish(workdir: pathlib.Path, folder: str, name: str, made_from: dict,
     logging.info('%s/%s was made from something else: moved to %s', folder, name, aside.relative_to(workdir))
   part.rename(target)
   return target
+
+
+def _begin(part: pathlib.Path, made_from: dict) -> None:
+  """An empty folder, but for the parts that a run that was cut short made from the same."""
+  try:
+    same = json.loads((part / STARTED).read_text()) == made_from
+  except (OSError, ValueError):
+    same = False
+  if not same:
+    shutil.rmtree(part, ignore_errors=True)
+  part.mkdir(parents=True, exist_ok=True)
+  for path in part.iterdir():
+    if path.is_file():
+      path.unlink()
+    elif path.name != parts.FOLDER:
+      shutil.rmtree(path)
+  disk.write_json(part / STARTED, made_from)

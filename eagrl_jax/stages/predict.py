@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.ehr.records import Cohort
 from eagrl_jax.ehr.sources import event_rows, outcomes_csv
 from eagrl_jax.evaluation import pseudonyms
-from eagrl_jax.stages import checks, fields, finished, foreign, inference, pipeline, prepare, reasoning
+from eagrl_jax.stages import checks, fields, finished, foreign, inference, parts, pipeline, prepare, reasoning
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
@@ -105,7 +105,8 @@ def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_
   encoder = data_lib.encoder(context, data, policy.tokenizer, policy.config)
   rows, cohort = data.splits.test, data.cohort
   encoder.check(rows)
-  arm = inference.answer(context, policy_name, encoder, policy, rows, unparsed, example=draws(cohort.subject_id))
+  arm = inference.answer(context, policy_name, encoder, policy, rows, unparsed, kept=folder / parts.FOLDER,
+                         example=draws(cohort.subject_id))
   logging.info('%s: %.1f %% of the answers parsed', policy_name, 100 * arm.parsed.mean())
   ids = pseudonyms.shown(cohort.subject_id, context.workdir, plain_ids)
   pq.write_table(pa.table({

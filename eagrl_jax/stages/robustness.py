@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -28,8 +29,8 @@ from eagrl_jax.expert import train as expert_train
 from eagrl_jax.mesh import local_mesh
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
+from eagrl_jax.stages import parts, prepare, settings
 from eagrl_jax.stages import policy as policy_lib
-from eagrl_jax.stages import prepare, settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.disk import write_json
 from eagrl_jax.stages.encode import Encoder, pad_prompts, parse_rollout
@@ -49,6 +50,16 @@ class Said:
   prob: np.ndarray  # [n]
   parsed: np.ndarray  # [n] share of the answers
   named: list[list[int]]  # by the first answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Answered:
+  """A batch of `Said`, as it is kept."""
+
+  rows: list[int]
+  prob: list[float]
+  parsed: list[float]
+  named: list[list[int]]
 
 
 def run(context: Context) -> None:
@@ -85,10 +96,11 @@ def policy_answers(context: Context, name: str, policy: policy_lib.Policy, data:
   prompts = [encode(encoder, rows, condition) for condition in conditions]
   longest = max(len(ids) for prompt in prompts for ids, _ in prompt)
   width = -(-longest // encoder.bucket) * encoder.bucket
-  unparsed = data_lib.prevalence(data)
+  unparsed, kept = data_lib.prevalence(data), context.folder('robustness') / parts.FOLDER / name
   with Progress(f'robustness {name}', (len(conditions) + 6) * len(rows)) as progress:
-    ask = lambda prompt, draw: answer(context, policy, encoder, prompt, rows, width, draw, unparsed, progress)
-    said = [ask(prompt, condition.draw) for prompt, condition in zip(prompts, conditions)]
+    ask = lambda prompt, draw, what: answer(context, policy, encoder, prompt, rows, width, draw, unparsed, progress,
+                                            kept / what)
+    said = [ask(prompt, condition.draw, str(i)) for i, (prompt, condition) in enumerate(zip(prompts, conditions))]
     values = conditions[0].values
     shown = encoder.shown(rows)
     own = faithfulness.named_sets(said[0].named, shown, context.config.reward.top_k)
@@ -96,8 +108,9 @@ def policy_answers(context: Context, name: str, policy: policy_lib.Policy, data:
     sets = {}
     for kind, chosen in (('own', own), ('random', random_like(context, own, shown, rows)),
                          ('expert', faithfulness.highest(salience * shown, own.sum(1)))):
-      tried = [encode(encoder, rows, Condition(kind, 0, perturb.only(values, kept))) for kept in (~chosen, chosen)]
-      sets[kind] = (chosen, *(ask(prompt, 0).prob for prompt in tried))
+      tried = {what: encode(encoder, rows, Condition(kind, 0, perturb.only(values, left)))
+               for what, left in (('without', ~chosen), ('alone', chosen))}
+      sets[kind] = (chosen, *(ask(prompt, 0, f'{what}_{kind}').prob for what, prompt in tried.items()))
   return said, sets
 
 
@@ -118,28 +131,29 @@ def encode(encoder: Encoder, rows: np.ndarray, condition: Condition) -> list[Pro
 
 
 def answer(context: Context, policy: policy_lib.Policy, encoder: Encoder, prompts: list[Prompt], rows: np.ndarray,
-           width: int, draw: int, unparsed: float, progress: Progress) -> Said:
+           width: int, draw: int, unparsed: float, progress: Progress, kept: pathlib.Path) -> Said:
   """Mean probability of `robustness.samples` answers a patient; greedy answers are all the same, so one is enough."""
   c = context.config.evaluate
   samples = context.config.robustness.samples if c.temperature > 0 else 1
   width = max(width, -(-max(len(ids) for ids, _ in prompts) // encoder.bucket) * encoder.bucket)
   key = jax.random.fold_in(rng.stage_key(context.config.seed, 'robustness'), draw)
   size = min(c.batch, len(rows))
-  prob, parsed, named = [], [], []
-  for start in range(0, len(rows), size):
-    at = np.arange(start, min(start + size, len(rows)))
-    full = np.resize(at, size)  # a last, short batch repeats its rows
+  prompt_of = dict(zip(rows.tolist(), prompts))
+
+  def work(part: np.ndarray) -> Answered:
+    n, full = len(part), np.resize(part, size)  # a last, short batch repeats its rows
     # One width for all conditions: one shape, one compilation.
-    batch = pad_prompts([prompts[i] for i in full], rows[full], encoder.tokenizer.pad_id, width)
+    batch = pad_prompts([prompt_of[row] for row in full.tolist()], full, encoder.tokenizer.pad_id, width)
     rollout = sample(policy, mesh_lib.shard_batch(context.mesh, batch), key, samples, c.max_new,
                      c.temperature)
     read = parse_rollout(processes.local(rollout), policy.tokenizer, encoder.cohort,
                          max_named=4 * context.config.reward.top_k)
-    prob.append(read.probability(unparsed)[:len(at)])
-    parsed.append(read.said.parsed[:len(at)].mean(1))
-    named += [[int(f) for f in ids if f >= 0] for ids in np.asarray(read.said.named)[:len(at), 0]]
-    progress.update(len(at))
-  return Said(np.concatenate(prob), np.concatenate(parsed), named)
+    return Answered(part.tolist(), read.probability(unparsed)[:n].tolist(), read.said.parsed[:n].mean(1).tolist(),
+                    [[int(f) for f in ids if f >= 0] for ids in np.asarray(read.said.named)[:n, 0]])
+
+  done = parts.in_turn(kept, Answered, rows, size, work, progress)
+  prob, parsed, named = ([x for batch in done for x in getattr(batch, field)] for field in ('prob', 'parsed', 'named'))
+  return Said(np.array(prob), np.array(parsed), named)
 
 
 def expert_input(data: data_lib.Data, statistics: normalise.Statistics, rows: np.ndarray, values: np.ndarray,

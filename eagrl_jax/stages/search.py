@@ -40,7 +40,9 @@ def run(context: Context) -> None:
   rows = patients(context, data)
   size = min(c.trees, len(rows))
   key = rng.stage_key(config.seed, 'search')
-  n_batches, start = -(-len(rows) // size), processes.first(lambda: parts.finished(folder / 'parts'))
+  kept = folder / parts.FOLDER
+  read = lambda batch: [trajectories.Trajectory.from_json(row) for row in parts.read(kept, batch)]
+  n_batches, start = -(-len(rows) // size), processes.first(lambda: parts.finished(kept, read))
   if start:
     logging.info('search: resuming at batch %d', start)
 
@@ -61,13 +63,13 @@ def run(context: Context) -> None:
                  'best_reward': float(np.mean(best_rewards(batch))),
                  'nodes': float(real.tree.count.mean()), 'useful': float(real.useful[:, 1:][inner].mean())}
       writer.write(i, figures)
-      processes.first(lambda: parts.write(folder / 'parts', i, batch))
+      processes.first(lambda: parts.write(kept, i, [vars(t) for t in batch]))
       progress.update(len(part), **figures)
       if preemption.requested():
         raise preemption.Preempted
 
   def write() -> None:
-    found = [t for i in range(n_batches) for t in parts.read(folder / 'parts', i)]
+    found = [t for i in range(n_batches) for t in read(i)]
     chosen = trajectories.select(found, settings.selection(config))
     table = folder / 'trajectories'
     table.mkdir(exist_ok=True)

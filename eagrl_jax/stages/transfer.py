@@ -27,6 +27,7 @@ from eagrl_jax.stages import beside, checks, disk, early, fields, finished, fore
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
+from eagrl_jax.stages.parts import FOLDER as PARTS
 from eagrl_jax.types import EagrlError
 
 BASELINES = ('logistic', 'boosting')
@@ -66,7 +67,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
                    | graph.new_fields(context.config, 'evaluate')}
 
     def write(folder: pathlib.Path) -> dict:
-      summary = judge(context, home, data, match, splits.kept_apart(config.data.source))
+      summary = judge(context, home, data, match, splits.kept_apart(config.data.source),
+                      folder / PARTS)
       disk.write_json(folder / 'metrics.json', summary)
       print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
       return {'attrition': data.cohort.attrition, 'environment': pipeline.environment()}
@@ -123,8 +125,14 @@ def chosen(cohort: Cohort, patients: int, seed: int) -> Cohort:
   return dataclasses.replace(kept, attrition=(*kept.attrition, ('not drawn', len(cohort) - patients, 'patients')))
 
 
-def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: foreign.Match, unit: str) -> dict:
-  """The content of metrics.json; `unit`: what ids of the other cohort name, see `splits.kept_apart`."""
+def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: foreign.Match, unit: str,
+          kept: pathlib.Path | None = None) -> dict:
+  """The content of metrics.json.
+
+  Args:
+    unit: what ids of the other cohort name, see `splits.kept_apart`.
+    kept: as of `inference.answer`.
+  """
   rows, n = data.splits.test, context.config.evaluate.bootstrap
   unparsed = data_lib.prevalence(home)
   arms: dict[str, inference.Arm] = {}
@@ -132,7 +140,7 @@ def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: for
   for name, policy in policy_lib.in_turn(context):
     encoder = data_lib.encoder(context, blind, policy.tokenizer, policy.config)
     encoder.check(rows)
-    arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed)
+    arms[name] = inference.answer(context, name, encoder, policy, rows, unparsed, kept=kept)
     logging.info('%s: %.1f %% of the answers parsed', name, 100 * arms[name].parsed.mean())
   probs = {name: arm.prob for name, arm in arms.items()} | {'expert': finished.expert_prob(context, blind)}
   probs |= {kind: fitted_at_home(kind, home, data, context.config.seed) for kind in BASELINES}

@@ -20,7 +20,7 @@ class Progress:
   """
 
   def __init__(self, name: str, total: int, done: int = 0):
-    self._name, self._total, self._done = name, total, done
+    self.name, self._total, self._done = name, total, done
     shown = sys.stderr.isatty() and processes.is_main()
     self._bar = tqdm(total=total, initial=done, desc=name, leave=False) if shown else None
     self._last = time.monotonic()
@@ -32,6 +32,13 @@ class Progress:
   def __exit__(self, *exc: object) -> None:
     if self._bar is not None:
       self._bar.close()
+
+  def skip(self, n: int) -> None:
+    """Advances by `n` that were done before, and took no time."""
+    self._done, self._initial = self._done + n, self._initial + n
+    if self._bar is not None:
+      self._bar.initial += n
+      self._bar.update(n)
 
   def update(self, n: int = 1, **figures: float) -> None:
     """Advances by `n`; `figures` are shown beside the bar."""
@@ -45,5 +52,5 @@ class Progress:
     if now - self._last >= LOG_EVERY_SECONDS or self._done >= self._total:
       rate = (now - self._start) / max(self._done - self._initial, 1)
       left = rate * (self._total - self._done)
-      logging.info('%s %d/%d %s (%.0f s left)', self._name, self._done, self._total, text, left)
+      logging.info('%s %d/%d %s (%.0f s left)', self.name, self._done, self._total, text, left)
       self._last = now

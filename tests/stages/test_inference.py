@@ -11,7 +11,7 @@ import pytest
 
 from eagrl_jax.lm import forward, logprobs
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import checks, digits, inference, pipeline, policy
+from eagrl_jax.stages import checks, digits, inference, pipeline, policy, trees
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages.context import Context
@@ -152,14 +152,51 @@ def test_a_search_at_test_time_follows_the_expert_and_never_the_outcome(asked):
     assert all(data.cohort.features.names[f] in text for f in named)
 
 
-def test_compilation_is_left_out_of_the_seconds_where_it_can_be():
-  meter = inference.Meter()
-  meter.add((4, 128), 9.0, 40, 4)
-  assert meter.cost() == {'seconds': 9 / 4, 'new_tokens': 10.0, 'with_compilation': True}
-  meter.add((4, 128), 2.0, 10, 1)  # one real row of four: the work is that of four
-  assert meter.cost() == {'seconds': 0.5, 'new_tokens': 10.0, 'with_compilation': False}
-  meter.add((4, 256), 8.0, 40, 4)
-  assert meter.cost()['seconds'] == 0.5
+def test_an_interrupted_way_goes_on_from_its_last_batch(asked, tmp_path, monkeypatch):
+  """Each of the four, without asking again what was answered, and with the same result bit by bit."""
+  context, data, trained, encoder = asked
+  rows = data.splits.test[:24]  # two batches, of 16 and 8; four at a time are searched
+  goal = np.full(len(data.cohort), 0.3), expert_stage.load_salience(context)
+  greedy = inference.answer(context, 'g', encoder, trained, rows, 0.3, greedy=True)
+  ways = {
+      'samples': lambda kept: inference.answer(context, 'x', encoder, trained, rows, 0.3, kept=kept),
+      'greedy': lambda kept: inference.answer(context, 'x', encoder, trained, rows, 0.3, kept=kept, greedy=True),
+      'digits': lambda kept: inference.digits(context, 'x', encoder, trained, rows, greedy, kept),
+      'search': lambda kept: inference.search(context, 'x', encoder, trained, rows, *goal, kept)}
+  asked_again = []
+  for owner, name in ((inference, 'sample'), (digits, 'number_logprobs'), (trees, 'grow')):
+    real = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, real=real: asked_again.append(1) or real(*args))
+  for way, run in ways.items():
+    undisturbed, kept = run(None), tmp_path / way
+    assert same(undisturbed, run(kept))
+    last = max((kept / 'x').iterdir(), key=lambda path: int(path.stem))
+    last.unlink()
+    asked_again.clear()
+    assert same(undisturbed, run(kept)) and len(asked_again) == 1
+
+
+def same(one, two):
+  """Two arms, what was measured of their seconds aside."""
+  a, b = ({k: v for k, v in vars(arm).items() if k != 'cost'} for arm in (one, two))
+  np.testing.assert_equal(a, b)
+  return one.cost['new_tokens'] == two.cost['new_tokens'] and one.attention.dtype == two.attention.dtype
+
+
+def test_compilation_is_left_out_of_the_seconds_where_it_can_be(monkeypatch):
+  now, meter = [0.0], inference.Meter()
+  monkeypatch.setattr(inference.time, 'perf_counter', lambda: now[0])
+
+  def batch(shape, seconds, tokens, patients):
+    now[0] = seconds
+    return inference.Batch(list(range(patients)), **meter(shape, 0.0, tokens))
+
+  done = [batch((4, 128), 9.0, 40, 4)]
+  assert inference.cost(done) == {'seconds': 9 / 4, 'new_tokens': 10.0, 'with_compilation': True}
+  done.append(batch((4, 128), 2.0, 10, 1))  # one real row of four: the work is that of four
+  assert inference.cost(done) == {'seconds': 0.5, 'new_tokens': 10.0, 'with_compilation': False}
+  done.append(batch((4, 256), 8.0, 40, 4))
+  assert inference.cost(done)['seconds'] == 0.5
 
 
 @pytest.mark.parametrize(('fields', 'words'), [

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from eagrl_jax.ehr import splits, store
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.evaluation import pseudonyms
-from eagrl_jax.stages import finished, foreign, graph, predict, transfer
+from eagrl_jax.stages import finished, foreign, graph, inference, predict, transfer
 from eagrl_jax.types import EagrlError
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -150,6 +150,43 @@ def test_the_same_again_is_kept_and_other_content_moves_it_aside(run, cohort, lo
   assert len(some['subject_id']) == 5
   np.testing.assert_allclose(some['predicted_boolean_probability'], [by_id[i] for i in some['subject_id']], atol=1e-6)
   assert not [p for p in (run / 'predictions').iterdir() if p.name.startswith('.')]
+
+
+def test_predictions_that_were_cut_off_go_on_with_the_next_batch(run, cohort, long, statics, tmp_path, monkeypatch):
+  """In the same folder name: from the same patients, and from others, of whom nothing is known yet."""
+  class Killed(Exception):
+    pass
+
+  asked, sample = [], inference.sample
+
+  def count(*args):
+    asked.append(1)
+    if len(asked) == dies_at:
+      raise Killed
+    return sample(*args)
+
+  monkeypatch.setattr(inference, 'sample', count)
+  few = write(tmp_path / 'few.csv', HEADER, events(cohort, rows=range(5)))
+  whole, cut = config(path=long, statics=statics, name='whole'), config(path=long, statics=statics, name='cut')
+  dies_at = 0
+  predict.run(whole, run)
+  dies_at = len(asked) + 2  # in the second batch, of 9
+  with pytest.raises(Killed):
+    predict.run(cut, run)
+  asked, dies_at = [], 0
+  predict.run(cut, run)
+  assert len(asked) == 1 and not [p for p in (run / 'predictions').iterdir() if p.name.startswith('.')]
+  assert {p.name for p in (run / 'predictions/cut').iterdir()} == {
+      'manifest.json', 'predictions.parquet', 'reasoning.jsonl'}
+  for name in ('predictions.parquet', 'reasoning.jsonl'):
+    assert (run / 'predictions/cut' / name).read_bytes() == (run / 'predictions/whole' / name).read_bytes()
+  asked, dies_at = [], 2
+  other = config(path=long, statics=statics, name='other')
+  with pytest.raises(Killed):
+    predict.run(other, run)
+  asked, dies_at = [], 0
+  predict.run(config(path=few, statics=statics, name='other'), run)
+  assert len(asked) == 1 and len(read(run, 'other')[0]['subject_id']) == 5
 
 
 def test_a_wide_file_with_plain_ids_and_one_feature(run, cohort, tmp_path):

@@ -51,10 +51,10 @@ def undisturbed(finished, tmp_path_factory):
 
 
 # Stage; the signal comes in the so manieth call of a function; the checkpoint that it must leave, which no
-# checkpoint_every asks for, or the search's batch; training ends with it where it is the last step.
+# checkpoint_every asks for, or the last batch of patients; training ends with it where it is the last step.
 @pytest.mark.parametrize(('stage', 'call', 'number', 'left'), [
     ('expert', 'write', 2, 2), ('search', 'write', 1, 0), ('sft', 'write', 5, 6), ('rl', 'write', 2, 2),
-    ('evaluate', 'update', 1, None)])
+    ('evaluate', 'update', 3, 1)])  # the second policy's first batch, of two
 def test_a_stage_that_is_told_to_end_goes_on_as_if_it_never_had(stage, call, number, left, undisturbed,
                                                                tmp_path, monkeypatch):
   monkeypatch.syspath_prepend(str(ROOT))
@@ -71,7 +71,7 @@ def test_a_stage_that_is_told_to_end_goes_on_as_if_it_never_had(stage, call, num
   assert ended.returncode == 0, ended.stderr
   assert [line for line in ended.stderr.splitlines() if 'eagrl_jax:' in line] == [preemption.LINE]
   assert 'Traceback' not in ended.stderr and not (tmp_path / stage / 'done.json').exists()
-  steps = [int(p.stem) for kept in ('checkpoints', 'parts') for p in (tmp_path / stage / kept).glob('*')
+  steps = [int(p.stem) for kept in ('checkpoints/*', 'parts/*', 'parts/*/*') for p in (tmp_path / stage).glob(kept)
            if p.stem.isdigit()]
   assert max(steps, default=None) == left
   config = get_config()

@@ -77,6 +77,32 @@ def test_every_answer_is_kept_and_gives_the_scores_again(result, ran):
       assert scores['auroc']['point'] == pytest.approx(point) and mine.parsed.mean() == scores['parse_rate']
 
 
+def test_a_stage_that_was_cut_off_goes_on_with_the_next_batch(ran, micro_config, tmp_path, monkeypatch):
+  """13 conditions and sets a policy, of two batches each: cut off in the second one's last set."""
+  class Killed(Exception):
+    pass
+
+  workdir, asked, sample = tmp_path / 'w', [], robustness.sample
+
+  def count(*args):
+    asked.append(1)
+    if len(asked) == 51:
+      raise Killed
+    return sample(*args)
+
+  for name in BEFORE:
+    shutil.copytree(ran[0] / name, workdir / name)
+  shutil.copy(ran[0] / pseudonyms.FILE, workdir)
+  monkeypatch.setattr(robustness, 'sample', count)
+  with pytest.raises(Killed):
+    pipeline.run(settings(micro_config()), workdir)
+  pipeline.run(settings(micro_config()), workdir)
+  assert len(asked) == 51 + 3 * 13 * 2 - 50
+  for name in ('metrics.json', 'predictions.parquet'):
+    assert (workdir / 'robustness' / name).read_bytes() == (ran[0] / 'robustness' / name).read_bytes()
+  assert not (workdir / 'robustness/parts').exists()
+
+
 def test_patients_are_named_by_the_runs_pseudonyms(ran):
   workdir = ran[0]
   split = data_lib.splits.load(workdir / 'prepare/splits.parquet', data_lib.store.load(workdir / 'prepare').subject_id)

@@ -1,9 +1,9 @@
 """SIGTERM, by which a cluster takes its machine back: work ends where it can go on, and the process exits with 0.
 
 Training, search and evaluation defer the signal (`defer`), ask once a step or batch (`requested`), save and raise
-`Preempted`. Anywhere else there is nothing to save and it is raised at once. A process that gets to neither, because it compiles or
-waits for another one, is ended after `GRACE` seconds, though never while it saves: what a run leaves is the same as
-after a SIGKILL, of which it loses the steps since its last checkpoint, or a batch of patients, and no more.
+`Preempted`. Anywhere else there is nothing to save and it is raised at once. A process that gets to neither, because it
+compiles or waits for another one, is ended after `GRACE` seconds, though never while it saves: what a run leaves is the
+same as after a SIGKILL, of which it loses the steps since its last checkpoint, or a batch of patients, and no more.
 
 Nothing here imports jax before a step asks: a signal that comes while the program is loading is heard as well.
 """

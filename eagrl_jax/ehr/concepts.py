@@ -1,7 +1,7 @@
 """What is the same in every hospital, under the names that data sets give it.
 
 A concept's first spelling that a table has stands for it there: a pressure by a line in an artery, or one of which
-nothing is said, before one by a cuff.
+nothing is said, before one by a cuff. The next one does for patients who have no value of the first.
 """
 
 from __future__ import annotations
@@ -30,4 +30,9 @@ CONCEPTS = (
 
 def find(features: FeatureTable, spellings: tuple[str, ...]) -> int | None:
   """Id of the feature that stands for a concept, None where the table has none."""
-  return next((f for name in spellings if (f := features.find(name)) is not None), None)
+  return next(iter(in_order(features, spellings)), None)
+
+
+def in_order(features: FeatureTable, spellings: tuple[str, ...]) -> list[int]:
+  """Ids of a table's features that are of a concept, the one that stands for it first."""
+  return list(dict.fromkeys(f for name in spellings if (f := features.find(name)) is not None))

@@ -12,7 +12,7 @@ import dataclasses
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
 
 CSV = ('csv', 'wide_csv')
+STOOD_IN = 'of patients without the usual feature of their kind, taken for it'  # of a cuff, say
 NO_LEVEL = 'no level of the run, which numbers the feature otherwise'
 
 
@@ -47,7 +48,7 @@ def meet(features: FeatureTable, table: FeatureTable) -> dict[int, int]:
   """Feature of a run's table -> the feature of another that is the same: by name, else alias, else `ehr.concepts`.
 
   Of two that mean the same one, that of the same name is used, else the first; for a concept, the one that stands for
-  it, so a pressure by a cuff only where its table has no other.
+  it, so a pressure by a cuff only where its table has no other (`stand_in`: or the patient).
   """
   chosen: dict[int, int] = {}
   own = {canonical(spec.name): i for i, spec in enumerate(table)}
@@ -76,13 +77,14 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
     EagrlError: nothing is mapped.
   """
   chosen = meet(cohort.features, table)
+  cohort, stood_in = stand_in(cohort, chosen)
   change = {i: units.conversion(cohort.features[f], table[i]) for i, f in chosen.items()}
   levels = {i: units.levels(cohort.features[f], table[i]) for i, f in chosen.items()}
   mapped = [i for i in sorted(chosen) if change[i] is not None and levels[i] is not None]
   foreign_units = tuple(table[i].name for i in sorted(chosen) if i not in mapped)
   match = Match(tuple(table[i].name for i in mapped),
                 tuple(s.name for i, s in enumerate(table) if i not in mapped),
-                len(cohort.features) - len(chosen), foreign_units)
+                len(cohort.features) - len(chosen) - stood_in, foreign_units)
   if not mapped:
     reason = f', {len(foreign_units)} for their units or levels' if foreign_units else ''
     raise EagrlError(f'data.path: none of its {len(cohort.features)} features is one of the {len(table)} of the run'
@@ -108,6 +110,34 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
       censor=None if cohort.censor is None else (np.sign(scale[source]) * cohort.censor[keep]).astype(np.int8))
   # Its source has looked for contradictions, and judged its features where they are judged.
   return validation.validate(cohort, at_one_time=False, judge_features=False), match
+
+
+def stand_in(cohort: Cohort, chosen: Mapping[int, int]) -> tuple[Cohort, int]:
+  """Gives patients without the feature that stands for a concept the values of the next one that they have.
+
+  Args:
+    chosen: of `meet`; a feature that the run has too stays what it is.
+
+  Returns:
+    The cohort and how many features stand in for another.
+  """
+  feature, value, used = cohort.feature.copy(), cohort.value.copy(), set()
+  for spellings in concepts.CONCEPTS:
+    mine = concepts.in_order(cohort.features, spellings)
+    first = next((f for f in mine if f in chosen.values()), None)
+    if first is None:
+      continue
+    for other in (f for f in mine if f not in chosen.values()):
+      change = units.conversion(cohort.features[other], cohort.features[first])
+      with_first = np.isin(cohort.patient, cohort.patient[feature == first])
+      moved = (feature == other) & ~with_first
+      if change is not None and moved.any():
+        feature[moved], value[moved] = first, change[0] * value[moved].astype(np.float64) + change[1]
+        used.add(other)
+  if not used:
+    return cohort, 0
+  step = (STOOD_IN, int((feature != cohort.feature).sum()), 'values')
+  return dataclasses.replace(cohort, feature=feature, value=value, attrition=(*cohort.attrition, step)), len(used)
 
 
 def _renumbered(value: np.ndarray, levels: dict[float, float]) -> np.ndarray:

@@ -122,6 +122,28 @@ def test_a_pressure_by_a_line_goes_before_one_by_a_cuff():
   assert sent(line | cuff, physionet, physionet) == line | cuff
 
 
+def test_a_cuff_speaks_for_patients_without_a_line():
+  """Patient 0 has a line at some time, 1 has none; the run has no cuff of its own, or it has."""
+  physionet, mimic = TABLES['physionet2012'], TABLES['mimic4']
+  line, cuff = (physionet.require(f'{kind} pressure', '') for kind in ('systolic arterial', 'non-invasive systolic'))
+  rows = [(0, 0.0, cuff, 100.0), (0, 5.0, line, 120.0), (1, 1.0, cuff, 90.0), (1, 2.0, cuff, 95.0)]
+  made = cohort_of(rows, n=2, specs=physionet.specs)
+  mapped, match = foreign.remap(made, mimic)
+  assert [mimic[int(f)].name for f in mapped.feature] == ['systolic blood pressure'] * 3
+  assert list(zip(mapped.patient, mapped.value)) == [(0, 120), (1, 90), (1, 95)]
+  assert (foreign.STOOD_IN, 2, 'values') in mapped.attrition
+  without, same = foreign.remap(cohort_of(rows[:2], n=2, specs=physionet.specs), mimic)
+  assert match.unknown == same.unknown - 1 and foreign.STOOD_IN not in [step for step, *_ in without.attrition]
+  own, _ = foreign.remap(made, physionet)
+  assert own.feature.tolist() == made.feature.tolist()
+
+
+def test_what_stands_in_is_converted_to_the_unit_of_what_it_stands_for():
+  table = FeatureTable((FeatureSpec('SBP', 'mmHg'), FeatureSpec('NISysABP', 'kPa')))
+  mapped, _ = foreign.remap(cohort_of([(0, 0.0, 1, 12.0)], n=1, specs=table.specs), TABLES['mimic4'])
+  assert mapped.value.tolist() == [pytest.approx(90.007, abs=0.01)]
+
+
 def test_a_coma_score_is_a_number_or_its_levels():
   physionet, mimic = TABLES['physionet2012'], TABLES['mimic4']
   for value in (3, 9, 15, 12.5):  # a mean of a visit

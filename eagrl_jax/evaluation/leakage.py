@@ -55,15 +55,16 @@ class Terms:
   resamples: int = 1000
 
 
-def audit(shown: Shown, splits: dict[str, np.ndarray], strays: int, terms: Terms) -> list[Check]:
+def audit(shown: Shown, splits: dict[str, np.ndarray], judged: np.ndarray, strays: int, terms: Terms) -> list[Check]:
   """Every check of a cohort.
 
   Args:
-    splits: rows by name; what is fitted is fitted on 'train' and judged on 'test'.
+    splits: rows by name; what is fitted is fitted on 'train'.
+    judged: rows that it is judged on.
     strays: inputs whose statistics are not those of the train patients.
   """
   return [_overlap(shown.subject_id, splits, terms.unit), _normaliser(strays), *_of_cohort(shown, terms),
-          *_of_scores((shown,), splits['train'], splits['test'], terms)]
+          *_of_scores((shown,), splits['train'], judged, terms)]
 
 
 def audit_elsewhere(home: Shown, learnt_from: np.ndarray, train: np.ndarray, strays: int, other: Shown,

@@ -24,10 +24,10 @@ def baseline_probs(context: Context, data: data_lib.Data, rows: np.ndarray) -> d
 
 
 def audit(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], rows: np.ndarray) -> list[dict]:
-  """The leakage audit as rows of metrics.json; compared with the best of `probs`, the oracle apart."""
+  """The leakage audit as rows of metrics.json, judged on `rows` beside the best of `probs`, the oracle apart."""
   parts = {'train': data.splits.train, 'valid': data.splits.valid, 'test': data.splits.test}
   terms = _terms(context, data, probs, rows, splits.kept_apart(context.config.data.source))
-  checks = leakage.audit(_shown(context, data), parts, _strays(context, data), terms)
+  checks = leakage.audit(_shown(context, data), parts, rows, _strays(context, data), terms)
   return [dataclasses.asdict(check) for check in checks]
 
 

@@ -176,6 +176,18 @@ def test_the_audit_says_what_is_in_one_split_alone(whole):
     assert [name for name in audit(context, data) if 'two splits' in name] == [f'{unit} in two splits']
 
 
+def test_the_audit_judges_the_patients_that_it_is_given(whole, monkeypatch):
+  """The expert's is on validation patients: the test part is for the evaluation."""
+  context, data = whole
+  seen, judged = [], leakage._judged
+  count = lambda name, label, *rest: seen.append(len(label)) or judged(name, label, *rest)
+  monkeypatch.setattr(leakage, '_judged', count)
+  for rows in (data.splits.valid, data.splits.test):
+    beside.audit(context, data, {'expert': np.linspace(0, 1, len(rows))}, rows)
+  n, valid, test = len(data.cohort), len(data.splits.valid), len(data.splits.test)
+  assert seen == [n, valid, valid, valid, n, test, test, test] and valid != test
+
+
 def test_the_audit_looks_for_patients_of_two_splits_in_all_three(whole):
   context, data = whole
   parts = data.splits

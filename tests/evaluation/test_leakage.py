@@ -35,7 +35,7 @@ def shown(**changes):
 
 def inputs(splits=SPLITS, strays=0, unit='patients', **changes):
   terms = leakage.Terms(window=48.0, model_auroc=0.9, seed=0, unit=unit, resamples=200)
-  return {c.name: c for c in leakage.audit(shown(**changes), splits, strays, terms)}
+  return {c.name: c for c in leakage.audit(shown(**changes), splits, splits['test'], strays, terms)}
 
 
 def test_a_clean_cohort_gets_no_warning():

@@ -25,7 +25,10 @@ def test_a_run_leaves_the_promised_folder(finished):
   metrics = json.loads((finished / 'evaluate/metrics.json').read_text())
   assert metrics['n_test'] == 24
   assert set(metrics['arms']) == {'base', 'sft', 'rl', 'expert', 'logistic', 'boosting', 'last_value', 'oracle'}
-  assert {'order of the ids', 'age alone', 'patients in two splits'} <= {row['name'] for row in metrics['audit']}
+  audit = {row['name'] for row in metrics['audit']}
+  assert {'order of the ids', 'age alone', 'patients in two splits'} <= audit
+  early = json.loads((finished / 'expert' / 'audit.json').read_text())  # before any policy is trained
+  assert {row['name'] for row in early} == audit
   assert {row['name'] for row in metrics['subgroups']['rl']} >= {'women', 'men'}
   for arm in metrics['arms'].values():
     assert len(arm['auroc']['ci95']) == 2

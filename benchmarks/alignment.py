@@ -74,6 +74,8 @@ def main() -> None:
   parser.add_argument('--read', type=int, default=32, help='answer tokens whose attention is read')
   parser.add_argument('--remat', choices=REMAT, help=f'of both passes; none up to {KEPT} tokens a batch, full beyond')
   parser.add_argument('--reps', type=int, default=3)
+  parser.add_argument('--cases', choices=('time', 'memory'), nargs='+', default=['time', 'memory'],
+                      help='memory alone is planned, not run')
   parser.add_argument('--no_peer', action='store_true', help='leave out the memory case, which needs torch')
   a = parser.parse_args()
   cfg = measure.SHAPES[a.shape]
@@ -83,19 +85,24 @@ def main() -> None:
     cfg = dataclasses.replace(cfg, remat=a.remat or ('none' if a.rows * length <= KEPT else 'full'))
     batch, tap, salience = case(cfg, a.rows, length, a.read)
     shape = f'{a.shape} {a.rows} x {length}, remat {cfg.remat}'
-    temporary = {}
-    for name, passes, fn in (('forward', 1, loss), ('forward and backward', 3, jax.grad(loss))):
-      with_tap = jax.jit(lambda p, t, fn=fn: fn(p, cfg, batch, t, salience)).lower(params, tap).compile()
-      without = jax.jit(lambda p, fn=fn: fn(p, cfg, batch, None, salience)).lower(params).compile()
-      mine = measure.seconds(lambda: jax.block_until_ready(with_tap(params, tap)), a.reps)
-      plain = measure.seconds(lambda: jax.block_until_ready(without(params)), a.reps)
-      measure.report(f'attention rows, {name}, {shape}', 's', mine, plain, 'the same pass without',
-                     passes * flops(cfg, a.rows, length, a.read) / peak, peak_tflops=peak / 1e12, peak=source)
-      temporary[name] = [c.memory_analysis().temp_size_in_bytes for c in (with_tap, without)]
-    if not a.no_peer:
-      extra = max(temporary['forward'][0] - temporary['forward'][1], 1)
-      measure.report(f'attention rows, extra bytes, {shape}', 'bytes', float(extra), float(map_bytes(cfg, batch)),
-                     'transformers output_attentions=True', 4.0 * cfg.n_layers * a.rows * FEATURES)
+
+    def both(fn, cfg=cfg, batch=batch, tap=tap, salience=salience):
+      """A pass compiled with the tap and without."""
+      return (jax.jit(lambda p, t: fn(p, cfg, batch, t, salience)).lower(params, tap).compile(),
+              jax.jit(lambda p: fn(p, cfg, batch, None, salience)).lower(params).compile())
+
+    if 'time' in a.cases:
+      for name, passes, fn in (('forward', 1, loss), ('forward and backward', 3, jax.grad(loss))):
+        with_tap, without = both(fn)
+        mine = measure.seconds(lambda: jax.block_until_ready(with_tap(params, tap)), a.reps)
+        plain = measure.seconds(lambda: jax.block_until_ready(without(params)), a.reps)
+        measure.report(f'attention rows, {name}, {shape}', 's', mine, plain, 'the same pass without',
+                       passes * flops(cfg, a.rows, length, a.read) / peak, peak_tflops=peak / 1e12, peak=source)
+    if 'memory' in a.cases and not a.no_peer:
+      one, other = (c.memory_analysis().temp_size_in_bytes for c in both(loss))
+      measure.report(f'attention rows, extra bytes, {shape}', 'bytes', float(max(one - other, 1)),
+                     float(map_bytes(cfg, batch)), 'transformers output_attentions=True',
+                     4.0 * cfg.n_layers * a.rows * FEATURES)
 
 
 if __name__ == '__main__':

@@ -28,6 +28,20 @@ def test_attention_rows_print_one_line_a_case(monkeypatch, capsys):
   assert [line['roofline'] for line in lines] == pytest.approx([forward / 2e9, 3 * forward / 2e9], rel=1e-3)
 
 
+def test_the_memory_of_attention_rows_is_planned_without_a_run(monkeypatch, capsys):
+  monkeypatch.syspath_prepend(str(ROOT))
+  from benchmarks import alignment, measure
+  monkeypatch.setitem(measure.SHAPES, 'micro', LMConfig(
+      vocab_size=31, d_model=16, n_layers=1, n_heads=2, n_kv_heads=1, head_dim=8, d_ff=16))
+  monkeypatch.setattr(measure, 'peaks', lambda dtype: (2e9, 1e9, 'given'))
+  monkeypatch.setattr(measure, 'seconds', lambda *_: pytest.fail('a pass was run'))
+  monkeypatch.setattr(alignment, 'map_bytes', lambda cfg, batch: 4 * 2 * 2 * 80 * 80)  # rows, heads
+  lines = run_micro(monkeypatch, capsys, alignment.main, '--shape=micro', '--rows=2', '--lengths=80', '--read=4',
+                    '--cases=memory')
+  assert [(line['unit'], line['peer']) for line in lines] == [('bytes', 102_400)]
+  assert 0 < lines[0]['ours'] < 102_400 and lines[0]['ratio'] > 1
+
+
 def test_more_tokens_than_a_small_machine_keeps_are_computed_again(monkeypatch, capsys):
   monkeypatch.syspath_prepend(str(ROOT))
   from benchmarks import alignment, measure

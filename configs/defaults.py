@@ -39,6 +39,7 @@ def get_config(variant: str = '') -> ConfigDict:
       sex_codes='',  # such as '1=m,2=f' or '0=f,1=m,9=unknown'; '' = m, f, male, female
       encoding='utf8', delimiter=',', setting='patients in hospital',
       decimal='.',  # of csv, wide_csv: the decimal mark, '.' or ','
+      time_unit='hours',  # of csv, wide_csv: of times that are numbers, seconds | minutes | hours | days
       columns=ConfigDict(dict(  # unit, available, age, sex, until may be absent from the files
           patient='patient', time='time', feature='feature', value='value', unit='unit',
           available='available',  # when a value could be known

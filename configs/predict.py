@@ -24,7 +24,7 @@ def get_config(variant: str = ''):
           policy='rl',  # base | sft | rl
           name='',  # of the output's folder; '' = that of the file
           # how a CSV is written; '' = as the run's
-          encoding='', delimiter='', sex_codes='',
+          encoding='', delimiter='', sex_codes='', time_unit='',
           columns=ConfigDict(dict(patient='', time='', feature='', value='', unit='', outcome_patient='', age='',
                                   sex='')))),
       evaluate=ConfigDict(dict(plain_ids=placeholder(bool))),  # True: ids as the source gives them; unset: as the run

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import splits, tasks
-from eagrl_jax.ehr.sources import mimic4_stays, outcomes_csv
+from eagrl_jax.ehr.sources import csv_text, mimic4_stays, outcomes_csv
 from eagrl_jax.evaluation import perturb
 from eagrl_jax.expert.salience import SOURCES as SALIENCE_SOURCES
 from eagrl_jax.lm import flash
@@ -107,6 +107,7 @@ def _check_csv(data: ConfigDict) -> None:
   fields.one_of('data.decimal', data.decimal, ('.', ','))
   if data.decimal == data.delimiter:
     raise EagrlError(f'data.decimal={data.decimal!r} also separates the columns; set --config.data.delimiter=')
+  fields.one_of('data.time_unit', data.time_unit, tuple(csv_text.HOURS))
 
 
 def _check_files(data: ConfigDict) -> None:
@@ -289,6 +290,7 @@ def check_predict(config: ConfigDict) -> None:
   fields.one_of('predict.policy', c.policy, POLICIES)
   fields.folder_name('predict.name', c.name)
   outcomes_csv.parse_sex_codes(c.sex_codes, 'predict.sex_codes')
+  fields.one_of('predict.time_unit', c.time_unit or 'hours', tuple(csv_text.HOURS))
 
 
 def check_shards(c: ConfigDict, mesh: Mesh, shape: LMConfig | None) -> None:

@@ -156,7 +156,8 @@ def blinded(cohort: Cohort) -> Cohort:
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
 def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, columns: event_rows.Columns,
                     sex_codes: dict[str, int] | None, encoding: str, delimiter: str, task: str,
-                    setting: str, decimal: str = '.', window_hours: float = 0.0) -> tuple[Cohort, Match]:
+                    setting: str, decimal: str = '.', time_unit: str = 'hours',
+                    window_hours: float = 0.0) -> tuple[Cohort, Match]:
   """Reads a long or wide CSV or parquet file without outcomes, as `long_csv.load` reads one with them.
 
   Args:
@@ -172,7 +173,7 @@ def read_unlabelled(kind: str, path: str, statics: str, table: FeatureTable, *, 
     EagrlError: what `long_csv.load` refuses, or no known feature. It names fields of `config.data`.
   """
   count: collections.Counter[str] = collections.Counter()
-  reading = csv_text.Reading(encoding, delimiter, decimal)
+  reading = csv_text.Reading(encoding, delimiter, decimal, time_unit)
   with _as_long(kind, pathlib.Path(path), columns, reading) as (file, columns):
     events = event_rows.read(file, columns, reading, count)
   event_rows.refuse_two_spellings(list(events.patients), columns.field('patient'))

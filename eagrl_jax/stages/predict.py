@@ -53,7 +53,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         'policy': c.policy, 'policy_sha256': finished.fingerprint(workdir / c.policy / 'policy'),
         'expert_sha256': finished.fingerprint(workdir / 'expert' / 'members'),
         'input_sha256': finished.fingerprint(c.path),
-        'reading': {k: v for k, v in c.to_dict().items() if k != 'features'} | {'path': '', 'statics': '', 'name': ''},
+        'reading': {k: v for k, v in c.to_dict().items() if k != 'features' and (k, v) != ('time_unit', '')}
+                   | {'path': '', 'statics': '', 'name': ''},
         'statics_sha256': finished.fingerprint(c.statics) if c.statics else None,
         **({'features_sha256': finished.fingerprint(c.features)} if c.features else {}),
         'run': finished.stage_hash(workdir, c.policy),
@@ -83,7 +84,8 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
     return foreign.read_unlabelled(
         kind, c.path, c.statics, trained.features, columns=event_rows.Columns(**named),
         sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes or d.sex_codes), encoding=c.encoding or d.encoding,
-        delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'), task=trained.task, setting=trained.setting,
+        delimiter=c.delimiter or d.delimiter, decimal=d.get('decimal', '.'),
+        time_unit=c.time_unit or d.get('time_unit', 'hours'), task=trained.task, setting=trained.setting,
         window_hours=d.window_hours)
   if c.statics and kind != 'meds':
     logging.info('predict.statics is not read: new patients of %s need no outcomes', kind)

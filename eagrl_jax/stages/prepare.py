@@ -124,7 +124,7 @@ def read_source(c: ConfigDict, seed: int, labelled: bool = True, known: FeatureT
   read = {'csv': long_csv.load, 'wide_csv': wide_csv.load}[c.source]
   return read(c.path, c.outcomes, columns=event_rows.Columns(**c.columns.to_dict()), features=c.features or None,
               task=c.task, setting=c.setting, sex_codes=outcomes_csv.parse_sex_codes(c.sex_codes),
-              reading=csv_text.Reading(c.encoding, c.delimiter, c.decimal), window_hours=c.window_hours)
+              reading=csv_text.Reading(c.encoding, c.delimiter, c.decimal, c.time_unit), window_hours=c.window_hours)
 
 
 def with_records(cohort: Cohort, window_hours: float) -> Cohort:

@@ -59,7 +59,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
     made_from = {
         'run': {name: finished.stage_hash(workdir, name)
                 for name in (*policy_lib.POLICIES, 'expert', *(['evaluate'] if evaluated(workdir) else []))},
-        'data': config.data.to_dict() | dict.fromkeys(FILES, ''),
+        'data': {k: v for k, v in config.data.to_dict().items() if (k, v) != ('time_unit', 'hours')}
+                | dict.fromkeys(FILES, ''),
         'files': [finished.fingerprint(path) for path in (*graph.cohort_files(config.data), config.data.features)
                   if path and config.data.source != 'synthetic'],
         'patients': c.patients, 'seed': config.seed, 'same_patients': c.same_patients,

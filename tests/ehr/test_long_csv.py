@@ -3,10 +3,12 @@ from __future__ import annotations
 import gzip
 
 import numpy as np
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 import pytest
 
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.sources import long_csv
+from eagrl_jax.ehr.sources import long_csv, wide_csv
 from eagrl_jax.stages import foreign
 from eagrl_jax.types import EagrlError
 
@@ -122,12 +124,48 @@ def test_a_record_of_a_life_is_none(tmp_path):
     ('2020-01-31T10:00', '2020-01-31T10:00Z', 'in several ways'),
     ('2020-01-31T10:00+01:00', '2020-01-31T10:00+02:00', 'in several ways'),
     ('3.5', '2020-01-31T10:00', 'in several ways'), ('3.5', '<4', 'in several ways'),
-    ('3.5', 'noon', 'neither a number of hours nor ISO 8601'), ('2020-13-41', '2020-01-01', 'nor ISO 8601'),
+    ('3.5', 'noon', 'neither a number nor ISO 8601'), ('2020-13-41', '2020-01-01', 'nor ISO 8601'),
     ('20200131', '20200201', 'too large for hours')])
 def test_times_that_would_need_a_guess(tmp_path, first, second, match):
   events = f'patient,time,feature,value\na,{first},x,1\nb,{second},x,2\n'
   message = refused(match, *make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
   assert first not in message and 'data.columns.time' in message
+
+
+@pytest.mark.parametrize(('unit', 'of_an_hour'), [('seconds', 3600), ('minutes', 60), ('hours', 1), ('days', 1 / 24)])
+@pytest.mark.parametrize('kind', ['csv', 'wide_csv', 'parquet', 'new'])
+def test_times_that_are_numbers_have_a_unit(tmp_path, unit, of_an_hour, kind):
+  """Of the events, of when a value is known and of when a stay ends; `new`: patients without outcomes."""
+  rows = [(p, h, known) for p in 'ab' for h, known in ((24, 24), (48, 72), *((50 + i, 51 + i) for i in range(200)))]
+  mark = lambda h: f'{h * of_an_hour:.9g}'
+  head, cell = ('patient,time,x,available', '{0},{1},1,{2}') if kind == 'wide_csv' else (
+      'patient,time,feature,value,available', '{0},{1},x,1,{2}')
+  events = '\n'.join([head, *(cell.format(p, mark(h), mark(known)) for p, h, known in rows)])
+  paths = make(tmp_path, events + '\n', f'patient,label,until\na,0,{mark(248)}\nb,1,\n')
+  reading = long_csv.Reading(time_unit=unit)
+  if kind == 'new':
+    cohort, _ = foreign.read_unlabelled(
+        'csv', str(paths[0]), '', FeatureTable((FeatureSpec('x'),)), columns=long_csv.Columns(), sex_codes=None,
+        encoding='utf8', delimiter=',', time_unit=unit, task='mortality', setting='patients', window_hours=30.0)
+    assert sorted(cohort.hour)[:4] == pytest.approx([0, 0, 26, 26], abs=1e-3)  # of hour 24 it is known at 48
+    return
+  if kind == 'parquet':
+    pq.write_table(pacsv.read_csv(paths[0]), tmp_path / 'e.parquet')
+    paths = tmp_path / 'e.parquet', paths[1]
+  cohort = (wide_csv if kind == 'wide_csv' else long_csv).load(*paths, reading=reading)
+  last = {str(cohort.subject_id[p]): cohort.hour[cohort.patient == p].max() for p in range(2)}
+  assert last == {'a': pytest.approx(223, abs=1e-3), 'b': pytest.approx(225, abs=1e-3)}
+
+
+def test_an_unknown_unit_of_time_and_numbers_that_are_too_large_for_theirs(tmp_path):
+  with pytest.raises(EagrlError, match="^data.time_unit='weeks' is unknown; choose one of seconds, minutes, hours,"):
+    long_csv.Reading(time_unit='weeks')
+  rows = 'patient,time,feature,value\na,43831,x,1\na,43833,x,2\nb,43900,x,2\n'
+  paths = make(tmp_path, rows, 'patient,label\na,0\nb,1\n')
+  refused('set --config.data.time_unit=days', *paths)  # as a spreadsheet writes 2020-01-01
+  assert long_csv.load(*paths, reading=long_csv.Reading(time_unit='days')).hour.max() == 48
+  paths = make(tmp_path, rows.replace('a,43831', 'a,20200131'), 'patient,label\na,0\nb,1\n')
+  refused('too large for days; set --config.data.time_unit=', *paths, reading=long_csv.Reading(time_unit='days'))
 
 
 def test_other_headers_delimiter_encoding_and_gzip(tmp_path):

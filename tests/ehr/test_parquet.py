@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 
 import pyarrow as pa
@@ -54,6 +55,10 @@ def test_a_duration_is_so_many_hours(tmp_path, unit, decimal):
   where = outcomes(tmp_path, 'patient;label\na;0\nb;1\n')
   reading = long_csv.Reading('utf8', ';', decimal)
   assert rows_of(long_csv.load(path, where, reading=reading)) == rows_of(new(path, decimal=decimal)) == EXPECTED
+  for of_numbers in ('minutes', 'days'):  # a duration says its own unit
+    rows = rows_of(long_csv.load(path, where, reading=dataclasses.replace(reading, time_unit=of_numbers)))
+    assert [row[::2] for row in rows] == [row[::2] for row in EXPECTED]
+    assert [row[1] for row in rows] == pytest.approx([row[1] for row in EXPECTED])
 
 
 def test_durations_say_when_a_value_is_known_and_a_stay_ends_too(tmp_path):

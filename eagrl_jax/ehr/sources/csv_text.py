@@ -24,7 +24,8 @@ _CELLS = 1 << 20  # of a parquet file
 PER_HOUR = {'s': 3600, 'ms': 3_600_000, 'us': 3_600_000_000, 'ns': 3_600_000_000_000}
 _EMPTY = ('', 'NA', 'N/A', 'NaN', 'nan', 'null', 'NULL', 'None')
 _SODIUM = 'NA'  # the one mark of a missing entry that is also a feature's name
-_LATEST = 1e6  # hours: 114 years
+HOURS = {'seconds': 1 / 3600, 'minutes': 1 / 60, 'hours': 1.0, 'days': 24.0}  # of a time that is a number
+_LATEST = 1.5e6  # hours: 171 years, for days may be counted from 1900
 _OFFSET = r'(?P<offset>[Zz]|[+-][0-9]{2}:?[0-9]{2})$'
 _BELOW_MICROSECONDS = r'(\.[0-9]{6})[0-9]+$'
 
@@ -36,8 +37,11 @@ class Reading:
   encoding: str = 'utf8'
   delimiter: str = ','
   decimal: str = '.'  # or ','; the other mark is then no part of a number
+  time_unit: str = 'hours'  # of times that are numbers, one of HOURS
 
   def __post_init__(self):
+    if self.time_unit not in HOURS:
+      raise EagrlError(f'data.time_unit={self.time_unit!r} is unknown; choose one of {", ".join(HOURS)}')
     if len(self.delimiter) != 1 or not self.delimiter.isascii() or self.delimiter in '"\n\r\0':
       raise EagrlError(f'data.delimiter={self.delimiter!r} is not one ASCII character that can separate columns; set '
                        '--config.data.delimiter=, such as ";"')
@@ -89,7 +93,7 @@ def record_batches(path: Path, field: str, reading: Reading, chosen: Callable[[l
 
   Args:
     chosen: headers of the file -> those to read; None reads all.
-    times: columns that parquet may hold as durations, which become hours.
+    times: columns that parquet may hold as durations, which become numbers of `reading.time_unit`.
   """
   if not path.is_file():
     raise EagrlError(f'{field}: there is no file {path.name}')
@@ -137,14 +141,14 @@ def _parquet(path: Path, field: str, reading: Reading, chosen: Callable[[list[st
 
 
 def _text(column: pa.Array, reading: Reading) -> pa.Array:
-  """A column of parquet as a CSV would have it: durations in hours, instants in UTC, numbers with its decimal mark.
+  """A column of parquet as a CSV would have it: durations in its unit of time, instants in UTC, its decimal mark.
 
   NaN is null: a wide table is full of it.
   """
   kind = column.type
   if pa.types.is_duration(kind):
     ticks = pc.cast(pc.cast(column, pa.int64()), pa.float64(), safe=False)
-    column = pc.divide(ticks, PER_HOUR[kind.unit])
+    column = pc.divide(ticks, PER_HOUR[kind.unit] * HOURS[reading.time_unit])
   elif pa.types.is_timestamp(kind) and kind.tz:  # the offset of a place changes with summer
     column = pc.cast(column, pa.timestamp(kind.unit, 'UTC'))
   elif pa.types.is_floating(kind):
@@ -157,20 +161,21 @@ def _is_number(kind: pa.DataType) -> bool:
   return pa.types.is_floating(kind) or pa.types.is_decimal(kind)
 
 
-def hours(text: pa.Array, kinds: set[str], field: str, decimal: str) -> np.ndarray:
+def hours(text: pa.Array, kinds: set[str], field: str, reading: Reading) -> np.ndarray:
   """Times as hours on the file's own clock; `kinds` collects how times are written and must keep one member.
 
   Args:
     field: of the config, for errors.
   """
-  plain = validation.parse_numbers(text, decimal)
+  plain = validation.parse_numbers(text, reading.decimal)
   empty = pc.is_null(text).to_numpy(zero_copy_only=False)
   numeric = ~np.isnan(plain.value)
+  hour = plain.value * HOURS[reading.time_unit]
   if numeric.any():
     kinds.add('hours')
-    if np.nanmax(np.abs(plain.value)) > _LATEST:
-      raise EagrlError(f'{field}: a number is too large for hours; give hours or ISO 8601, not dates or seconds')
-  hour = plain.value
+    if np.nanmax(np.abs(hour)) > _LATEST:
+      raise EagrlError(f'{field}: a number is too large for {reading.time_unit}; set --config.data.time_unit='
+                       f'{", ".join(HOURS)}, or give ISO 8601 instead of dates written as numbers')
   dated = ~numeric & ~empty
   if dated.any():
     stamps = text.filter(pa.array(dated))
@@ -180,8 +185,8 @@ def hours(text: pa.Array, kinds: set[str], field: str, decimal: str) -> np.ndarr
       plainly = pc.replace_substring_regex(pc.replace_substring_regex(stamps, _OFFSET, ''), _BELOW_MICROSECONDS, r'\1')
       instant = pc.cast(plainly, pa.timestamp('us'))
     except pa.ArrowException:
-      raise EagrlError(f'{field}: a time is neither a number of hours nor ISO 8601; rewrite the column') from None
+      raise EagrlError(f'{field}: a time is neither a number nor ISO 8601; rewrite the column') from None
     hour[dated] = pc.cast(instant, pa.int64()).to_numpy(zero_copy_only=False) / 3.6e9
   if len(kinds) > 1 or plain.censored:
-    raise EagrlError(f'{field}: times are written in several ways (hours, dates, time zones); use one')
+    raise EagrlError(f'{field}: times are written in several ways (numbers, dates, time zones); use one')
   return hour

@@ -95,10 +95,10 @@ def read(path: Path, columns: Columns, reading: Reading, count: collections.Coun
     count['empty'] += entries.null_count
     parts['value'].append(numbers.value)
     parts['censor'].append(numbers.censor)
-    parts['hour'].append(hours(time.filter(select), kinds, columns.field('time'), reading.decimal))
+    parts['hour'].append(hours(time.filter(select), kinds, columns.field('time'), reading))
     known = block.get(columns.available)
     parts['available'].append(np.full(len(entries), np.nan) if known is None else
-                              hours(known.filter(select), kinds, columns.field('available'), reading.decimal))
+                              hours(known.filter(select), kinds, columns.field('available'), reading))
     for field, column in (('patient', who), ('feature', what), ('unit', block.get(columns.unit))):
       filled = pa.nulls(len(entries), pa.string()) if column is None else column.filter(select)
       parts[field].append(_encode(filled, codes[field]))
@@ -107,7 +107,8 @@ def read(path: Path, columns: Columns, reading: Reading, count: collections.Coun
   if not sum(map(len, parts['value'])):
     raise EagrlError(f'data.path: {path.name} holds no row with patient, time and feature')
   joined = {field: np.concatenate(arrays) for field, arrays in parts.items()}
-  _refuse_serials(joined['patient'], joined['hour'], kinds, columns.field('time'))
+  if reading.time_unit == 'hours':
+    _refuse_serials(joined['patient'], joined['hour'], kinds, columns.field('time'))
   _refuse_placeholders(joined['patient'], joined['hour'], columns.field('time'))
   return Events(codes['patient'], codes['feature'], codes['unit'], codes['word'], kinds, **joined)
 
@@ -126,8 +127,8 @@ def _refuse_serials(patient: np.ndarray, hour: np.ndarray, kinds: set[str], fiel
     return
   if np.median(_spans(patient, hour)) < _STAY:
     raise EagrlError(f'{field}: all times lie between {_SERIALS[0]} and {_SERIALS[1]} hours, a patient\'s within '
-                     f'{_STAY}, as the days do by which a spreadsheet writes dates; format the column as a date there, '
-                     'or let hours begin near 0')
+                     f'{_STAY}, as the days do by which a spreadsheet writes dates; set --config.data.time_unit=days, '
+                     'format the column as a date there, or let hours begin near 0')
 
 
 def _refuse_placeholders(patient: np.ndarray, hour: np.ndarray, field: str) -> None:

@@ -39,11 +39,11 @@ class Until:
   """Raw text of the `until` column; parsed once the format of event times is known."""
 
   text: list[str | None]  # [rows]
-  decimal: str
+  reading: Reading
 
   def of(self, kinds: set[str], field: str) -> np.ndarray:
     """Hours on the events' clock, NaN unknown. `[rows]`"""
-    return hours(pa.array(self.text, pa.string()), set(kinds), field, self.decimal)
+    return hours(pa.array(self.text, pa.string()), set(kinds), field, self.reading)
 
 
 def people(path: Path, field: str, columns: Columns, sex_codes: Mapping[str, int], reading: Reading,
@@ -103,5 +103,5 @@ def read(path: Path, columns: Columns, sex_codes: Mapping[str, int], reading: Re
   if len(seen) != len(who):
     raise EagrlError(f'data.outcomes: {len(who) - len(seen)} patients are listed twice; keep one row each')
   count['unlabelled'] = int((label == -1).sum())
-  until = Until(rows.get(columns.until) or [None] * len(who), reading.decimal)
+  until = Until(rows.get(columns.until) or [None] * len(who), reading)
   return {p: i for i, p in enumerate(who) if label[i] >= 0}, label, age, sex, until

@@ -27,6 +27,7 @@ class FeatureSpec:
     name: how prompts and answers write it, unique in its table.
     unit: UCUM-like text, '' when dimensionless or unknown.
     ref_low, ref_high: two-sided reference range in `unit`; None where unknown.
+    usual: the range is not of a laboratory: it is the middle of the train patients' values (`ehr.usual`).
     hard_low, hard_high: values outside cannot be real and become missing.
     log: modelled and noised on the log scale (positive, skewed).
     decimals: digits after the point in a prompt (assay precision).
@@ -64,6 +65,7 @@ class FeatureSpec:
   specimen: str = ''
   encoding: str = 'number'
   repeats: str = 'mean'
+  usual: bool = False
 
 
 def canonical(name: str) -> str:

@@ -1,11 +1,13 @@
 """Renders one patient for a language model, with the character span of every feature.
 
 Two styles. `full` follows the paper: a role line, the format of the answer, one line a
-feature with unit and reference range, one value a visit and `NaN` where none was taken.
-`compact` is for small policies with short contexts: the laboratory flag of the last value
-(HH, H, ok, L, LL) in place of unit and range, then the observed values, oldest first. The
-flag stands right behind the name, where a small decoder finds it by one look-up. Lines are
-indented, so that a name is the same token, with its leading space, here and in an answer.
+feature with unit and reference range, one value a visit and `NaN` where none was taken. Where
+no reference is known the range may be what is usual among the train patients (`ehr.usual`),
+and is called so. `compact` is for small policies with short contexts: the flag of the last
+value by that range (HH, H, ok, L, LL) in place of unit and range, then the observed values,
+oldest first. The flag stands right behind the name, where a small decoder finds it by one
+look-up. Lines are indented, so that a name is the same token, with its leading space, here
+and in an answer.
 
 Times are relative, never calendar dates. Features keep the table's clinical order unless
 the caller gives another; an order by the expert's salience would leak the reward's target.
@@ -180,7 +182,8 @@ def _line(spec: FeatureSpec, series: np.ndarray, sign: np.ndarray, style: str, k
     return f' {spec.name} {flag(spec, series[at[-1]]) or "ok"} {shown}\n'
   shown = ', '.join('NaN' if np.isnan(v) else write_value(spec, v, MARKS[s])
                     for v, s in zip(series[-keep:], sign[-keep:]))
-  return f'- {spec.name} (Unit: {spec.unit or "/"}. Reference range: {_range(spec)}.): [{shown}]\n'
+  kind = 'Usual' if spec.usual else 'Reference'
+  return f'- {spec.name} (Unit: {spec.unit or "/"}. {kind} range: {_range(spec)}.): [{shown}]\n'
 
 
 def _fit(series: dict[int, np.ndarray], signs: np.ndarray, features: FeatureTable, config: PromptConfig):

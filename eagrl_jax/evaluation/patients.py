@@ -65,6 +65,7 @@ def case(shown: Mapping) -> dict:
     values = [v if finite(v) else None for v in f['values']]
     mark = MARKS[next(s for s, v in zip(f['signs'][::-1], values[::-1]) if v is not None)] if f.get('signs') else ''
     rows.append({'name': f['name'], 'unit': f.get('unit') or '', 'range': _range(low, high),
+                 'range_kind': 'usual' if f.get('usual') else 'ref.',
                  'flag': f.get('flag', flag),  # of earlier versions' runs by the rounded value
                  'last': f.get('last', '–' if last is None else f'{mark}{last:g}'),
                  'spark': Markup(marks.sparkline(values, shown['hours'], low, high)),

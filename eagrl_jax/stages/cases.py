@@ -63,6 +63,7 @@ def build(data: Data, rows: np.ndarray, shown: np.ndarray, arms: dict, salience:
         continue
       features.append({
           'name': spec.name, 'unit': spec.unit, 'ref_low': spec.ref_low, 'ref_high': spec.ref_high,
+          'usual': spec.usual,
           'values': [None if np.isnan(v) else float(f'{v:.6g}') for v in values[:, f]],
           **_last(spec, values[:, f], None if signs is None else signs[:, f]),
           'salience': float(salience[row, f]), 'attention': float(arms['rl'].attention[i, f])})

@@ -4,7 +4,7 @@
    is judged over all patients, those of the test split too, without outcomes.
 2. Leave out patients with no record in the window.
 3. Split by patient, in shares, by a published protocol or as the given split file says.
-4. Fit the expert's statistics on train patients alone.
+4. Fit the expert's statistics on train patients alone, and what is usual where a file gave no reference range.
 5. Save cohort, splits, statistics, and beside them what was read and not used.
 """
 
@@ -18,7 +18,7 @@ from absl import logging
 from ml_collections import ConfigDict
 from scipy.stats import fisher_exact
 
-from eagrl_jax.ehr import normalise, splits, store, validation
+from eagrl_jax.ehr import normalise, splits, store, usual, validation
 from eagrl_jax.ehr.features import FeatureTable
 from eagrl_jax.ehr.records import ENDS_EARLY, Cohort
 from eagrl_jax.ehr.sources import (
@@ -50,6 +50,11 @@ def run(context: Context) -> None:
   validation.check(cohort)
   cohort, parts = split(cohort, c, seed)
   visits = grid(cohort, c)
+  if c.source in ('csv', 'wide_csv', 'meds'):  # the others bring their own
+    cohort = dataclasses.replace(cohort, features=usual.ranges(cohort.features, visits.values, parts.train))
+    if n := sum(spec.usual for spec in cohort.features):
+      logging.info('%d of %d features have no reference range: what is usual among train patients stands for it', n,
+                   len(cohort.features))
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   store.save(cohort, folder)
   splits.save(folder / 'splits.parquet', parts, cohort.subject_id)

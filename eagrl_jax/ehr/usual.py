@@ -1,0 +1,36 @@
+"""What is usual in a cohort, for features of which nobody has said what is normal.
+
+Without a range a record's values have no flags: a small policy, which reads by them, learns nothing of the feature, and
+a large one is told no reference. The middle of the train patients' values is no range of healthy people, and is called
+otherwise in prompts and reports.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from eagrl_jax.ehr.features import FeatureTable
+
+MIDDLE = (0.2, 0.8)  # quantiles: two of five values are flagged
+LEAST = 20  # train patients with a value: fewer would tell of single ones
+DIGITS = 3  # significant ones
+
+
+def ranges(features: FeatureTable, values: np.ndarray, train: np.ndarray) -> FeatureTable:
+  """The table with a usual range for every numeric feature that has no bound and values enough.
+
+  Args:
+    values: `[N, T, F]`, NaN where not measured.
+    train: rows of the train patients.
+  """
+  specs = []
+  for f, spec in enumerate(features):
+    mine = values[train, :, f]
+    there = ~np.isnan(mine)
+    if spec.ref_low is None and spec.ref_high is None and not spec.levels and there.any(1).sum() >= LEAST:
+      low, high = (float(f'{q:.{DIGITS}g}') for q in np.quantile(mine[there].astype(np.float64), MIDDLE))
+      spec = dataclasses.replace(spec, ref_low=low, ref_high=high, usual=True)
+    specs.append(spec)
+  return FeatureTable(tuple(specs))

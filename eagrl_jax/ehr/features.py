@@ -147,7 +147,7 @@ class FeatureTable:
 
   def to_json(self) -> list[dict]:
     # A cohort of before these fields keeps its fingerprint.
-    since = {'rescale': (), 'specimen': '', 'encoding': 'number', 'repeats': 'mean'}
+    since = {'rescale': (), 'specimen': '', 'encoding': 'number', 'repeats': 'mean', 'usual': False}
     return [{k: v for k, v in dataclasses.asdict(s).items() if k not in since or v != since[k]} for s in self.specs]
 
   @classmethod

@@ -8,6 +8,7 @@ otherwise in prompts and reports.
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -15,7 +16,6 @@ from eagrl_jax.ehr.features import FeatureTable
 
 MIDDLE = (0.2, 0.8)  # quantiles: two of five values are flagged
 LEAST = 20  # train patients with a value: fewer would tell of single ones
-DIGITS = 3  # significant ones
 
 
 def ranges(features: FeatureTable, values: np.ndarray, train: np.ndarray) -> FeatureTable:
@@ -30,7 +30,13 @@ def ranges(features: FeatureTable, values: np.ndarray, train: np.ndarray) -> Fea
     mine = values[train, :, f]
     there = ~np.isnan(mine)
     if spec.ref_low is None and spec.ref_high is None and not spec.levels and there.any(1).sum() >= LEAST:
-      low, high = (float(f'{q:.{DIGITS}g}') for q in np.quantile(mine[there].astype(np.float64), MIDDLE))
+      low, high = np.quantile(mine[there].astype(np.float64), MIDDLE)
+      low, high = (_rounded(bound, high - low) for bound in (low, high))
       spec = dataclasses.replace(spec, ref_low=low, ref_high=high, usual=True)
     specs.append(spec)
   return FeatureTable(tuple(specs))
+
+
+def _rounded(bound: float, width: float) -> float:
+  """To a hundredth of the range's width or less; without a width to six digits."""
+  return float(round(bound, 2 - math.floor(math.log10(width)))) if width else float(f'{bound:.6g}')

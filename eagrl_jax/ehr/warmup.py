@@ -47,7 +47,7 @@ def scatter(features: FeatureTable, values: np.ndarray, rng: np.random.Generator
   """A record with every measured value drawn anew around its reference range. `[..., F] -> [..., F]`.
 
   In real records a feature's name alone tells its flag four times out of five, and a small
-  decoder stops there. Here only the record tells. Features without a range keep their values.
+  decoder stops there. Here only the record tells. Features without a range, or with one of no width, keep their values.
   """
   out = values.copy()
   for f, spec in enumerate(features):
@@ -59,6 +59,8 @@ def scatter(features: FeatureTable, values: np.ndarray, rng: np.random.Generator
     elif low is not None or high is not None:
       # An open side is taken as far away as the other bound is from zero.
       low, high = (high - abs(high) if low is None else low), (low + abs(low) if high is None else high)
+      if high <= low:
+        continue
       scale, back = (np.log, np.exp) if spec.log and low > 0 else (float, np.asarray)
       reach = REACH * (scale(high) - scale(low))
       drawn = back(rng.uniform(scale(low) - reach, scale(high) + reach, count))

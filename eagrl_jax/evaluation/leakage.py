@@ -55,15 +55,17 @@ class Terms:
   resamples: int = 1000
 
 
-def audit(shown: Shown, splits: dict[str, np.ndarray], judged: np.ndarray, strays: int, terms: Terms) -> list[Check]:
+def audit(shown: Shown, splits: dict[str, np.ndarray], judged: np.ndarray, known: np.ndarray, strays: int,
+          terms: Terms) -> list[Check]:
   """Every check of a cohort.
 
   Args:
     splits: rows by name; what is fitted is fitted on 'train'.
     judged: rows that it is judged on.
+    known: rows whose outcomes may be looked at.
     strays: inputs whose statistics are not those of the train patients.
   """
-  return [_overlap(shown.subject_id, splits, terms.unit), _normaliser(strays), *_of_cohort(shown, terms),
+  return [_overlap(shown.subject_id, splits, terms.unit), _normaliser(strays), *_of_cohort(shown, known, terms),
           *_of_scores((shown,), splits['train'], judged, terms)]
 
 
@@ -79,10 +81,11 @@ def audit_elsewhere(home: Shown, learnt_from: np.ndarray, train: np.ndarray, str
   ids = np.isin(other.subject_id.astype(str), home.subject_id[learnt_from].astype(str))
   known = _count('ids that train or validation patients of the run have too', ids, 'taken for those of others')
   rows = len(home.label) + np.arange(len(other.label))
-  return [known, _normaliser(strays), *_of_cohort(other, terms), *_of_scores((home, other), train, rows, terms)]
+  return [known, _normaliser(strays), *_of_cohort(other, np.arange(len(other.label)), terms),
+          *_of_scores((home, other), train, rows, terms)]
 
 
-def _of_cohort(shown: Shown, terms: Terms) -> list[Check]:
+def _of_cohort(shown: Shown, known: np.ndarray, terms: Terms) -> list[Check]:
   """Times against the prediction and the end of the stay, what was dropped as too late, the order of the ids."""
   checks = []
   if terms.window:
@@ -95,7 +98,7 @@ def _of_cohort(shown: Shown, terms: Terms) -> list[Check]:
   checks += [Check(f'dropped: {step}', float(n), None, '') for step, n, _ in shown.attrition if late(step)]
   checks += [Check(f'kept: {step}', float(n), None, 'where it is the end of a stay, a short record tells the outcome')
              for step, n, _ in shown.attrition if step == ENDS_EARLY]
-  return [*checks, _order(shown.subject_id, shown.label, terms.resamples)]
+  return [*checks, _order(shown.subject_id[known], shown.label[known], terms.resamples)]
 
 
 def _of_scores(parts: tuple[Shown, ...], train: np.ndarray, rows: np.ndarray, terms: Terms) -> list[Check]:

@@ -26,7 +26,7 @@ def outdated(workdir: Path) -> set[str]:
   anew = lambda made_from: any(here.get(name, digest) != digest for name, digest in made_from.items())
   out = {name for name, digest in here.items() if present.get(name, digest) != digest
          or anew(marks[name].get('inputs') or {})}  # a stage under way has none yet
-  for path in workdir.glob('transfer/*/manifest.json'):
+  for path in workdir.glob('transfer/[!.]*/manifest.json'):
     made_from = read_json(path)['made_from']['run']
     if anew(made_from) or out & made_from.keys():
       out.add(f'transfer/{path.parent.name}')

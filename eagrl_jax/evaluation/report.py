@@ -123,7 +123,7 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
   rewards, robustness = of_stage('search/rewards.json'), of_stage('robustness/metrics.json')
   transfer = {path.parent.name: read_json(path) | {
       'attrition': _attrition(read_json(path.with_name('manifest.json')) or {})}
-              for path in sorted(workdir.glob('transfer/*/metrics.json'))
+              for path in sorted(workdir.glob('transfer/[!.]*/metrics.json'))
               if f'transfer/{path.parent.name}' not in outdated}
   config, environment = read_json(workdir / 'config.json') or {}, read_json(workdir / 'environment.json') or {}
   groups = _subgroups(result)

@@ -23,11 +23,18 @@ def baseline_probs(context: Context, data: data_lib.Data, rows: np.ndarray) -> d
           for kind in baselines.KINDS}
 
 
-def audit(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], rows: np.ndarray) -> list[dict]:
-  """The leakage audit as rows of metrics.json, judged on `rows` beside the best of `probs`, the oracle apart."""
+def audit(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray], part: str = 'test') -> list[dict]:
+  """The leakage audit as rows of metrics.json.
+
+  Args:
+    probs: of the part's patients; what is judged is compared with the best of them, the oracle apart.
+    part: 'test', or 'valid' before the outcomes of test patients may be looked at.
+  """
+  rows = getattr(data.splits, part)
+  known = np.arange(len(data.cohort)) if part == 'test' else np.concatenate([data.splits.train, rows])
   parts = {'train': data.splits.train, 'valid': data.splits.valid, 'test': data.splits.test}
   terms = _terms(context, data, probs, rows, splits.kept_apart(context.config.data.source))
-  checks = leakage.audit(_shown(context, data), parts, rows, _strays(context, data), terms)
+  checks = leakage.audit(_shown(context, data), parts, rows, known, _strays(context, data), terms)
   return [dataclasses.asdict(check) for check in checks]
 
 

@@ -110,7 +110,7 @@ def summarise(context: Context, data: data_lib.Data, rows: np.ndarray, label: np
           'unparsed_score': data_lib.prevalence(data), 'seed': context.config.seed, 'top_k': k, 'arms': table,
           **({'early': ahead.settings()} if ahead else {}),
           'paired': bootstrap.paired_rows(label, probs, pairs, n=n),
-          'audit': beside.audit(context, data, probs, rows),
+          'audit': beside.audit(context, data, probs),
           'subgroups': beside.by_subgroup(context, data, probs, rows)}
 
 

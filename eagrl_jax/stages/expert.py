@@ -3,7 +3,8 @@
 1. Train the ConCare ensemble on train patients, early stop on validation.
 2. Predict all patients; salience from three sources, with its stability between members.
 3. Save parameters, predictions and salience; log validation AUROC (the test set is for `evaluate`).
-4. The leakage audit on validation patients, audit.json: before policies spend hours on what is no physiology.
+4. The leakage audit without the outcomes of test patients, audit.json: before policies spend hours on what is no
+   physiology.
 """
 
 from __future__ import annotations
@@ -86,12 +87,12 @@ def train_and_read(context: Context) -> None:
   overlap = stability[c.salience]
   logging.info('expert: validation AUROC %.3f; %s top-%d overlap between members %.2f (chance %.2f)',
                figures['valid_auroc'], c.salience, top_k, overlap['jaccard'], overlap['chance'])
-  audit = beside.audit(context, data, {'expert': prob.mean(0)[rows]}, rows)
+  audit = beside.audit(context, data, {'expert': prob.mean(0)[rows]}, 'valid')
   write_json(folder / 'audit.json', audit)
   for check in audit:
     if check['warning']:
-      logging.warning('leakage audit, %d validation patients: %s: %.3g, %s', len(rows), check['name'], check['value'],
-                      check['warning'])
+      logging.warning('leakage audit, scores of %d validation patients: %s: %.3g, %s', len(rows), check['name'],
+                      check['value'], check['warning'])
 
 
 def take(batch: ExpertBatch, rows: np.ndarray | slice) -> ExpertBatch:

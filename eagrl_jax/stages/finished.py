@@ -156,21 +156,27 @@ def publish(workdir: pathlib.Path, folder: str, name: str, made_from: dict,
   try:
     if json.loads((target / 'manifest.json').read_text())['made_from'] == made_from:
       logging.info('%s/%s: done before from the same, kept', folder, name)
+      _end(target)
       return target
   except (OSError, ValueError, KeyError):
     pass
   part = workdir / folder / f'.{name}.part'
   _begin(part, made_from)
   disk.write_json(part / 'manifest.json', {'made_from': made_from, **write(part)})
-  (part / STARTED).unlink()
-  shutil.rmtree(part / parts.FOLDER, ignore_errors=True)
   if target.exists():
     aside = workdir / 'superseded' / f'{folder}-{name}-{time.time_ns()}'
     aside.parent.mkdir(exist_ok=True)
     target.rename(aside)
     logging.info('%s/%s was made from something else: moved to %s', folder, name, aside.relative_to(workdir))
   part.rename(target)
+  _end(target)
   return target
+
+
+def _end(target: pathlib.Path) -> None:
+  """What is whole needs no parts; they go last, so that a kill at no moment costs what is in them."""
+  shutil.rmtree(target / parts.FOLDER, ignore_errors=True)
+  (target / STARTED).unlink(missing_ok=True)
 
 
 def _begin(part: pathlib.Path, made_from: dict) -> None:

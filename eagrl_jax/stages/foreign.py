@@ -12,12 +12,12 @@ import dataclasses
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
 from eagrl_jax.ehr import concepts, units, validation
-from eagrl_jax.ehr.features import FeatureTable, canonical
+from eagrl_jax.ehr.features import FeatureSpec, FeatureTable, canonical
 from eagrl_jax.ehr.records import KNOWN_LATE, Cohort, hashed_order
 from eagrl_jax.ehr.sources import csv_text, event_rows, outcomes_csv, wide_csv
 from eagrl_jax.types import EagrlError
@@ -48,7 +48,7 @@ def meet(features: FeatureTable, table: FeatureTable) -> dict[int, int]:
   """Feature of a run's table -> the feature of another that is the same: by name, else alias, else `ehr.concepts`.
 
   Of two that mean the same one, that of the same name is used, else the first; for a concept, the one that stands for
-  it, so a pressure by a cuff only where its table has no other (`stand_in`: or the patient).
+  it, so a pressure by a cuff only where its table has no other (`stand_ins`: or the patient).
   """
   chosen: dict[int, int] = {}
   own = {canonical(spec.name): i for i, spec in enumerate(table)}
@@ -67,41 +67,46 @@ def meet(features: FeatureTable, table: FeatureTable) -> dict[int, int]:
 
 
 @np.errstate(over='ignore')  # what float32 cannot hold becomes infinite, and is counted as not finite
-def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
+def remap(cohort: Cohort, table: FeatureTable, window_hours: float = 0.0) -> tuple[Cohort, Match]:
   """A cohort on another feature table, see `meet`, in its units and within its hard ranges.
 
   A unit is converted where either table or `ehr.units` says how. A value without a unit is taken to be in the run's, as
-  by every source. Levels that the run numbers otherwise go by their words; what is none of them is missing.
+  by every source. Levels that the run numbers otherwise go by their words; what is none of them is missing. Patients
+  without the feature that stands for a concept in the window bring the next one that they have, see `stand_ins`.
+
+  Args:
+    window_hours: of the run; 0 = the whole record.
 
   Raises:
     EagrlError: nothing is mapped.
   """
   chosen = meet(cohort.features, table)
-  cohort, stood_in = stand_in(cohort, chosen)
-  change = {i: units.conversion(cohort.features[f], table[i]) for i, f in chosen.items()}
-  levels = {i: units.levels(cohort.features[f], table[i]) for i, f in chosen.items()}
-  mapped = [i for i in sorted(chosen) if change[i] is not None and levels[i] is not None]
+  readings = {f: reading for i, f in chosen.items() if (reading := _reading(cohort.features[f], table[i]))}
+  mapped = [i for i in sorted(chosen) if chosen[i] in readings]
   foreign_units = tuple(table[i].name for i in sorted(chosen) if i not in mapped)
+  others = {f: i for f, i in stand_ins(cohort.features, table, chosen).items() if i in mapped}
+  readings |= {f: reading for f, i in others.items() if (reading := _reading(cohort.features[f], table[i]))}
+  others = {f: i for f, i in others.items() if f in readings}
   match = Match(tuple(table[i].name for i in mapped),
                 tuple(s.name for i, s in enumerate(table) if i not in mapped),
-                len(cohort.features) - len(chosen) - stood_in, foreign_units)
+                len(cohort.features) - len(chosen) - len(others), foreign_units)
   if not mapped:
     reason = f', {len(foreign_units)} for their units or levels' if foreign_units else ''
     raise EagrlError(f'data.path: none of its {len(cohort.features)} features is one of the {len(table)} of the run'
                      f'{reason}; check names and units')
   to = np.full(len(cohort.features), -1, np.int16)
   scale, offset = np.ones((2, len(cohort.features)))
-  for i in mapped:
-    to[chosen[i]] = i
-    scale[chosen[i]], offset[chosen[i]] = change[i] or (1.0, 0.0)
   value = cohort.value.astype(np.float64)
-  for i in mapped:
-    if by_word := levels[i]:
-      mine = cohort.feature == chosen[i]
+  for f, i in {chosen[i]: i for i in mapped}.items() | others.items():
+    to[f] = i
+    (scale[f], offset[f]), by_word = readings[f]
+    if by_word:
+      mine = cohort.feature == f
       value[mine] = _renumbered(cohort.value[mine], by_word)
   no_level = np.isnan(value)
-  steps = ((NO_LEVEL, int(no_level.sum()), 'values'),) if no_level.any() else ()
-  keep = (to[cohort.feature] >= 0) & ~no_level
+  second, first = _stand(cohort, to, list(others), window_hours)
+  steps = tuple((step, n, 'values') for step, n in ((NO_LEVEL, int(no_level.sum())), (STOOD_IN, int(first.sum()))) if n)
+  keep = (to[cohort.feature] >= 0) & ~no_level & ~second
   source = cohort.feature[keep]
   cohort = dataclasses.replace(
       cohort, features=table, truth=None, attrition=(*cohort.attrition, *steps),
@@ -112,32 +117,40 @@ def remap(cohort: Cohort, table: FeatureTable) -> tuple[Cohort, Match]:
   return validation.validate(cohort, at_one_time=False, judge_features=False), match
 
 
-def stand_in(cohort: Cohort, chosen: Mapping[int, int]) -> tuple[Cohort, int]:
-  """Gives patients without the feature that stands for a concept the values of the next one that they have.
+def _reading(spec: FeatureSpec, to: FeatureSpec) -> tuple[tuple[float, float], dict[float, float]] | None:
+  """((scale, offset), level -> level) from a feature to one of the run; None where nothing converts it."""
+  change, levels = units.conversion(spec, to), units.levels(spec, to)
+  return None if change is None or levels is None else (change, levels)
 
-  Args:
-    chosen: of `meet`; a feature that the run has too stays what it is.
 
-  Returns:
-    The cohort and how many features stand in for another.
+def stand_ins(features: FeatureTable, table: FeatureTable, chosen: Mapping[int, int]) -> dict[int, int]:
+  """Feature of another table -> the run's of the same concept, though another one stands for that: a cuff's pressure.
+
+  A feature that the run has too is itself and stands for nothing else.
   """
-  feature, value, used = cohort.feature.copy(), cohort.value.copy(), set()
+  out: dict[int, int] = {}
   for spellings in concepts.CONCEPTS:
-    mine = concepts.in_order(cohort.features, spellings)
-    first = next((f for f in mine if f in chosen.values()), None)
-    if first is None:
-      continue
-    for other in (f for f in mine if f not in chosen.values()):
-      change = units.conversion(cohort.features[other], cohort.features[first])
-      with_first = np.isin(cohort.patient, cohort.patient[feature == first])
-      moved = (feature == other) & ~with_first
-      if change is not None and moved.any():
-        feature[moved], value[moved] = first, change[0] * value[moved].astype(np.float64) + change[1]
-        used.add(other)
-  if not used:
-    return cohort, 0
-  step = (STOOD_IN, int((feature != cohort.feature).sum()), 'values')
-  return dataclasses.replace(cohort, feature=feature, value=value, attrition=(*cohort.attrition, step)), len(used)
+    ours = concepts.find(table, spellings)
+    mine = concepts.in_order(features, spellings)
+    if ours is not None and chosen.get(ours) in mine:
+      out |= {f: ours for f in mine if f not in chosen.values()}
+  return out
+
+
+def _stand(cohort: Cohort, to: np.ndarray, others: Sequence[int], window_hours: float) -> tuple[np.ndarray, np.ndarray]:
+  """Values of `others` that are not used, because their patient has what they stand for, and those that are. `[values]`
+
+  What is measured behind the window says nothing of what is shown: it neither is used nor keeps another from it.
+  """
+  inside = cohort.hour < window_hours if window_hours else np.ones(len(cohort.hour), bool)
+  unused, used = np.zeros((2, len(cohort.hour)), bool)
+  for n, f in enumerate(others):
+    first = [g for g in np.flatnonzero(to == to[f]) if g not in others[n:]]  # of its concept, in front of it
+    has_first = cohort.patient[np.isin(cohort.feature, first) & inside & ~unused]
+    mine = cohort.feature == f
+    unused |= mine & np.isin(cohort.patient, has_first)
+    used |= mine & ~unused & inside
+  return unused, used
 
 
 def _renumbered(value: np.ndarray, levels: dict[float, float]) -> np.ndarray:

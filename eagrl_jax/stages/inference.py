@@ -95,6 +95,10 @@ class Searched(Batch):
 
   best: list[dict]
 
+  def __post_init__(self):
+    for path in self.best:  # of another version they are not to be used
+      trajectories.Trajectory.from_json(path)
+
 
 class Meter:
   """Tells batches of a shape that this process has seen from those that it may have to compile."""

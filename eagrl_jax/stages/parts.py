@@ -22,7 +22,7 @@ from eagrl_jax.train.progress import Progress
 FOLDER = 'parts'
 
 
-class Batch(Protocol):
+class Kept(Protocol):
   """A dataclass of JSON's types: what was done with some patients."""
 
   @property
@@ -31,7 +31,7 @@ class Batch(Protocol):
     ...
 
 
-B = TypeVar('B', bound=Batch)
+K = TypeVar('K', bound=Kept)
 
 
 def write(folder: pathlib.Path, batch: int, content: object) -> None:
@@ -60,14 +60,14 @@ def finished(folder: pathlib.Path, understand: Callable[[int], object]) -> int:
     try:
       understand(n)
     except (ValueError, TypeError, KeyError):
-      logging.warning('%s is unreadable; the work goes on from this batch', _path(folder, n))
+      logging.warning('%s is damaged, or of other patients; the work goes on from this batch', _path(folder, n))
       break
     n += 1
   return n
 
 
-def in_turn(folder: pathlib.Path | None, kind: type[B], rows: np.ndarray, size: int, work: Callable[[np.ndarray], B],
-            progress: Progress, figures: Callable[[list[B]], Mapping[str, float]] = lambda _: {}) -> list[B]:
+def in_turn(folder: pathlib.Path | None, kind: type[K], rows: np.ndarray, size: int, work: Callable[[np.ndarray], K],
+            progress: Progress, figures: Callable[[list[K]], Mapping[str, float]] = lambda _: {}) -> list[K]:
   """`work` on `rows`, `size` at a time; what an interrupted run kept of it in `folder` is not done again.
 
   Of several processes all do the same batches, and all read the folder.
@@ -82,7 +82,7 @@ def in_turn(folder: pathlib.Path | None, kind: type[B], rows: np.ndarray, size: 
   """
   batches = [rows[start:start + size] for start in range(0, len(rows), size)]
 
-  def kept(i: int) -> B:
+  def kept(i: int) -> K:
     assert folder is not None
     found = kind(**read(folder, i))
     if i >= len(batches) or found.rows != batches[i].tolist():

@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         'reading': {k: v for k, v in c.to_dict().items() if k != 'features' and (k, v) != ('time_unit', '')}
                    | {'path': '', 'statics': '', 'name': ''},
         'statics_sha256': finished.fingerprint(c.statics) if c.statics else None,
-        **({'features_sha256': finished.fingerprint(c.features)} if c.features else {}),
+        **({'features_sha256': finished.fingerprint(own)} if (own := feature_file(c, context.config)) else {}),
         'run': finished.stage_hash(workdir, c.policy),
         'answers': {k: context.config.evaluate[k] for k in ('samples', 'temperature', 'max_new')},
         'plain_ids': plain, 'seed': context.config.seed,
@@ -90,9 +90,15 @@ def read(c: ConfigDict, own: ConfigDict, trained: Cohort) -> tuple[Cohort, forei
   if c.statics and kind != 'meds':
     logging.info('predict.statics is not read: new patients of %s need no outcomes', kind)
   layout = ConfigDict(d.to_dict() | {'source': kind, 'path': c.path, 'outcomes': c.statics,
-                                     'features': c.features or d.features})
+                                     'features': feature_file(c, own)})
   cohort = prepare.read_source(layout, own.seed, labelled=False, known=trained.features)
-  return foreign.remap(dataclasses.replace(cohort, task=trained.task, setting=trained.setting), trained.features)
+  return foreign.remap(dataclasses.replace(cohort, task=trained.task, setting=trained.setting), trained.features,
+                       d.window_hours)
+
+
+def feature_file(c: ConfigDict, own: ConfigDict) -> str:
+  """The specs by which new patients are read, '' for none: of meds and yaib, in which they name the data's codes."""
+  return (c.features or own.data.features) if source(c, own) in ('meds', 'yaib') else ''
 
 
 def source(c: ConfigDict, own: ConfigDict) -> str:

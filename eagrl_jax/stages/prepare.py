@@ -50,7 +50,7 @@ def run(context: Context) -> None:
   validation.check(cohort)
   cohort, parts = split(cohort, c, seed)
   visits = grid(cohort, c)
-  if c.source in ('csv', 'wide_csv', 'meds'):  # the others bring their own
+  if c.source in ('csv', 'wide_csv') or c.features:  # the other sources' own tables are looked up in textbooks
     cohort = dataclasses.replace(cohort, features=usual.ranges(cohort.features, visits.values, parts.train))
     if n := sum(spec.usual for spec in cohort.features):
       logging.info('%d of %d features have no reference range: what is usual among train patients stands for it', n,

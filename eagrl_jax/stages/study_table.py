@@ -110,7 +110,7 @@ def _source(hashes: Mapping[str, str]) -> dict[str, str]:
 def _transfers(run: pathlib.Path, hashes: Mapping[str, str]) -> dict[str, dict]:
   """Cohort -> metrics.json of the transfers of the run's present policies and expert."""
   out = {}
-  for folder in sorted(path.parent for path in run.glob('transfer/*/manifest.json')):
+  for folder in sorted(path.parent for path in run.glob('transfer/[!.]*/manifest.json')):
     made_from = read_json(folder / 'manifest.json')['made_from']['run']
     if all(hashes[stage] == digest for stage, digest in made_from.items()):
       out[folder.name] = read_json(folder / 'metrics.json')

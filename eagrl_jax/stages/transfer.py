@@ -90,7 +90,8 @@ def other(config: ConfigDict, context: Context, home: data_lib.Data) -> tuple[Co
   cohort = prepare.read_source(reading, config.seed, known=home.cohort.features)
   if cohort.task != home.cohort.task:
     raise EagrlError(f'data.task={cohort.task!r}: the run was trained for {home.cohort.task!r}; judge it on that')
-  return foreign.remap(unseen(cohort, config, context.config.data.source, home), home.cohort.features)
+  return foreign.remap(unseen(cohort, config, context.config.data.source, home), home.cohort.features,
+                       context.config.data.window_hours)
 
 
 def unseen(cohort: Cohort, config: ConfigDict, learnt_from: str, home: data_lib.Data) -> Cohort:

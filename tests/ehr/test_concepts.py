@@ -132,16 +132,40 @@ def test_a_cuff_speaks_for_patients_without_a_line():
   assert [mimic[int(f)].name for f in mapped.feature] == ['systolic blood pressure'] * 3
   assert list(zip(mapped.patient, mapped.value)) == [(0, 120), (1, 90), (1, 95)]
   assert (foreign.STOOD_IN, 2, 'values') in mapped.attrition
-  without, same = foreign.remap(cohort_of(rows[:2], n=2, specs=physionet.specs), mimic)
-  assert match.unknown == same.unknown - 1 and foreign.STOOD_IN not in [step for step, *_ in without.attrition]
+  assert match.unknown == len(physionet) - len(foreign.meet(physionet, mimic)) - 3  # of which the cuffs are not
+  without, _ = foreign.remap(cohort_of(rows[:2], n=2, specs=physionet.specs), mimic)
+  assert foreign.STOOD_IN not in [step for step, *_ in without.attrition]
   own, _ = foreign.remap(made, physionet)
   assert own.feature.tolist() == made.feature.tolist()
 
 
-def test_what_stands_in_is_converted_to_the_unit_of_what_it_stands_for():
-  table = FeatureTable((FeatureSpec('SBP', 'mmHg'), FeatureSpec('NISysABP', 'kPa')))
-  mapped, _ = foreign.remap(cohort_of([(0, 0.0, 1, 12.0)], n=1, specs=table.specs), TABLES['mimic4'])
-  assert mapped.value.tolist() == [pytest.approx(90.007, abs=0.01)]
+def test_a_line_behind_the_window_keeps_no_cuff_from_it():
+  """A line of hour 30 says nothing of the first day, and must not be seen in it."""
+  physionet, mimic = TABLES['physionet2012'], TABLES['mimic4']
+  line, cuff = (physionet.require(f'{kind} pressure', '') for kind in ('systolic arterial', 'non-invasive systolic'))
+  made = cohort_of([(0, 0.0, cuff, 90.0), (0, 30.0, line, 120.0)], n=1, specs=physionet.specs)
+  day, _ = foreign.remap(made, mimic, 24.0)
+  assert list(zip(day.hour, day.value)) == [(0, 90), (30, 120)] and (foreign.STOOD_IN, 1, 'values') in day.attrition
+  whole, _ = foreign.remap(made, mimic)
+  assert whole.value.tolist() == [120]
+
+
+@pytest.mark.parametrize(('line', 'unit', 'value', 'arrives'), [
+    ('mmHg', 'kPa', 12.0, [90.007, 120]), ('', 'kPa', 12.0, [90.007, 120]), ('kPa', '', 90.0, [90, 120.01]),
+    ('mmHg', 'furlong', 12.0, [120])])
+def test_what_stands_in_is_converted_to_the_runs_unit(line, unit, value, arrives):
+  table = FeatureTable((FeatureSpec('SBP', line), FeatureSpec('NISysABP', unit)))
+  made = cohort_of([(0, 0.0, 1, value), (1, 0.0, 0, 16.0 if line == 'kPa' else 120.0)], n=2, specs=table.specs)
+  mapped, _ = foreign.remap(made, TABLES['mimic4'])
+  assert sorted(mapped.value.tolist()) == pytest.approx(arrives, abs=0.01)
+
+
+def test_of_three_names_of_a_concept_a_patient_brings_the_first_that_it_has():
+  table = FeatureTable(tuple(FeatureSpec(name, 's') for name in ('PTT', 'aPTT', 'partial thromboplastin time')))
+  rows = [(0, 0.0, 0, 30.0), (0, 0.0, 2, 31.0), (1, 0.0, 0, 32.0), (2, 0.0, 0, 33.0), (2, 0.0, 1, 34.0)]
+  mapped, _ = foreign.remap(cohort_of(rows, n=3, specs=table.specs), FeatureTable((FeatureSpec(
+      'activated partial thromboplastin time', 's'),)))
+  assert list(zip(mapped.patient, mapped.value)) == [(0, 31), (1, 32), (2, 34)]
 
 
 def test_a_coma_score_is_a_number_or_its_levels():

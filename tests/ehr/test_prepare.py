@@ -153,6 +153,32 @@ def test_the_published_split_of_tjh(tmp_path):
   assert np.isfinite(cohort.value).all()
 
 
+@pytest.mark.parametrize('given', [False, True])
+def test_what_is_usual_is_so_among_train_patients_in_the_window(tmp_path, given):
+  """Of a file in days: what is measured on day 5 lies behind a window of 48 h. Or with specs of their own."""
+  config = csv(tmp_path)
+  (tmp_path / 'e.csv').write_text('patient,time,feature,value\n' + ''.join(
+      f'k{i},{day},x,{100 + i + 20 * day}\n' for i in range(60) for day in (0, 5)))
+  (tmp_path / 'f.yaml').write_text('- {name: x, ref_high: 7}\n')
+  config.data.update(features=str(tmp_path / 'f.yaml') if given else '', time_unit='days', window_hours=48.0)
+  folder = prepared(config, tmp_path)
+  cohort, spec = store.load(folder), store.load(folder).features[0]
+  assert cohort.hour.max() == 120
+  if given:
+    assert (spec.ref_low, spec.ref_high, spec.usual) == (None, 7, False)
+    return
+  train = splits.load(folder / 'splits.parquet', cohort.subject_id).train
+  mine = [100 + int(i[1:]) for i in cohort.subject_id[train]]
+  assert (spec.ref_low, spec.ref_high) == pytest.approx(np.quantile(mine, (0.2, 0.8)), abs=0.06) and spec.usual
+
+
+def test_sources_with_tables_of_their_own_have_no_usual_ranges(tmp_path):
+  config = defaults.get_config()
+  config.data.n = 60
+  config.data.test = 12
+  assert not any(spec.usual for spec in store.load(prepared(config, tmp_path)).features)
+
+
 @pytest.fixture
 def whole(tmp_path, monkeypatch):
   """A prepared run and its data, for a quick audit."""
@@ -166,7 +192,7 @@ def whole(tmp_path, monkeypatch):
 
 def audit(context, data):
   rows = data.splits.test
-  return {c['name']: c for c in beside.audit(context, data, {'rl': np.linspace(0, 1, len(rows))}, rows)}
+  return {c['name']: c for c in beside.audit(context, data, {'rl': np.linspace(0, 1, len(rows))})}
 
 
 def test_the_audit_says_what_is_in_one_split_alone(whole):
@@ -176,16 +202,17 @@ def test_the_audit_says_what_is_in_one_split_alone(whole):
     assert [name for name in audit(context, data) if 'two splits' in name] == [f'{unit} in two splits']
 
 
-def test_the_audit_judges_the_patients_that_it_is_given(whole, monkeypatch):
-  """The expert's is on validation patients: the test part is for the evaluation."""
+def test_the_audit_of_the_expert_sees_no_outcome_of_a_test_patient(whole):
+  """Turned round, they change nothing of it; evaluate's they change."""
   context, data = whole
-  seen, judged = [], leakage._judged
-  count = lambda name, label, *rest: seen.append(len(label)) or judged(name, label, *rest)
-  monkeypatch.setattr(leakage, '_judged', count)
-  for rows in (data.splits.valid, data.splits.test):
-    beside.audit(context, data, {'expert': np.linspace(0, 1, len(rows))}, rows)
-  n, valid, test = len(data.cohort), len(data.splits.valid), len(data.splits.test)
-  assert seen == [n, valid, valid, valid, n, test, test, test] and valid != test
+  parts = data.splits
+  label = data.cohort.label.copy()
+  label[parts.test] = 1 - label[parts.test]
+  turned = dataclasses.replace(data, cohort=dataclasses.replace(data.cohort, label=label))
+  for part, same in (('valid', True), ('test', False)):
+    prob = {'expert': np.linspace(0, 1, len(getattr(parts, part)))}
+    one, two = (json.dumps(beside.audit(context, d, prob, part)) for d in (data, turned))
+    assert (one == two) == same
 
 
 def test_the_audit_looks_for_patients_of_two_splits_in_all_three(whole):

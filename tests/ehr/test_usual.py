@@ -10,6 +10,7 @@ import pytest
 from eagrl_jax.ehr import store, usual
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
 from eagrl_jax.ehr.prompt import PromptConfig, flag, render
+from eagrl_jax.ehr.warmup import scatter
 from eagrl_jax.evaluation import patients
 
 TABLE = FeatureTable((FeatureSpec('known', ref_low=1.0), FeatureSpec('bare', 'mg/dL', decimals=2), FeatureSpec('rare'),
@@ -32,7 +33,7 @@ def test_a_range_is_the_middle_of_the_train_patients_values(values):
   made = usual.ranges(TABLE, values, train)
   low, high = np.quantile(values[50:, 0, 1], (0.2, 0.8))
   assert (made[1].ref_low, made[1].ref_high) == pytest.approx((low, high), rel=5e-3) and made[1].usual
-  assert made[1].ref_low == float(f'{made[1].ref_low:.3g}')
+  assert made[1].ref_low == round(made[1].ref_low, 2)
   flags = [flag(made[1], v) for v in values[50:, 0, 1]]
   assert 8 <= sum(f.startswith('H') for f in flags) <= 12 and 8 <= sum(f.startswith('L') for f in flags) <= 12
   for f in (0, 2, 3):  # a bound, too few patients, words
@@ -46,6 +47,15 @@ def test_a_feature_that_is_mostly_nought_is_high_where_it_is_not():
   values = np.where(np.arange(100)[:, None, None] % 10, 0.0, 1.0)
   made = usual.ranges(FeatureTable((FeatureSpec('ascites'),)), values, np.arange(100))
   assert [flag(made[0], v) for v in (0, 1)] == ['', 'H']
+  np.testing.assert_array_equal(scatter(made, values[:, 0], np.random.default_rng(0)), values[:, 0])
+
+
+def test_a_narrow_range_far_from_nought_keeps_its_width():
+  """The specific gravity of urine: its first three digits say nothing."""
+  values = np.random.default_rng(0).normal(1.0135, 0.0015, (200, 1, 1))
+  made = usual.ranges(FeatureTable((FeatureSpec('specific gravity', decimals=3),)), values, np.arange(200))
+  flags = [flag(made[0], v) for v in values[:, 0, 0]]
+  assert 35 <= sum(f.startswith('H') for f in flags) <= 45 and 35 <= sum(f.startswith('L') for f in flags) <= 45
 
 
 def test_prompt_and_report_call_it_usual(values):

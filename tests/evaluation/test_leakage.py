@@ -35,7 +35,7 @@ def shown(**changes):
 
 def inputs(splits=SPLITS, strays=0, unit='patients', **changes):
   terms = leakage.Terms(window=48.0, model_auroc=0.9, seed=0, unit=unit, resamples=200)
-  return {c.name: c for c in leakage.audit(shown(**changes), splits, splits['test'], strays, terms)}
+  return {c.name: c for c in leakage.audit(shown(**changes), splits, splits['test'], np.arange(N), strays, terms)}
 
 
 def test_a_clean_cohort_gets_no_warning():
@@ -141,7 +141,7 @@ def audited(config, cohort, parts, prob, tmp_path):
   (tmp_path / 'prepare').mkdir(exist_ok=True)
   normalise.save(tmp_path / 'prepare' / 'statistics.json',
                  normalise.fit(visits, parts.train, cohort.features, cohort.age))
-  checks = beside.audit(Context(config, tmp_path, None), Data(cohort, visits, parts, None), {'rl': prob}, parts.test)
+  checks = beside.audit(Context(config, tmp_path, None), Data(cohort, visits, parts, None), {'rl': prob})
   return {c['name']: c for c in checks}
 
 

@@ -171,7 +171,10 @@ def test_an_interrupted_way_goes_on_from_its_last_batch(asked, tmp_path, monkeyp
     undisturbed, kept = run(None), tmp_path / way
     assert same(undisturbed, run(kept))
     last = max((kept / 'x').iterdir(), key=lambda path: int(path.stem))
-    last.unlink()
+    if way == 'search':  # of another version: not understood
+      last.write_text(last.read_text().replace('"visits"', '"visited"'))
+    else:
+      last.unlink()
     asked_again.clear()
     assert same(undisturbed, run(kept)) and len(asked_again) == 1
 

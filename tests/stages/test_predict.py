@@ -176,6 +176,8 @@ def test_predictions_that_were_cut_off_go_on_with_the_next_batch(run, cohort, lo
   asked, dies_at = [], 0
   predict.run(cut, run)
   assert len(asked) == 1 and not [p for p in (run / 'predictions').iterdir() if p.name.startswith('.')]
+  (run / 'predictions/cut/started.json').touch()  # killed before it went
+  predict.run(cut, run)
   assert {p.name for p in (run / 'predictions/cut').iterdir()} == {
       'manifest.json', 'predictions.parquet', 'reasoning.jsonl'}
   for name in ('predictions.parquet', 'reasoning.jsonl'):
@@ -277,6 +279,24 @@ def test_the_last_days_before_an_outcome_are_no_window(run, cohort, tmp_path):
   with pytest.raises(EagrlError, match='^data.window_hours=0: .* with --config.data.window_hours above 0'), \
       foreign.speaking_of('predict'):
     predict.read(config(path=str(tmp_path), source='mimic4').predict, own, cohort)
+
+
+@pytest.mark.parametrize(('own', 'new', 'unit'), [
+    ({}, '', 'hours'), ({'time_unit': 'days'}, '', 'days'), ({'time_unit': 'days'}, 'minutes', 'minutes')])
+def test_times_have_the_runs_unit_or_their_own(run, long, monkeypatch, own, new, unit):
+  """The first is a run of before there was the field."""
+  seen = []
+  monkeypatch.setattr(foreign, 'read_unlabelled', lambda *_, time_unit, **__: seen.append(time_unit))
+  theirs = json.loads((run / 'config.json').read_text())
+  theirs['data'].pop('time_unit')
+  theirs['data'] |= own
+  predict.read(config(path=long, time_unit=new).predict, ConfigDict(theirs), store.load(run / 'prepare'))
+  assert seen == [unit]
+
+
+def test_an_unknown_unit_of_time_is_refused(run, long):
+  with pytest.raises(EagrlError, match="^predict.time_unit='weeks'"):
+    predict.run(config(path=long, time_unit='weeks'), run)
 
 
 def test_a_dry_run_only_looks(run, long, capsys):

@@ -174,8 +174,8 @@ def hours(text: pa.Array, kinds: set[str], field: str, reading: Reading) -> np.n
   if numeric.any():
     kinds.add('hours')
     if np.nanmax(np.abs(hour)) > _LATEST:
-      raise EagrlError(f'{field}: a number is too large for {reading.time_unit}; set --config.data.time_unit='
-                       f'{", ".join(HOURS)}, or give ISO 8601 instead of dates written as numbers')
+      raise EagrlError(f'{field}: a number is too large for {reading.time_unit}; set --config.data.time_unit= '
+                       f'({", ".join(HOURS)}), or give ISO 8601 instead of dates written as numbers')
   dated = ~numeric & ~empty
   if dated.any():
     stamps = text.filter(pa.array(dated))

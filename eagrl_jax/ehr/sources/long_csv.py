@@ -29,7 +29,7 @@ def load(path: str | Path, outcomes: str | Path, *, columns: Columns = Columns()
   """Reads events and outcomes.
 
   Args:
-    path: events; time is in hours (a number) or ISO 8601, all of one kind and one time zone.
+    path: events; time is a number of `reading.time_unit` or ISO 8601, all of one kind and one time zone.
     outcomes: one row a patient; label 0/1 or true/false, sex m/f/male/female or `sex_codes`.
     columns: header names.
     features: YAML or JSON list of FeatureSpec fields. Without it every feature name becomes a

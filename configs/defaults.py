@@ -34,6 +34,7 @@ def get_config(variant: str = '') -> ConfigDict:
       valid_fraction=0.125,  # of the rest
       protocol='',  # a published split instead: tjh_140_21_200 | mimic4_8750_1250_200 | 10fold:<0 to 9>
       splits='',  # a splits.parquet to use instead
+      ranges='reference',  # that prompts flag values by: reference | usual, of this cohort, as where a file gives none
       # a user's own files
       features='',  # feature specs, JSON or YAML, needed by meds; '' = of csv names alone, of yaib its own
       sex_codes='',  # such as '1=m,2=f' or '0=f,1=m,9=unknown'; '' = m, f, male, female

@@ -12,7 +12,8 @@ from ml_collections.config_dict import placeholder
 from configs import defaults
 
 # Of the run, not of the cohort.
-OWN = ('bin_hours', 'max_visits', 'window_hours', 'aggregate', 'test', 'valid_fraction', 'splits', 'protocol', 'seed')
+OWN = ('bin_hours', 'max_visits', 'window_hours', 'aggregate', 'test', 'valid_fraction', 'splits', 'protocol', 'ranges',
+       'seed')
 
 
 def get_config(variant: str = ''):

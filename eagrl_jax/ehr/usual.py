@@ -1,8 +1,8 @@
-"""What is usual in a cohort, for features of which nobody has said what is normal.
+"""What is usual in a cohort: for features of which nobody has said what is normal, or for all.
 
 Without a range a record's values have no flags: a small policy, which reads by them, learns nothing of the feature, and
 a large one is told no reference. The middle of the train patients' values is no range of healthy people, and is called
-otherwise in prompts and reports.
+otherwise in prompts and reports. Among the very ill, of whom nearly all are abnormal, it tells them apart.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ MIDDLE = (0.2, 0.8)  # quantiles: two of five values are flagged
 LEAST = 20  # train patients with a value: fewer would tell of single ones
 
 
-def ranges(features: FeatureTable, values: np.ndarray, train: np.ndarray) -> FeatureTable:
+def ranges(features: FeatureTable, values: np.ndarray, train: np.ndarray, replace: bool = False) -> FeatureTable:
   """The table with a usual range for every numeric feature that has no bound and values enough.
 
   Args:
     values: `[N, T, F]`, NaN where not measured.
     train: rows of the train patients.
+    replace: also for those that have a reference range.
   """
   specs = []
   for f, spec in enumerate(features):
     mine = values[train, :, f]
     there = ~np.isnan(mine)
-    if spec.ref_low is None and spec.ref_high is None and not spec.levels and there.any(1).sum() >= LEAST:
+    wanted = replace or (spec.ref_low is None and spec.ref_high is None)
+    if wanted and not spec.levels and there.any(1).sum() >= LEAST:
       low, high = np.quantile(mine[there].astype(np.float64), MIDDLE)
       low, high = (_rounded(bound, high - low) for bound in (low, high))
       spec = dataclasses.replace(spec, ref_low=low, ref_high=high, usual=True)

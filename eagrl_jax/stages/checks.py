@@ -108,6 +108,7 @@ def _check_csv(data: ConfigDict) -> None:
   if data.decimal == data.delimiter:
     raise EagrlError(f'data.decimal={data.decimal!r} also separates the columns; set --config.data.delimiter=')
   fields.one_of('data.time_unit', data.time_unit, tuple(csv_text.HOURS))
+  fields.one_of('data.ranges', data.get('ranges', 'reference'), ('reference', 'usual'))
 
 
 def _check_files(data: ConfigDict) -> None:

@@ -44,8 +44,8 @@ NAMES = tuple(s.name for s in STAGES)
 
 # Fields that came later, with the value of before: a run that leaves them so keeps its hashes.
 SINCE: dict[str, dict[str, object]] = {
-    'evaluate': {'threshold': 0.5}, 'data': {'question': '', 'quantity': '', 'time_unit': 'hours'},
-    'prompt': {'may_refuse': True}, 'rl': {'resample': 0}}
+    'evaluate': {'threshold': 0.5}, 'prompt': {'may_refuse': True}, 'rl': {'resample': 0},
+    'data': {'question': '', 'quantity': '', 'time_unit': 'hours', 'ranges': 'reference'}}
 
 
 # Fields that change no result, with the value that counts for them: the default, with which hashes were made before.

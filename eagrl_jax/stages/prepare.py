@@ -50,11 +50,12 @@ def run(context: Context) -> None:
   validation.check(cohort)
   cohort, parts = split(cohort, c, seed)
   visits = grid(cohort, c)
-  if c.source in ('csv', 'wide_csv') or c.features:  # the other sources' own tables are looked up in textbooks
-    cohort = dataclasses.replace(cohort, features=usual.ranges(cohort.features, visits.values, parts.train))
-    if n := sum(spec.usual for spec in cohort.features):
-      logging.info('%d of %d features have no reference range: what is usual among train patients stands for it', n,
-                   len(cohort.features))
+  # The other sources' own tables are looked up in textbooks, which have no normal weight.
+  if c.ranges == 'usual' or c.source in ('csv', 'wide_csv') or c.features:
+    table = usual.ranges(cohort.features, visits.values, parts.train, replace=c.ranges == 'usual')
+    cohort = dataclasses.replace(cohort, features=table)
+    if n := sum(spec.usual for spec in table):
+      logging.info('%d of %d features are flagged by what is usual among train patients', n, len(table))
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   store.save(cohort, folder)
   splits.save(folder / 'splits.parquet', parts, cohort.subject_id)

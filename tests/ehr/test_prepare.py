@@ -172,11 +172,16 @@ def test_what_is_usual_is_so_among_train_patients_in_the_window(tmp_path, given)
   assert (spec.ref_low, spec.ref_high) == pytest.approx(np.quantile(mine, (0.2, 0.8)), abs=0.06) and spec.usual
 
 
-def test_sources_with_tables_of_their_own_have_no_usual_ranges(tmp_path):
+def test_sources_with_tables_of_their_own_have_usual_ranges_where_asked_for(tmp_path):
   config = defaults.get_config()
-  config.data.n = 60
-  config.data.test = 12
-  assert not any(spec.usual for spec in store.load(prepared(config, tmp_path)).features)
+  config.data.update(n=60, test=12.0)
+  assert not any(spec.usual for spec in store.load(prepared(config, tmp_path / 'a')).features)
+  config.data.ranges = 'usual'
+  table = store.load(prepared(config, tmp_path / 'b')).features
+  assert sum(spec.usual for spec in table) > len(table) / 2
+  config.data.ranges = 'textbook'
+  with pytest.raises(EagrlError, match="^data.ranges='textbook'"):
+    checks.check(config)
 
 
 @pytest.fixture

@@ -38,6 +38,8 @@ def test_a_range_is_the_middle_of_the_train_patients_values(values):
   assert 8 <= sum(f.startswith('H') for f in flags) <= 12 and 8 <= sum(f.startswith('L') for f in flags) <= 12
   for f in (0, 2, 3):  # a bound, too few patients, words
     assert made[f] == TABLE[f]
+  every = usual.ranges(TABLE, values, train, replace=True)
+  assert [spec.usual for spec in every] == [True, True, False, False] and every[0].ref_high is not None
   one_more = values.copy()
   one_more[99, 0, 2] = 7.0
   assert usual.ranges(TABLE, one_more, train)[2].usual

@@ -104,16 +104,21 @@ def fitted(kind: str, x: np.ndarray, label: np.ndarray, train: np.ndarray, rows:
     return model.predict_proba(x[rows])[:, 1]
 
 
-def _last_value(last: np.ndarray, label: np.ndarray, train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def best_feature(last: np.ndarray, label: np.ndarray, train: np.ndarray) -> int:
+  """The feature whose last value `[N, F]` separates the train patients best, by AUROC times how many have it."""
   y, x = label[train], last[train]
-  prevalence = float(y.mean())
   separation = np.zeros(x.shape[1])
   for f in range(x.shape[1]):
     known = np.isfinite(x[:, f])
     if metrics.undefined(y[known]) is None:
       ranks = rankdata(x[known, f]) / known.sum()
       separation[f] = abs(metrics.auroc(y[known], ranks) - 0.5) * known.mean()
-  best = int(separation.argmax())
+  return int(separation.argmax())
+
+
+def _last_value(last: np.ndarray, label: np.ndarray, train: np.ndarray, rows: np.ndarray) -> np.ndarray:
+  y, x, best = label[train], last[train], best_feature(last, label, train)
+  prevalence = float(y.mean())
   known = np.isfinite(x[:, best])
   if not known.any():
     return np.full(len(rows), prevalence)

@@ -36,6 +36,7 @@ class Shown:
   subject_id: np.ndarray  # [N]
   label: np.ndarray  # [N]
   age: np.ndarray  # [N], NaN unknown
+  features: tuple[str, ...]  # names
   table: baselines.Table
   hours: np.ndarray  # [N] latest input time
   events: np.ndarray  # [N] inputs a patient
@@ -110,7 +111,13 @@ def _of_scores(parts: tuple[Shown, ...], train: np.ndarray, rows: np.ndarray, te
                         ('record length alone', lambda p: np.stack([p.hours, p.events], 1))):
     prob = baselines.fitted('logistic', joined(columns), label, train, rows, terms.seed)
     checks.append(_judged(name, label[rows], prob, terms.resamples, terms.model_auroc))
-  return checks
+  both = baselines.Table(table, parts[0].table.n_features)
+  prob = baselines.predict('last_value', both, label, train, rows, terms.seed)
+  alone = _judged('last value of one feature alone', label[rows], prob, terms.resamples, terms.model_auroc)
+  if alone.warning:
+    name = parts[0].features[baselines.best_feature(both.last, label, train)]
+    alone = dataclasses.replace(alone, warning=f'{name}: {alone.warning}; is it known before the outcome?')
+  return [*checks, alone]
 
 
 def _overlap(subject_id: np.ndarray, splits: dict[str, np.ndarray], unit: str) -> Check:

@@ -64,7 +64,8 @@ def _shown(context: Context, data: data_lib.Data) -> leakage.Shown:
   np.maximum.at(latest, cohort.patient[used], cohort.hour[used])
   end = cohort.stay_end
   return leakage.Shown(
-      subject_id=cohort.subject_id, label=cohort.label.astype(int), age=cohort.age, table=table(data), hours=latest,
+      subject_id=cohort.subject_id, label=cohort.label.astype(int), age=cohort.age, features=cohort.features.names,
+      table=table(data), hours=latest,
       events=counted(used), begins=data.visits.hours.max(1) - context.config.data.bin_hours,
       after_stay=None if end is None else counted(used & (cohort.hour > end[cohort.patient])),
       attrition=cohort.attrition)

@@ -30,7 +30,7 @@ def shown(**changes):
           ('admitted', N, 'patients'), ('after discharge', 7, 'rows'), ('after binning to 6 h', 9, 'values'),
           ('after discharge, kept', 3, 'rows'))} | {k: v(label, r) for k, v in changes.items()}
   table = baselines.summarise(given.pop('values'), np.ones((N, T), bool), given['age'], np.ones(N, int))
-  return leakage.Shown(table=table, **given)
+  return leakage.Shown(features=tuple('abcdefghijklmnopqrstuvwxyz'[:F]), table=table, **given)
 
 
 def inputs(splits=SPLITS, strays=0, unit='patients', **changes):
@@ -101,6 +101,13 @@ def test_planted_leaks_are_found():
     values[label == 0] = np.nan
     return values
   assert 'missingness alone' in warned(values=missing)
+
+  def status(label, r):
+    values = r.normal(size=(N, T, F))
+    values[:, -1, 1] = label  # a column that says who died, among the measurements
+    return values
+  found = inputs(values=status)['last value of one feature alone']
+  assert found.value == 1 and found.warning.startswith('b: as good as the best model')
 
 
 def test_of_stays_no_patient_is_said_to_be_apart(monkeypatch):

@@ -64,7 +64,7 @@ def test_from_one_synthetic_site_to_the_other(run, capsys):
   assert audit['ids that train or validation patients of the run have too']['value'] > 0  # of another site and seed
   assert {'inputs normalised by others than train patients', 'patients with a visit after the prediction time',
           'order of the ids', 'labels permuted in train', 'missingness alone', 'age alone',
-          'record length alone'} <= set(audit)
+          'record length alone', 'last value of one feature alone'} <= set(audit)
   page = (run / 'report.html').read_text()
   transferred = page[page.index('id="transfer"'):page.index('id="learning"')]
   assert 'missingness alone' in transferred and '<td>simulated</td><td class="n">40</td>' in transferred
@@ -123,8 +123,8 @@ def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
   turned = dataclasses.replace(data.cohort, label=1 - data.cohort.label)
   expert = dataclasses.replace(data.expert, label=1 - data.expert.label)
   two = transfer.judge(context, own, dataclasses.replace(data, cohort=turned, expert=expert), match, 'patients')
-  assert len(seen) == 20  # six arms, and four of the audit
-  assert all(np.array_equal(a, b) for a, b in zip(seen[:10], seen[10:]))
+  assert len(seen) == 22  # six arms, and five of the audit
+  assert all(np.array_equal(a, b) for a, b in zip(seen[:11], seen[11:]))
   for name, arm in one['arms'].items():
     assert arm['auroc']['point'] == pytest.approx(1 - two['arms'][name]['auroc']['point'])
 

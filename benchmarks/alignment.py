@@ -91,15 +91,16 @@ def main() -> None:
       return (jax.jit(lambda p, t: fn(p, cfg, batch, t, salience)).lower(params, tap).compile(),
               jax.jit(lambda p: fn(p, cfg, batch, None, salience)).lower(params).compile())
 
+    forward_pass = both(loss)
     if 'time' in a.cases:
-      for name, passes, fn in (('forward', 1, loss), ('forward and backward', 3, jax.grad(loss))):
-        with_tap, without = both(fn)
+      passes_of = {'forward': (1, forward_pass), 'forward and backward': (3, both(jax.grad(loss)))}
+      for name, (passes, (with_tap, without)) in passes_of.items():
         mine = measure.seconds(lambda: jax.block_until_ready(with_tap(params, tap)), a.reps)
         plain = measure.seconds(lambda: jax.block_until_ready(without(params)), a.reps)
         measure.report(f'attention rows, {name}, {shape}', 's', mine, plain, 'the same pass without',
                        passes * flops(cfg, a.rows, length, a.read) / peak, peak_tflops=peak / 1e12, peak=source)
     if 'memory' in a.cases and not a.no_peer:
-      one, other = (c.memory_analysis().temp_size_in_bytes for c in both(loss))
+      one, other = (c.memory_analysis().temp_size_in_bytes for c in forward_pass)
       measure.report(f'attention rows, extra bytes, {shape}', 'bytes', float(max(one - other, 1)),
                      float(map_bytes(cfg, batch)), 'transformers output_attentions=True',
                      4.0 * cfg.n_layers * a.rows * FEATURES)

@@ -2,8 +2,7 @@
 
 Without a range a record's values have no flags: a small policy, which reads by them, learns nothing of the feature, and
 a large one is told no reference. The middle of the train patients' values is no range of healthy people, and is called
-otherwise in prompts and reports.
-Where a textbook's ranges are known, these were no better: docs/results.md.
+otherwise in prompts and reports. Where a textbook's ranges are known, these were no better: docs/results.md.
 """
 
 from __future__ import annotations

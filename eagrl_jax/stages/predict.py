@@ -53,6 +53,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
         'policy': c.policy, 'policy_sha256': finished.fingerprint(workdir / c.policy / 'policy'),
         'expert_sha256': finished.fingerprint(workdir / 'expert' / 'members'),
         'input_sha256': finished.fingerprint(c.path),
+        # The time's unit came later: where it is the run's, a prediction of before is still the same.
         'reading': {k: v for k, v in c.to_dict().items() if k != 'features' and (k, v) != ('time_unit', '')}
                    | {'path': '', 'statics': '', 'name': ''},
         'statics_sha256': finished.fingerprint(c.statics) if c.statics else None,

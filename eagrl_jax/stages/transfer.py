@@ -56,7 +56,7 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
     print(f'{len(label)} patients of {data.cohort.name}, {100 * label.mean():.1f} % positive; {match.line()}')
     if dry_run:
       return
-    made_from = {
+    made_from = {  # the time's unit came later: a transfer in hours is still the same
         'run': {name: finished.stage_hash(workdir, name)
                 for name in (*policy_lib.POLICIES, 'expert', *(['evaluate'] if evaluated(workdir) else []))},
         'data': {k: v for k, v in config.data.to_dict().items() if (k, v) != ('time_unit', 'hours')}

@@ -105,6 +105,9 @@ def get_config(variant: str = '') -> ConfigDict:
       rollouts_model='',  # the name it serves; '' = its only one
       rollouts_refresh=1,  # steps after which it reads the policy's weights again
       rollouts_timeout=600.0,  # seconds of one of its requests
+      validate_every=0,  # steps after which validation patients are asked, beside the first and the last; 0 = never
+      validate_patients=200,  # 0 = all of them
+      keep='last',  # the policy to leave: last | best, by AUROC on these patients
       checkpoint_every=10, schedule='constant'))
   config.evaluate = ConfigDict(dict(
       batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3,

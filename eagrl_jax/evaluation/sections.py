@@ -91,6 +91,17 @@ def members(result: Mapping | None, expert: Mapping | None, salience: str) -> di
           'patients': patients, 'salience': salience}
 
 
+def kept(validated: Mapping | None) -> str:
+  """Which policy the rl stage left, by its summary; nothing where no validation patients were asked."""
+  if not validated:
+    return ''
+  v = validated
+  best = f'AUROC {v["best_auroc"]:.3f} on {v["patients"]} validation patients, {v["positive"]} of them positive'
+  why = (f'the best by {best}' if v['kept_step'] == v['best_step'] else
+         f'the last; the best, {best}, was that after {v["best_step"]}')
+  return f'The policy after {v["kept_step"]} of {v["steps"]} steps is kept: {why}.'
+
+
 def paired(result: Mapping) -> list[dict]:
   """A row a comparison of two arms and metric."""
   rows = []

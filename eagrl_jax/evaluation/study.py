@@ -201,5 +201,23 @@ def markdown(study: Mapping) -> str:
   return '\n'.join(lines) + '\n'
 
 
+def kept(validated: Mapping[str, Mapping[int, Mapping]]) -> str:
+  """What validation patients said in training, as a section of study.md.
+
+  Args:
+    validated: arm -> seed -> rl/summary.json.
+  """
+  rows = [(arm, seed, found) for arm, by in validated.items() for seed, found in sorted(by.items())]
+  of = rows[0][2]
+  lines = ['## Validation in training', '',
+           f'{of["patients"]} patients of the validation split, {of["positive"]} of them positive, in {of["steps"]} '
+           'steps. Test patients have no part in it.', '',
+           '| arm | seed | policy kept, after so many steps | best on validation | its AUROC there |',
+           '|---|---|---|---|---|']
+  lines += [f'| {arm} | {seed} | {found["kept_step"]} | {found["best_step"]} | {found["best_auroc"]:.3f} |'
+            for arm, seed, found in rows]
+  return '\n'.join(lines) + '\n'
+
+
 def _or_dash(value: float | None, form: str) -> str:
   return '–' if value is None or not np.isfinite(value) else format(value, form)

@@ -216,6 +216,7 @@ def _check_rl(c: ConfigDict, shape: LMConfig | None) -> None:
   if rl.resample and not rl.dynamic_sampling:
     raise EagrlError(f'rl.resample={rl.resample} fills the places of groups that rl.dynamic_sampling leaves out: set '
                      '--config.rl.dynamic_sampling=True, or rl.resample=0')
+  _check_validation(c)
   if not 0 <= rl.overlong_buffer <= rl.max_new:
     raise EagrlError(f'rl.overlong_buffer={rl.overlong_buffer} must lie in 0..{rl.max_new} (rl.max_new); 0 = off')
   if rl.prompts % rl.minibatches:
@@ -226,6 +227,20 @@ def _check_rl(c: ConfigDict, shape: LMConfig | None) -> None:
   if shape is not None:
     check_taps(update, shape)
   settings.optimizer(c, 'rl', rl.steps * rl.epochs * rl.minibatches)
+
+
+def _check_validation(c: ConfigDict) -> None:
+  rl = c.rl
+  fields.at_least(0, c, 'rl.validate_every', 'rl.validate_patients')
+  if rl.validate_patients == 1:
+    raise EagrlError('rl.validate_patients=1: an AUROC needs patients of both outcomes; give some hundred, or 0 = all')
+  fields.one_of('rl.keep', rl.keep, ('last', 'best'))
+  if rl.keep == 'best' and not rl.validate_every:
+    raise EagrlError("rl.keep='best' is told by validation patients; have them asked with "
+                     f'--config.rl.validate_every={max(1, rl.steps // 8)}, or set rl.keep=last')
+  if rl.validate_every and rl.rollouts != 'own' and rl.rollouts_refresh > 1:
+    raise EagrlError(f'rl.rollouts_refresh={rl.rollouts_refresh}: validation patients would be answered by weights of '
+                     'steps before; set it to 1, or rl.validate_every=0')
 
 
 def _check_evaluate(c: ConfigDict) -> None:

@@ -44,7 +44,8 @@ NAMES = tuple(s.name for s in STAGES)
 
 # Fields that came later, with the value of before: a run that leaves them so keeps its hashes.
 SINCE: dict[str, dict[str, object]] = {
-    'evaluate': {'threshold': 0.5}, 'prompt': {'may_refuse': True}, 'rl': {'resample': 0},
+    'evaluate': {'threshold': 0.5}, 'prompt': {'may_refuse': True},
+    'rl': {'resample': 0, 'validate_every': 0, 'validate_patients': 200, 'keep': 'last'},
     'data': {'question': '', 'quantity': '', 'time_unit': 'hours', 'ranges': 'reference'}}
 
 

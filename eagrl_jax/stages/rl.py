@@ -6,6 +6,7 @@ Each step:
    are asked while groups of equal rewards leave places.
 3. `rl.epochs` passes over the batch, `rl.minibatches` updates each, with the alignment loss on the
    policy's attention.
+4. With `rl.validate_every`, validation patients are asked in between, and `rl.keep=best` leaves the best policy.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import rollouts as rollouts_lib
 from eagrl_jax.stages import settings
+from eagrl_jax.stages.best import Best
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, parse_rollout
 from eagrl_jax.train import preemption, processes
@@ -69,10 +71,13 @@ def run(context: Context) -> None:
     if reference is None:
       policy_lib.release(start_policy)
     watch = Watch(context.folder('rl'), context.config.nonfinite, start, position)
+    batch_size = len(draw(context, data.splits.train, 0))
+    best = Best(context, encoder, data, generate, start_policy.config, batch_size, position)
     with MetricWriter(context.folder('rl'), start) as writer, Progress('rl', c.steps, start) as progress:
       preemption.defer()
       for step in range(start, c.steps):
         params = lora.join(state.params, frozen)
+        judged = best.see(step, params)
         ask = functools.partial(scored, context, encoder, data, generate, salience, start_policy, params)
         rows = draw(context, data.splits.train, step)
         batch, figures = ask(rows, jax.random.fold_in(key, step), (step,))
@@ -84,14 +89,18 @@ def run(context: Context) -> None:
           batch = mesh_lib.shard_batch(context.mesh, batch)
           state, history = policy_steps(update, state, batch, c.epochs, c.minibatches)
           figures |= over_updates(history)
-        writer.write(step, watch.see(step, figures, rows))
+        writer.write(step, judged | watch.see(step, figures, rows))
         progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures.get('entropy', math.nan))
         stop = preemption.requested(state)
         if stop or ((step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps):
-          checkpoints.save(step + 1, state, {'step': step + 1} | watch.position())
+          checkpoints.save(step + 1, state, {'step': step + 1} | watch.position() | best.position())
+          best.saved()
         if stop:
           raise preemption.Preempted
-  policy_lib.save(context.folder('rl'), dataclasses.replace(start_policy, params=lora.join(state.params, frozen)))
+      params = lora.join(state.params, frozen)
+      if judged := best.see(c.steps, params):
+        writer.write(c.steps, judged)
+  policy_lib.save(context.folder('rl'), dataclasses.replace(start_policy, params=best.chosen(params)))
 
 
 def guidance(context: Context, data: data_lib.Data) -> np.ndarray:

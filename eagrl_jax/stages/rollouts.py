@@ -3,7 +3,7 @@
 - `own`: our sampler, on the weights of the step.
 - `http://host:port/v1`: a vLLM server. The policy is written, as a Hugging Face directory in `lm.compute_dtype`, to
   `<workdir>/rl/rollouts` before the first step and every `rl.rollouts_refresh` steps from there (after a resume: from
-  the first step that it makes; a rollout that `rl.resample` adds counts as a step), and the server reads it again. So
+  the first step that it makes), and the server reads it again: once for all that is asked of the same weights. So
   answers come from weights that are at most `rl.rollouts_refresh - 1` steps old; the update's ratio is to the
   probabilities that the server gave. The entropies of the upper clip are the current policy's, by one forward pass
   over the answers.
@@ -43,7 +43,7 @@ def choose(context: Context, policy: policy_lib.Policy) -> rollouts_lib.Generate
 
 
 class External:
-  """A `Generate` that asks a server and keeps its weights fresh; every call counts as a step."""
+  """A `Generate` that asks a server and keeps its weights fresh; a step is a tree of weights not seen before."""
 
   def __init__(self, context: Context, policy: policy_lib.Policy, sampling: engine.Sampling):
     c = context.config
@@ -51,15 +51,17 @@ class External:
     self._folder = (context.folder('rl') / 'rollouts').resolve()
     self._config, self._tokenizer, self._dtype = policy.config, policy.tokenizer, c.lm.compute_dtype
     self._mesh, self._sampling, self._refresh = context.mesh, sampling, c.rl.rollouts_refresh
-    self._calls, self._micro = 0, c.rl.micro_batch
+    self._steps, self._micro = 0, c.rl.micro_batch
+    self._seen: Params | None = None  # an update donates its arrays: holding the tree holds no memory
     host = urllib.parse.urlsplit(self._server.url).hostname
     if processes.is_main() and host not in ('localhost', '127.0.0.1', '::1'):
       logging.warning('rl.rollouts: prompts, which are patient records, are sent to %s', host)
 
   def __call__(self, params: Params, prompt: PromptBatch, key: Array) -> Rollout:
-    if self._calls % self._refresh == 0:
-      self._renew(params)
-    self._calls += 1
+    if params is not self._seen:
+      if self._steps % self._refresh == 0:
+        self._renew(params)
+      self._steps, self._seen = self._steps + 1, params
     seen = jax.tree.map(np.asarray, processes.local(prompt))
     asked = rollouts_lib.token_lists(seen), rollouts_lib.seeds(key, seen)  # the key belongs to all processes' mesh
     answers = processes.first(lambda: engine.complete(
@@ -76,7 +78,7 @@ class External:
       try:
         server = engine.served(self._server, str(self._folder))
       except EagrlError as e:
-        if self._calls:
+        if self._steps:
           raise
         raise EagrlError(f'{e}; to start one: VLLM_SERVER_DEV_MODE=1 vllm serve {self._folder} --dtype {self._dtype}'
                          ) from None

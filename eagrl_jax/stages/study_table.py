@@ -60,6 +60,7 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
     raise EagrlError(f'--workdir={workdir}: no seed was evaluated as the config and its source files are now; run the '
                      'study again')
   tried = _rates(config, workdir, label, probs, known)
+  validated = _validated(config, workdir, known) if config.rl.validate_every else {}
   if config.study.learning_rates:
     probs, figures = (_of_chosen(config, of, tried) for of in (probs, figures))
   rows = study_lib.table(label, probs, 'eag', resamples)
@@ -71,13 +72,29 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   claims = study_lib.claims(rows, perturbed.all_shuffled(changed['rows']) if changed else None,
                             _transfers(run_folder(workdir, config.study.seeds[0]), known[config.study.seeds[0]]))
   study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
-           **({'rates': tried} if config.study.learning_rates else {}), **({'perturbed': changed} if changed else {})}
+           **({'rates': tried} if config.study.learning_rates else {}),
+           **({'validated': validated} if validated else {}), **({'perturbed': changed} if changed else {})}
   text = '\n'.join([study_lib.markdown(study),
                     *([rates.markdown(tried, 'eag')] if config.study.learning_rates else []),
+                    *([study_lib.kept(validated)] if validated else []),
                     *([perturbed.markdown(**changed)] if changed else [])])
   disk.write_json(workdir / 'study.json', study)
   disk.write_text(workdir / 'study.md', text)
   return text
+
+
+def _validated(config: ConfigDict, workdir: pathlib.Path, known: Mapping[int, Mapping[str, str]]
+               ) -> dict[str, dict[int, dict]]:
+  """Cell -> seed -> what its rl stage says of validation patients."""
+  out: dict[str, dict[int, dict]] = {}
+  for cell in dict.fromkeys(('eag', *cells.beside_the_run(config))):
+    for seed in config.study.seeds:
+      run = run_folder(workdir, seed)
+      folder = (run if cell == 'eag' else run / 'arms' / cell) / 'rl'
+      hashes = known[seed] if cell == 'eag' else graph.stage_hashes(own(config, seed, cell), _source(known[seed]))
+      if is_current(folder, hashes) and (summary := read_json(folder / 'summary.json')):
+        out.setdefault(cell, {})[seed] = summary
+  return out
 
 
 def is_current(folder: pathlib.Path, hashes: Mapping[str, str]) -> bool:

@@ -23,6 +23,7 @@ from eagrl_jax.types import EagrlError
 
 T = TypeVar('T')
 LONGEST_MS = 7 * 24 * 3600 * 1000  # that one process may work while the others wait
+HEARTBEAT = 300  # seconds of silence that end a run; half is between two beats, and loaded machines stall for a minute
 BLOCK = 1024  # bytes; a message is padded to a multiple of it, to bound recompilation
 
 _alone = False  # process 0 is working while the others wait
@@ -53,7 +54,7 @@ def start(coordinator: str, processes: int, index: int) -> None:
                            'cluster_detection_method': 'deactivate'} if coordinator else {}
   jax.config.update('jax_enable_preemption_service', False)  # it would swallow the TERM that ends a run
   try:
-    jax.distributed.initialize(**given, shutdown_timeout_seconds=60)
+    jax.distributed.initialize(**given, heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=60)
   except ValueError as error:
     if coordinator or 'coordinator_address' not in str(error):
       raise EagrlError(f'--distributed: {error}') from error

@@ -173,3 +173,15 @@ def test_looped_tree_ends():
   nodes = [{'id': 0, 'parent': 1}, {'id': 1, 'parent': 0}, {'id': 2, 'parent': 2}]
   roots = patients.roots({'nodes': nodes})
   assert [r['id'] for r in roots] == [0, 2] and [c['id'] for c in roots[0]['children']] == [1]
+
+
+def test_the_policy_that_was_kept_is_named_where_validation_patients_were_asked(run, html, tmp_path):
+  assert 'steps is kept' not in html
+  fake_run(tmp_path, n=40)
+  summary = {'kept_step': 6, 'steps': 24, 'best_step': 6, 'best_auroc': 0.71234, 'patients': 200, 'positive': 31}
+  asked = '0.712 on 200 validation patients, 31 of them positive'
+  for last, said in ((6, f'after 6 of 24 steps is kept: the best by AUROC {asked}.'),
+                     (24, f'after 24 of 24 steps is kept: the last; the best, AUROC {asked}, was that after 6.')):
+    dump(tmp_path / 'rl/summary.json', summary | {'kept_step': last})
+    page = report.write_report(tmp_path).read_text(encoding='utf-8')
+    assert said in page[page.index('id="learning"'):page.index('id="search"')]

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -32,12 +34,14 @@ class Started:
     self._process = subprocess.Popen(words, cwd=ROOT, env=env, stdout=pipe, stderr=pipe, text=True)
 
   def finish(self) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr."""
+    """Exit status, stdout and stderr; of an abort, the lines that say why come again behind stacks and modules."""
     try:
       out, err = self._process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
       self._process.terminate()  # the launcher ends the processes that it started
       out, err = self._process.communicate()
+    if self._process.returncode == 128 + signal.SIGABRT:
+      err += '\n'.join(line[:1000] for line in err.splitlines() if re.match(r'[EF]\d{4} ', line))
     return self._process.returncode, out, err
 
 

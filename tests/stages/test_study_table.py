@@ -172,3 +172,25 @@ def test_without_a_current_seed_the_table_of_before_is_left_alone(made, tmp_path
   with pytest.raises(EagrlError, match='no seed was evaluated as the config'):
     make['gather']()
   assert (tmp_path / 'study.json').read_bytes() == before
+
+
+def test_what_validation_patients_said_in_training_is_told_of_present_policies(made, tmp_path):
+  c, make = made
+  c.study.learning_rates, c.rl.validate_every = (), 2
+  for seed in (0, 1):
+    make['run'](seed)
+  wrote = {}
+  for seed, cell, current in ((0, 'eag', True), (1, 'eag', False), (1, 'grpo', True)):
+    folder = cells.run_folder(tmp_path, seed) / ('rl' if cell == 'eag' else f'arms/{cell}/rl')
+    folder.mkdir(parents=True)
+    digest = graph.stage_hashes(cells.own(c, seed, cell))['rl'] if current else 'of before'
+    (folder / 'done.json').write_text(json.dumps({'hash': digest}))
+    wrote[cell, seed] = {'kept_step': 2, 'steps': 6, 'best_step': 2, 'best_auroc': .61, 'patients': 9, 'positive': 3}
+    (folder / 'summary.json').write_text(json.dumps(wrote[cell, seed]))
+  out, text = make['gather']()
+  assert out['validated'] == {'eag': {'0': wrote['eag', 0]}, 'grpo': {'1': wrote['grpo', 1]}}
+  assert '## Validation in training' in text and '| grpo | 1 | 2 | 2 | 0.610 |' in text
+  c.rl.validate_every = 0
+  for seed in (0, 1):
+    make['run'](seed)
+  assert 'validated' not in make['gather']()[0]

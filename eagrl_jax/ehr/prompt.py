@@ -158,10 +158,9 @@ def write_value(spec: FeatureSpec, value: float, mark: str = '') -> str:
 
 
 def _range(spec: FeatureSpec) -> str:
-  if spec.ref_low is None and spec.ref_high is None:
-    return '/'
-  ends = ['' if v is None else f'{v:g}' for v in (spec.ref_low, spec.ref_high)]
-  return f'{ends[0]} to {ends[1]}'.strip()
+  if spec.ref_low is None:
+    return '/' if spec.ref_high is None else f'{spec.ref_high:g} or less'
+  return f'{spec.ref_low:g} or more' if spec.ref_high is None else f'{spec.ref_low:g} to {spec.ref_high:g}'
 
 
 def _latest(series: np.ndarray, style: str, keep: int) -> np.ndarray:

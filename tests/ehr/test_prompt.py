@@ -57,6 +57,15 @@ def test_full_style_lists_every_visit_and_names_levels():
   assert '0, 1, 2.5 days' in text and 'Age: 64 years' in text
 
 
+@pytest.mark.parametrize(('low', 'high', 'said'), [
+    (None, 0.04, '0.04 or less'), (60, None, '60 or more'), (0.5, 2.0, '0.5 to 2'), (None, None, '/')])
+def test_a_range_with_one_bound_is_said_in_words(low, high, said):
+  table = FeatureTable((FeatureSpec('troponin', 'ng/mL', low, high),))
+  prompt = render(table, VALUES[:, :1], np.array([0, 24, 60.0]), 64.2, 1, setting='adults',
+                  config=PromptConfig(style='full'))
+  assert f'- troponin (Unit: ng/mL. Reference range: {said}.): [' in prompt.text
+
+
 def test_compact_style_shows_the_last_flag_and_observed_values():
   text = show('compact').text
   assert ' lactate HH 1.0 4.5\n' in text and ' sodium H 140 150 149\n' in text

@@ -211,7 +211,7 @@ def kept(validated: Mapping[str, Mapping[int, Mapping]]) -> str:
   of = rows[0][2]
   lines = ['## Validation in training', '',
            f'{of["patients"]} patients of the validation split, {of["positive"]} of them positive, in {of["steps"]} '
-           'steps. Test patients have no part in it.', '',
+           'steps. The highest of several such figures is too high; test patients have no part in it.', '',
            '| arm | seed | policy kept, after so many steps | best on validation | its AUROC there |',
            '|---|---|---|---|---|']
   lines += [f'| {arm} | {seed} | {found["kept_step"]} | {found["best_step"]} | {found["best_auroc"]:.3f} |'

@@ -1,18 +1,20 @@
 """How the policy in training does on validation patients, and the best one so far: `rl.validate_every`, `rl.keep`.
 
 Before the first step, every `rl.validate_every` steps and behind the last one the same validation patients are asked,
-with the same draws each time, by the program that writes the rollouts: nothing is compiled for it, and each gives
-`rl.group` answers. In row s of rl/metrics.jsonl `validation_auroc` and its like are of the policy after s steps, as is
-`reward`. With `rl.keep=best` the stage leaves the policy of the highest of these AUROCs, the first of equal ones, which
-may be the one that it began with. Test patients have no part in it.
+with the same draws each time, by the program that writes the rollouts, and each gives `rl.group` answers; nothing is
+compiled for it but prompts of a width that training has not met. In row s of rl/metrics.jsonl `validation_auroc` and
+its like are of the policy after s steps, as is `reward`. With `rl.keep=best` the stage leaves the policy of the highest
+of these AUROCs, the first of equal ones, which may be the one that it began with. As the highest of several figures of
+few patients it is too high. Test patients have no part in it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -26,13 +28,12 @@ from eagrl_jax.lm import lora
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.rl.rollouts import Generate
 from eagrl_jax.stages import data as data_lib
-from eagrl_jax.stages import parts
+from eagrl_jax.stages import disk
 from eagrl_jax.stages.context import Context
-from eagrl_jax.stages.disk import write_json
 from eagrl_jax.stages.encode import Encoder, parse_rollout
-from eagrl_jax.train import checkpoint, processes
+from eagrl_jax.train import checkpoint, checksums, preemption, processes
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import Array, Params
+from eagrl_jax.types import Array, EagrlError, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +60,14 @@ def patients(context: Context, data: data_lib.Data, batch: int) -> Asked:
 
 def ask(context: Context, encoder: Encoder, generate: Generate, params: Params, asked: Asked, unparsed: float
         ) -> dict[str, float]:
-  """The figures of one validation; `unparsed`: the score of an answer that states no probability."""
+  """The figures of one validation.
+
+  Args:
+    unparsed: the score of an answer that states no probability.
+
+  Raises:
+    Preempted: the process was asked to end.
+  """
   prob, parsed = [], []
   with Progress('rl validation', len(asked.rows)) as progress:
     for start in range(0, len(asked.rows), asked.batch):
@@ -70,6 +78,8 @@ def ask(context: Context, encoder: Encoder, generate: Generate, params: Params, 
       prob.append(read.probability(unparsed)[:len(part)])
       parsed.append(read.said.parsed[:len(part)])
       progress.update(len(part))
+      if preemption.requested():
+        raise preemption.Preempted
   score = np.concatenate(prob)
   return {'validation_auroc': float(metrics.METRICS['auroc'](asked.label, score)),
           'validation_auprc': float(metrics.METRICS['auprc'](asked.label, score)),
@@ -77,10 +87,13 @@ def ask(context: Context, encoder: Encoder, generate: Generate, params: Params, 
 
 
 class Best:
-  """Validates in turn; with `rl.keep=best` keeps the trained weights of the best step under `<stage>/parts/best`.
+  """Validates in turn; with `rl.keep=best` keeps the trained weights of the best step under `rl/best`.
 
   Args:
     position: as a checkpoint kept it, see `position`; weights of later steps, of work that was lost, go.
+
+  Raises:
+    EagrlError: the weights of the best step that it names are gone or damaged.
   """
 
   def __init__(self, context: Context, encoder: Encoder, data: data_lib.Data, generate: Generate, cfg: LMConfig,
@@ -88,38 +101,41 @@ class Best:
     c = context.config.rl
     self._every, self._last, self._keep = c.validate_every, c.steps, c.keep == 'best'
     self._cfg, self._stage = cfg, context.folder('rl')
-    self._folder = self._stage / parts.FOLDER / 'best'
+    self._folder = self._stage / disk.BEST
     self._step, self._auroc = position.get('best_step', -1), position.get('best_auroc', -1.0)
-    self._saved: list[int] = []  # the best step at each checkpoint of this process
+    self._saved = [self._step]  # the best step of each of the two newest checkpoints, as far as known
     if self._every:
       self._asked = patients(context, data, batch)
       self._ask = functools.partial(ask, context, encoder, generate, asked=self._asked,
                                     unparsed=data_lib.prevalence(data))
       self._drop(lambda step: step > self._step)
+      if self._keep and 0 <= self._step < self._last:
+        self._check(self._folder / str(self._step))
 
   def position(self) -> dict[str, Any]:
     """What a checkpoint keeps, so that a resumed run knows its best step."""
     return {'best_step': self._step, 'best_auroc': self._auroc} if self._every else {}
 
+  def due(self, step: int) -> bool:
+    """Whether the policy after `step` steps is validated."""
+    return bool(self._every) and (step % self._every == 0 or step == self._last)
+
   def see(self, step: int, params: Params) -> dict[str, float]:
-    """The validation figures of the policy after `step` steps, nothing where it is not its turn."""
-    if not self._every or (step % self._every and step != self._last):
-      return {}
+    """The validation figures of the policy after `step` steps."""
     figures = self._ask(params=params)
     logging.info('rl: after %d steps AUROC %.3f on %d validation patients', step, figures['validation_auroc'],
                  len(self._asked.rows))
     if figures['validation_auroc'] > self._auroc:
       self._step, self._auroc = step, figures['validation_auroc']
       if self._keep and step != self._last:
-        self._drop(lambda old: old == step)
         checkpoint.save_params(self._folder / str(step), lora.split(params, self._cfg)[0])
+        self._drop(lambda old: self._saved[-1] < old < step)
     return figures
 
   def saved(self) -> None:
     """A checkpoint was written: weights that neither of the two newest would go back to go."""
-    self._saved = [*self._saved, self._step][-2:]
-    if len(self._saved) == 2:
-      self._drop(lambda step: step < self._saved[0])
+    self._saved = [self._saved[-1], self._step]
+    self._drop(lambda step: step < self._saved[0])
 
   def chosen(self, params: Params) -> Params:
     """The policy to leave, of `params`, those of the last step; says which it is in `<stage>/summary.json`."""
@@ -130,15 +146,20 @@ class Best:
                  'after %d', kept, self._last, self._auroc, self._step)
     summary = {'kept_step': kept, 'steps': self._last, 'best_step': self._step, 'best_auroc': self._auroc,
                'patients': len(self._asked.rows), 'positive': int(self._asked.label.sum())}
-    processes.first(lambda: write_json(self._stage / 'summary.json', summary))
+    processes.first(lambda: disk.write_json(self._stage / 'summary.json', summary))
     if kept == self._last:
       return params
     trained, frozen = lora.split(params, self._cfg)
     return lora.join(checkpoint.load_params(self._folder / str(kept), trained, 'rl'), frozen)
 
-  def _drop(self, which) -> None:
+  def _check(self, folder: pathlib.Path) -> None:
+    if processes.first(lambda: not folder.is_dir() or bool(checksums.broken(folder))):
+      raise EagrlError(f'{folder}, the best policy so far, is missing or damaged; put it back, or move {self._stage} '
+                       'away and run the same command: the stage begins anew')
+
+  def _drop(self, which: Callable[[int], bool]) -> None:
     def work() -> None:
-      for path in self._folder.glob('*'):
+      for path in self._folder.glob('*/'):
         if not path.name.isdigit() or which(int(path.name)):  # Orbax leaves other names where it is cut short
           shutil.rmtree(path)
 

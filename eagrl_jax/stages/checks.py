@@ -232,7 +232,7 @@ def _check_rl(c: ConfigDict, shape: LMConfig | None) -> None:
 def _check_validation(c: ConfigDict) -> None:
   rl = c.rl
   fields.at_least(0, c, 'rl.validate_every', 'rl.validate_patients')
-  if rl.validate_patients == 1:
+  if rl.validate_every and rl.validate_patients == 1:
     raise EagrlError('rl.validate_patients=1: an AUROC needs patients of both outcomes; give some hundred, or 0 = all')
   fields.one_of('rl.keep', rl.keep, ('last', 'best'))
   if rl.keep == 'best' and not rl.validate_every:

@@ -23,9 +23,10 @@ from absl import logging
 
 from eagrl_jax.types import EagrlError, made_again
 
+BEST = 'best'  # weights of the best step so far, which a policy is made from
 # Stay when a stage goes on; `rollouts` is what a server has open, `tree.json` is of the first of a search's parts.
 RESUMED = ('started.json', 'metrics.jsonl', 'nonfinite.jsonl', 'checkpoints', 'checkpoints_corrupt', 'rollouts',
-           'rollouts.new', 'parts', 'tree.json')
+           'rollouts.new', 'parts', BEST, 'tree.json')
 MARKS = ('started.json', 'done.json')
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # whatever the file, it is the disk's fault
 
@@ -108,13 +109,14 @@ def claim(folder: pathlib.Path, digest: str) -> bool:
 
 
 def finish(folder: pathlib.Path, done: dict[str, Any]) -> None:
-  """Marks the stage as done; its parts go after that, so that a kill at no moment costs what is in them."""
+  """Marks the stage as done; what it was made of goes after that, so that a kill at no moment costs it."""
   write_json(folder / 'done.json', done)
   _drop_parts(folder)
 
 
 def _drop_parts(folder: pathlib.Path) -> None:
-  shutil.rmtree(folder / 'parts', ignore_errors=True)
+  for name in ('parts', BEST):
+    shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def read_hash(path: pathlib.Path) -> str | None:

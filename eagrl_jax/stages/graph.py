@@ -86,6 +86,8 @@ def stage_hash(stage: Stage, config: ConfigDict, inputs: dict[str, str], before:
     del sections['rl']['rollouts_timeout']
     sections['rl']['rollouts'] = sections['rl']['rollouts'] == 'own'
     sections['rl'] |= {} if before else {'rollouts_model': ''}
+    if not config.rl.get('validate_every'):  # nobody is asked, however many there are
+      sections['rl'].pop('validate_patients', None)
   for name in () if before else SAME.keys() & sections.keys():
     sections[name] |= SAME[name]
   for name in SINCE.keys() & sections.keys():

@@ -77,7 +77,7 @@ def run(context: Context) -> None:
       preemption.defer()
       for step in range(start, c.steps):
         params = lora.join(state.params, frozen)
-        judged = best.see(step, params)
+        validated = best.see(step, params) if best.due(step) else {}
         ask = functools.partial(scored, context, encoder, data, generate, salience, start_policy, params)
         rows = draw(context, data.splits.train, step)
         batch, figures = ask(rows, jax.random.fold_in(key, step), (step,))
@@ -89,17 +89,18 @@ def run(context: Context) -> None:
           batch = mesh_lib.shard_batch(context.mesh, batch)
           state, history = policy_steps(update, state, batch, c.epochs, c.minibatches)
           figures |= over_updates(history)
-        writer.write(step, judged | watch.see(step, figures, rows))
+        writer.write(step, validated | watch.see(step, figures, rows))
         progress.update(reward=figures['reward'], jaccard=figures['jaccard'], entropy=figures.get('entropy', math.nan))
         stop = preemption.requested(state)
-        if stop or ((step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps):
+        # A validation takes long: what was trained is safe before it begins.
+        if stop or best.due(step + 1) or ((step + 1) % c.checkpoint_every == 0 and step + 1 < c.steps):
           checkpoints.save(step + 1, state, {'step': step + 1} | watch.position() | best.position())
           best.saved()
         if stop:
           raise preemption.Preempted
       params = lora.join(state.params, frozen)
-      if judged := best.see(c.steps, params):
-        writer.write(c.steps, judged)
+      if best.due(c.steps):
+        writer.write(c.steps, best.see(c.steps, params))
   policy_lib.save(context.folder('rl'), dataclasses.replace(start_policy, params=best.chosen(params)))
 
 

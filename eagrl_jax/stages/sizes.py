@@ -94,6 +94,9 @@ def lines(c: ConfigDict, device_bytes: int = 0, run: Context | None = None) -> I
   s, t, g = sizes.prompt, c.rl.max_new, c.rl.group
   yield f'policy: {total / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained, {mesh.size} device(s)'
   yield f'tokens: prompt {s} ({how}), answer up to {t}; one rl step holds {c.rl.prompts * (s + g * t)} tokens'
+  if c.rl.validate_every:
+    times, asked = -(-c.rl.steps // c.rl.validate_every) + 1, c.rl.validate_patients or 'all'
+    yield f'rl: {c.rl.steps} rollouts of {c.rl.prompts} patients, and {times} times {asked} validation patients'
   if line := lengths.excess(lm.max_positions, s, lengths.answer(c)):
     yield f'  {line}'
   yield f'search: {c.search.patients} patients in batches of {c.search.trees} trees of up to ' \
@@ -113,5 +116,5 @@ def longest_prompt(run: Context) -> int:
   """Width of the widest batch of prompts, from up to 512 patients of a run."""
   data = data_lib.load(run)
   encoder = data_lib.encoder(run, data, policy.tokenizer(run.folder('base')))
-  rows = np.concatenate([data.splits.train, data.splits.test])
+  rows = np.concatenate([data.splits.train, data.splits.valid, data.splits.test])
   return encoder.batch(rows[::max(1, len(rows) // 512)]).tokens.shape[1]

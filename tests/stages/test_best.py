@@ -85,23 +85,36 @@ def test_the_first_of_the_best_is_kept(aurocs, kept, finished, micro_config, tmp
   left = weights(tmp_path / 'rl')
   assert [same(left, asked) for asked in said.asked] == [step == kept for step in range(5)]
   assert json.loads((tmp_path / 'rl' / 'summary.json').read_text())['kept_step'] == kept
-  assert not (tmp_path / 'rl' / 'parts').exists()
+  assert not (tmp_path / 'rl' / 'best').exists()
 
 
-# The first process is cut off where None stands; checkpoints are written every two steps.
-@pytest.mark.parametrize(('before', 'after', 'kept'), [
-    ((.5, .6, .6, .7, None), (.6, .7, .6), 3),  # lost with the work since then, and found again
-    ((.5, .6, .6, .7, None), (.6, .4, .5), 1)])  # lost, and no more so good: whatever lies there must not be taken
-def test_a_run_that_was_cut_off_knows_its_best(before, after, kept, finished, micro_config, tmp_path, monkeypatch):
-  config = config_of(micro_config, steps=4, validate_every=1, keep='best', checkpoint_every=2)
+# The first process is cut off where None stands; a checkpoint is written before each validation.
+@pytest.mark.parametrize(('spoilt', 'after', 'kept'), [
+    (False, (.4, .4), 2),
+    (True, (.7, .4, .4), 2),  # goes on from the checkpoint before, loses its best and finds it again
+    (True, (.4, .4, .4), 1)])  # and finds it no more so good: whatever lay there must not be taken
+def test_a_run_that_was_cut_off_knows_its_best(spoilt, after, kept, finished, micro_config, tmp_path, monkeypatch):
+  config = config_of(micro_config, steps=4, validate_every=1, keep='best', checkpoint_every=9)
   begin(finished, tmp_path)
-  first = Said(monkeypatch, *before)
+  first = Said(monkeypatch, .5, .6, .7, None)
   with pytest.raises(RuntimeError, match='cut off'):
     pipeline.run(config, tmp_path)
+  weights_of_best = tmp_path / 'rl' / 'best'
+  assert sorted(path.name for path in weights_of_best.iterdir()) == ['1', '2']
+  if spoilt:
+    for file in (tmp_path / 'rl/checkpoints/3/state').rglob('*'):
+      if file.is_file():
+        file.write_bytes(file.read_bytes()[1:])
+  else:
+    weights_of_best.rename(tmp_path / 'away')
+    with pytest.raises(EagrlError, match=r'rl/best/2, the best policy so far, is missing .* move .*/rl away'):
+      pipeline.run(config, tmp_path)
+    (tmp_path / 'away').rename(weights_of_best)
   second = Said(monkeypatch, *after)
   pipeline.run(config, tmp_path)
-  left, asked = weights(tmp_path / 'rl'), dict(enumerate(first.asked)) | dict(enumerate(second.asked, 2))
+  left, asked = weights(tmp_path / 'rl'), dict(enumerate(first.asked)) | dict(enumerate(second.asked, 3 - spoilt))
   assert [same(left, asked[step]) for step in range(5)] == [step == kept for step in range(5)]
+  assert not weights_of_best.exists()
 
 
 @pytest.fixture(scope='module')
@@ -158,8 +171,8 @@ def test_of_adapters_nothing_else_is_kept(world, micro_config, tmp_path, monkeyp
   after = [lora.join(lora.split(params, lm)[0], lora.split(after[0], lm)[1]) for params in after]
   for step, params in enumerate(after):
     seen.see(step, params)
-  kept = [path.name for path in (tmp_path / 'rl/parts/best').iterdir()]
-  assert sorted(kept) == ['0', '1']
+  kept = [path.name for path in (tmp_path / 'rl/best').iterdir()]
+  assert kept == ['1']  # no checkpoint would go back to that of step 0
   monkeypatch.setattr(best.checkpoint, 'load_params', lambda folder, like, stage, real=best.checkpoint.load_params: (
       kept.append(sorted(like['layers'])), real(folder, like, stage))[1])
   left = seen.chosen(after[-1])

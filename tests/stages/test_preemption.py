@@ -34,7 +34,7 @@ def get_config():
   finally:
     sys.path.remove(str(ROOT))
   config = micro()
-  config.rl.update(align_rows='all', dynamic_sampling=False, warmup=0)
+  config.rl.update(align_rows='all', dynamic_sampling=False, warmup=0, validate_every=1)
   return config
 
 
@@ -54,6 +54,7 @@ def undisturbed(finished, tmp_path_factory):
 # checkpoint_every asks for, or the last batch of patients; training ends with it where it is the last step.
 @pytest.mark.parametrize(('stage', 'call', 'number', 'left'), [
     ('expert', 'write', 2, 2), ('search', 'write', 1, 0), ('sft', 'write', 5, 6), ('rl', 'write', 2, 2),
+    ('rl', 'update', 5, 1),  # the first of the three batches that are asked after step 1
     ('evaluate', 'update', 1, 0)])
 def test_a_stage_that_is_told_to_end_goes_on_as_if_it_never_had(stage, call, number, left, undisturbed,
                                                                tmp_path, monkeypatch):

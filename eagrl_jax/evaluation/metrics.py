@@ -122,12 +122,31 @@ def calibration(label: ArrayLike, prob: ArrayLike) -> dict[str, float]:
   y, p = check(label, prob)
   if undefined(y):
     return {'slope': float('nan'), 'intercept': float('nan')}
-  p = np.clip(p, FINITE, 1 - FINITE)
-  logit = np.log(p) - np.log1p(-p)
-  ones = np.ones_like(logit)
+  logit, ones = _logits(p), np.ones_like(p)
   intercept = _logistic_fit(ones[:, None], y, logit)
   both = _logistic_fit(np.stack([ones, logit], 1), y, 0 * logit)
   return {'slope': float(both[-1]), 'intercept': float(intercept[0])}
+
+
+def recalibrated_log_loss(label: ArrayLike, prob: ArrayLike) -> float:
+  """The log loss that is left after the slope and intercept which are best on these very patients.
+
+  What it lacks to `log_loss` is calibration, the rest is how well patients are told apart. NaN where `calibration` is.
+  """
+  y, p = check(label, prob)
+  if undefined(y):
+    return float('nan')
+  x = np.stack([np.ones_like(p), _logits(p)], 1)
+  fit = _logistic_fit(x, y, 0 * p)
+  if not np.isfinite(fit).all():
+    return float('nan')
+  logit = x @ fit
+  return float(np.mean(np.logaddexp(0, logit) - y * logit))
+
+
+def _logits(p: np.ndarray) -> np.ndarray:
+  p = np.clip(p, FINITE, 1 - FINITE)
+  return np.log(p) - np.log1p(-p)
 
 
 def _logistic_fit(x: np.ndarray, y: np.ndarray, offset: np.ndarray) -> np.ndarray:

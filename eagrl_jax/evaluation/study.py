@@ -14,11 +14,12 @@ from eagrl_jax.evaluation import bootstrap, metrics
 from eagrl_jax.evaluation.formats import finite
 from eagrl_jax.types import ArrayLike
 
-METRICS = ('auroc', 'auprc')
+METRICS = ('auroc', 'auprc')  # by which claims are judged
+PROPER = ('brier', 'log_loss')  # lower is better; what a reward of probabilities is about
 COLUMNS = ('arm', 'AUROC', 'between seeds', 'AUPRC', 'between seeds', 'parsed', 'refused', 'Jaccard with the expert',
            'EAG-RL - arm, AUROC', 'p', 'seeds')
-FURTHER = {'brier': 'Brier', 'log_loss': 'log loss', 'min_precision_recall': 'min(P+, Se)',
-           'calibration_error': 'calibration error', 'slope': 'slope', 'intercept': 'intercept'}
+FURTHER = {'min_precision_recall': 'min(P+, Se)', 'calibration_error': 'calibration error', 'slope': 'slope',
+           'intercept': 'intercept', 'recalibrated': 'log loss, recalibrated'}
 ALPHA = 0.05
 # Claims of arXiv 2508.13579: what is said, the arm that should be ahead, the one that should be behind.
 CLAIMS = (
@@ -48,29 +49,30 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
     n: resamples of patients, the same for every arm and seed.
 
   Returns:
-    arm -> {'seeds', metric: {'mean', 'ci95', 'by_seed', 'sd'}, 'further': name of `FURTHER` -> mean over seeds, NaN
-    where a seed has none, and for all but the reference 'against': metric -> {'diff' (reference minus arm), 'ci95',
-    'by_seed', 'p', 'p_holm', 'seeds'}}. 'sd' is that between seeds, NaN of one.
+    arm -> {'seeds', metric of `METRICS` and `PROPER`: {'mean', 'ci95', 'by_seed', 'sd'}, 'further': name of `FURTHER`
+    -> mean over seeds, NaN where a seed has none, and for all but the reference 'against': metric -> {'diff'
+    (reference minus arm), 'ci95', 'by_seed', 'p', 'p_holm', 'seeds'}}. 'sd' is that between seeds, NaN of one.
     'p' is two-sided by resamples; 'p_holm' is Holm's (1979) over all arms of the metric.
   """
   y = np.asarray(label).astype(int)
   counts, _ = bootstrap.resamples(y, n)
-  points = {a: {s: {m: metrics.METRICS[m](y, np.asarray(p)) for m in METRICS} for s, p in by.items()}
+  every = (*METRICS, *PROPER)
+  points = {a: {s: {m: metrics.METRICS[m](y, np.asarray(p)) for m in every} for s, p in by.items()}
             for a, by in probs.items()}
   scores = {a: {s: bootstrap.weighted_scores(y, p, counts) for s, p in by.items()} for a, by in probs.items()}
   out: dict[str, dict] = {}
   for arm, by in probs.items():
     seeds = sorted(by)
     out[arm] = {'seeds': seeds, **{m: over_seeds([points[arm][s][m] for s in seeds], [scores[arm][s][m] for s in seeds])
-                                   for m in METRICS}}
+                                   for m in every}}
     each = [further(y, np.asarray(by[s])) for s in seeds]
     out[arm]['further'] = {name: float(np.mean([values[name] for values in each])) for name in FURTHER}
     common = sorted(set(by) & set(probs.get(reference, ())))
     if arm != reference and common:
       out[arm]['against'] = {m: difference(
           [points[reference][s][m] - points[arm][s][m] for s in common],
-          [scores[reference][s][m] - scores[arm][s][m] for s in common]) | {'seeds': common} for m in METRICS}
-  for m in METRICS:
+          [scores[reference][s][m] - scores[arm][s][m] for s in common]) | {'seeds': common} for m in every}
+  for m in every:
     rows = [row['against'][m] for row in out.values() if 'against' in row]
     for row, p in zip(rows, holm([row['p'] for row in rows])):
       row['p_holm'] = p
@@ -80,8 +82,7 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
 def further(label: np.ndarray, prob: np.ndarray) -> dict[str, float]:
   """Figures of one seed's answers without intervals, by the names of `FURTHER`."""
   found = metrics.beside(label, prob)
-  return {'brier': metrics.brier(label, prob), 'log_loss': metrics.log_loss(label, prob), **found.pop('calibration'),
-          **found}
+  return {**found.pop('calibration'), **found, 'recalibrated': metrics.recalibrated_log_loss(label, prob)}
 
 
 def over_seeds(points: Sequence[float] | np.ndarray, scores: Sequence[np.ndarray] | np.ndarray) -> dict:
@@ -192,13 +193,35 @@ def markdown(study: Mapping) -> str:
     lines.append('| ' + ' | '.join([*cells, str(len(row['seeds']))]) + ' |')
   lines += ['', '| claim | verdict | why |', '|---|---|---|']
   lines += [f'| {c["claim"]} | {c["verdict"]} | {c["why"]} |' for c in study['claims']]
+  lines += ['', *_proper(study)]
   names = (*FURTHER.values(), 'early score')
-  lines += ['', '## Further figures', '', 'Means over seeds.', '', '| arm | ' + ' | '.join(names) + ' |',
+  lines += ['', '## Further figures', '', 'Means over seeds. "Recalibrated": the log loss that is left with the slope '
+            'and intercept which are best on these very patients.', '', '| arm | ' + ' | '.join(names) + ' |',
             '|---' * (1 + len(names)) + '|']
   for arm, row in study['arms'].items():
     values = [*(row['further'][name] for name in FURTHER), row.get('early_score')]
     lines.append('| ' + ' | '.join([arm, *(_or_dash(value, '.3f') for value in values)]) + ' |')
   return '\n'.join(lines) + '\n'
+
+
+def _proper(study: Mapping) -> list[str]:
+  """Lines of the table of `PROPER`."""
+  p = study['prevalence']
+  nothing = -sum(q * np.log(q) for q in (p, 1 - p) if q > 0)
+  lines = [
+      '## Proper scores', '',
+      f'Lower is better; whoever knows nothing but the test prevalence has Brier {p * (1 - p):.3f}, log loss '
+      f'{nothing:.3f}. Differences are EAG-RL minus the arm, below 0 where EAG-RL is better, p by Holm.', '',
+      '| arm | Brier | EAG-RL - arm | p | log loss | EAG-RL - arm | p |', '|---|---|---|---|---|---|---|']
+  for arm, row in study['arms'].items():
+    cells = [arm]
+    for m in PROPER:
+      gap = row.get('against', {}).get(m)
+      cells += [f'{row[m]["mean"]:.3f} ({row[m]["ci95"][0]:.3f}-{row[m]["ci95"][1]:.3f})',
+                *([f'{gap["diff"]:+.3f} ({gap["ci95"][0]:+.3f} to {gap["ci95"][1]:+.3f})', f'{gap["p_holm"]:.3f}']
+                  if gap else ['', ''])]
+    lines.append('| ' + ' | '.join(cells) + ' |')
+  return lines
 
 
 def kept(validated: Mapping[str, Mapping[int, Mapping]]) -> str:

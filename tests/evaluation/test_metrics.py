@@ -67,6 +67,19 @@ def test_calibration_recovers_the_distortion():
   assert abs(fit['intercept']) < 0.15
 
 
+def test_recalibration_leaves_what_a_logistic_regression_on_the_logit_leaves():
+  rng = np.random.default_rng(1)
+  logit = rng.normal(0, 1, 4000)
+  label = (rng.random(4000) < 1 / (1 + np.exp(-logit))).astype(int)
+  for prob in (1 / (1 + np.exp(1 - 2 * logit)), 1 / (1 + np.exp(-2 * logit))):  # two distortions of the same risks
+    oracle = LogisticRegression(C=1e8, tol=1e-10).fit(logit[:, None], label)
+    left = metrics.recalibrated_log_loss(label, prob)
+    assert left == pytest.approx(sk.log_loss(label, oracle.predict_proba(logit[:, None])[:, 1]), abs=1e-5)
+    assert left < metrics.log_loss(label, prob) - 0.02
+  assert math.isnan(metrics.recalibrated_log_loss([0, 0], [0.1, 0.2]))
+  assert math.isnan(metrics.recalibrated_log_loss([0, 1], [0.3, 0.3]))
+
+
 def test_true_risks_of_a_rare_outcome_are_calibrated():
   rng = np.random.default_rng(3)
   risk = 1 / (1 + np.exp(5.5 - rng.normal(0, 1.5, 40_000)))

@@ -34,9 +34,6 @@ def test_further_figures_are_means_over_seeds():
   probs = {0: noisy(3), 1: noisy(1)}
   found = study.table(label, {'eag': probs}, 'eag', 10)['eag']['further']
   assert found.keys() == study.FURTHER.keys()
-  np.testing.assert_allclose(found['brier'], np.mean([sk.brier_score_loss(label, p) for p in probs.values()]))
-  np.testing.assert_allclose(found['log_loss'], np.mean([
-      sk.log_loss(label, np.clip(p, .01, .99)) for p in probs.values()]))
   np.testing.assert_allclose(found['slope'], np.mean([metrics.calibration(label, p)['slope'] for p in probs.values()]))
   rows = study.table(label, {'eag': {0: np.full(len(label), 0.4)}}, 'eag', 10)  # constant: no slope exists
   text = study.markdown({'cohort': 'c', 'task': 't', 'n_test': 300, 'prevalence': 0.4, 'seeds': [0], 'claims': [],
@@ -44,6 +41,25 @@ def test_further_figures_are_means_over_seeds():
   last = text.splitlines()[-1].split(' | ')
   assert len(last) == 2 + len(study.FURTHER) and last[0] == '| eag' and last[-1] == '-0.250 |'
   assert last[1 + list(study.FURTHER).index('slope')] == '–' and last[1] != '–'
+
+
+def test_proper_scores_have_intervals_and_paired_differences():
+  label, noisy = cohort()
+  probs = {'eag': {0: noisy(3), 1: noisy(3)}, 'sft': {0: noisy(1), 1: noisy(1)}}
+  rows = study.table(label, probs, 'eag', 200)
+  score = {'brier': sk.brier_score_loss, 'log_loss': lambda y, p: sk.log_loss(y, np.clip(p, .01, .99))}
+  for m, of in score.items():
+    mean = {arm: np.mean([of(label, p) for p in by.values()]) for arm, by in probs.items()}
+    gap = rows['sft']['against'][m]
+    np.testing.assert_allclose([rows['eag'][m]['mean'], rows['sft'][m]['mean']], [mean['eag'], mean['sft']])
+    np.testing.assert_allclose(gap['diff'], mean['eag'] - mean['sft'])
+    assert gap['ci95'][0] < gap['diff'] < gap['ci95'][1] < 0 and gap['p_holm'] == gap['p'] < 0.05
+  text = study.markdown({'cohort': 'c', 'task': 't', 'n_test': 300, 'prevalence': 0.4, 'seeds': [0, 1], 'claims': [],
+                         'arms': rows})
+  proper = text[text.index('## Proper scores'):text.index('## Further figures')]
+  assert 'Brier 0.240, log loss 0.673.' in proper  # .4 x .6, and the entropy of it
+  gap = rows['sft']['against']['brier']
+  assert f'| sft | {rows["sft"]["brier"]["mean"]:.3f} (' in proper and f'| {gap["diff"]:+.3f} (' in proper
 
 
 def test_resamples_are_paired():

@@ -116,7 +116,7 @@ def test_thinking_freely_is_another_prompt_for_the_same_policy(micro_config, fin
   shutil.copytree(finished, tmp_path / 'seed_0')
   study.run(c, tmp_path)
   row = json.loads((tmp_path / 'study.json').read_text())['arms']['think']
-  assert 0 <= row['parse_rate'] <= 1 and row['further']['brier'] > 0
+  assert 0 <= row['parse_rate'] <= 1 and row['brier']['mean'] > 0
   assert (tmp_path / 'seed_0/arms/think/answers/think/reasoning.jsonl').exists()
 
 

@@ -107,7 +107,7 @@ def get_config(variant: str = '') -> ConfigDict:
       rollouts_timeout=600.0,  # seconds of one of its requests
       validate_every=0,  # steps after which validation patients are asked, beside the first and the last; 0 = never
       validate_patients=200,  # 0 = all of them
-      keep='last',  # the policy to leave: last | best, by AUROC on these patients
+      keep='last',  # the policy to leave: last, or the best by these patients' auroc | auprc | log_loss
       checkpoint_every=10, schedule='constant'))
   config.evaluate = ConfigDict(dict(
       batch=64, samples=8, temperature=1.0, max_new=80, bootstrap=1000, cases=3,

@@ -111,9 +111,9 @@ def _known(run: Mapping[str, Any]) -> dict[str, str]:
                        'distilled from a tree search, then policy optimisation'),
                    f'{f"expert: {members} ConCare members, " if (members := at("expert", "members")) else "expert: "}'
                    f'stopped early by validation {unit}s',
-                   'policy: fixed numbers of steps'
-                   + (f', of the last stage the best by validation {unit}s' if at('rl', 'keep') == 'best' else '')
-                   + '; settings under Config'),
+                   'policy: fixed numbers of steps' + (
+                       '' if at('rl', 'keep', 'last') == 'last' else
+                       f', of the last stage the best by validation {unit}s') + '; settings under Config'),
       '12e': ('AUROC, AUPRC, Brier, log loss, calibration, net benefit'
               + (', early score' if result.get('early') else '') + f'; bootstrap by {unit}'
               + (f', {at("evaluate", "bootstrap"):,} resamples' if at('evaluate', 'bootstrap') else '')

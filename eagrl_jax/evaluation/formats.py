@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+NAMES = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'log_loss': 'log loss'}  # in a sentence
+
 
 def number(value: Any, digits: int = 3) -> str:
   """Fixed digits, or an en dash for what is missing or undefined."""

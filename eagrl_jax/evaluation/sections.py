@@ -11,7 +11,7 @@ from typing import Any
 from markupsafe import Markup
 
 from eagrl_jax.evaluation import drawing, figures
-from eagrl_jax.evaluation.formats import finite, interval
+from eagrl_jax.evaluation.formats import NAMES, finite, interval
 
 KINDS = {'sampling': 'Same prompts, other random draws', 'order': 'Features in another order',
          'noise': 'Noise on the values', 'drop': 'Features left out', 'units': 'Other units, undeclared',
@@ -96,7 +96,8 @@ def kept(validated: Mapping | None) -> str:
   if not validated:
     return ''
   v = validated
-  best = f'AUROC {v["best_auroc"]:.3f} on {v["patients"]} validation patients, {v["positive"]} of them positive'
+  best = (f'{NAMES[v["by"]]} {v["best"]:.3f} on {v["patients"]} validation patients, '
+          f'{v["positive"]} of them positive')
   why = (f'the best by {best}' if v['kept_step'] == v['best_step'] else
          f'the last; the best, {best}, was that after {v["best_step"]}')
   return f'The policy after {v["kept_step"]} of {v["steps"]} steps is kept: {why}.'

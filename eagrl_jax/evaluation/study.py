@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from eagrl_jax.evaluation import bootstrap, metrics
-from eagrl_jax.evaluation.formats import finite
+from eagrl_jax.evaluation.formats import NAMES, finite
 from eagrl_jax.types import ArrayLike
 
 METRICS = ('auroc', 'auprc')  # by which claims are judged
@@ -234,10 +234,10 @@ def kept(validated: Mapping[str, Mapping[int, Mapping]]) -> str:
   of = rows[0][2]
   lines = ['## Validation in training', '',
            f'{of["patients"]} patients of the validation split, {of["positive"]} of them positive, in {of["steps"]} '
-           'steps. The highest of several such figures is too high; test patients have no part in it.', '',
-           '| arm | seed | policy kept, after so many steps | best on validation | its AUROC there |',
+           f'steps. The best of several such figures is too good; test patients have no part in it.', '',
+           f'| arm | seed | policy kept, after so many steps | best on validation | its {NAMES[of["by"]]} there |',
            '|---|---|---|---|---|']
-  lines += [f'| {arm} | {seed} | {found["kept_step"]} | {found["best_step"]} | {found["best_auroc"]:.3f} |'
+  lines += [f'| {arm} | {seed} | {found["kept_step"]} | {found["best_step"]} | {found["best"]:.3f} |'
             for arm, seed, found in rows]
   return '\n'.join(lines) + '\n'
 

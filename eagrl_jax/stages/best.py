@@ -3,9 +3,9 @@
 Before the first step, every `rl.validate_every` steps and behind the last one the same validation patients are asked,
 with the same draws each time, by the program that writes the rollouts, and each gives `rl.group` answers; nothing is
 compiled for it but prompts of a width that training has not met. In row s of rl/metrics.jsonl `validation_auroc` and
-its like are of the policy after s steps, as is `reward`. With `rl.keep=best` the stage leaves the policy of the highest
-of these AUROCs, the first of equal ones, which may be the one that it began with. As the highest of several figures of
-few patients it is too high. Test patients have no part in it.
+its like are of the policy after s steps, as is `reward`. With `rl.keep` auroc, auprc or log_loss the stage leaves the
+policy that is best by it, the first of equal ones, which may be the one that it began with. As the best of several
+figures of few patients it is too good. Test patients have no part in it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from eagrl_jax.stages.encode import Encoder, parse_rollout
 from eagrl_jax.train import checkpoint, checksums, preemption, processes
 from eagrl_jax.train.progress import Progress
 from eagrl_jax.types import Array, EagrlError, Params
+
+KEPT_BY = {'auroc': 1, 'auprc': 1, 'log_loss': -1}  # 1: more is better
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,13 +83,12 @@ def ask(context: Context, encoder: Encoder, generate: Generate, params: Params, 
       if preemption.requested():
         raise preemption.Preempted
   score = np.concatenate(prob)
-  return {'validation_auroc': float(metrics.METRICS['auroc'](asked.label, score)),
-          'validation_auprc': float(metrics.METRICS['auprc'](asked.label, score)),
+  return {**{f'validation_{by}': float(metrics.METRICS[by](asked.label, score)) for by in KEPT_BY},
           'validation_parse_rate': float(np.concatenate(parsed).mean())}
 
 
 class Best:
-  """Validates in turn; with `rl.keep=best` keeps the trained weights of the best step under `rl/best`.
+  """Validates in turn; unless `rl.keep=last` keeps the trained weights of the best step under `rl/best`.
 
   Args:
     position: as a checkpoint kept it, see `position`; weights of later steps, of work that was lost, go.
@@ -99,10 +100,11 @@ class Best:
   def __init__(self, context: Context, encoder: Encoder, data: data_lib.Data, generate: Generate, cfg: LMConfig,
                batch: int, position: Mapping[str, Any]):
     c = context.config.rl
-    self._every, self._last, self._keep = c.validate_every, c.steps, c.keep == 'best'
+    self._every, self._last, self._keep = c.validate_every, c.steps, c.keep != 'last'
+    self._by = c.keep if self._keep else 'auroc'
     self._cfg, self._stage = cfg, context.folder('rl')
     self._folder = self._stage / disk.BEST
-    self._step, self._auroc = position.get('best_step', -1), position.get('best_auroc', -1.0)
+    self._step, self._best = position.get('best_step', -1), position.get('best')
     self._saved = [self._step]  # the best step of each of the two newest checkpoints, as far as known
     if self._every:
       self._asked = patients(context, data, batch)
@@ -114,7 +116,7 @@ class Best:
 
   def position(self) -> dict[str, Any]:
     """What a checkpoint keeps, so that a resumed run knows its best step."""
-    return {'best_step': self._step, 'best_auroc': self._auroc} if self._every else {}
+    return {'best_step': self._step, 'best': self._best} if self._every else {}
 
   def due(self, step: int) -> bool:
     """Whether the policy after `step` steps is validated."""
@@ -125,8 +127,9 @@ class Best:
     figures = self._ask(params=params)
     logging.info('rl: after %d steps AUROC %.3f on %d validation patients', step, figures['validation_auroc'],
                  len(self._asked.rows))
-    if figures['validation_auroc'] > self._auroc:
-      self._step, self._auroc = step, figures['validation_auroc']
+    value = figures[f'validation_{self._by}']
+    if self._best is None or KEPT_BY[self._by] * (value - self._best) > 0:
+      self._step, self._best = step, value
       if self._keep and step != self._last:
         checkpoint.save_params(self._folder / str(step), lora.split(params, self._cfg)[0])
         self._drop(lambda old: self._saved[-1] < old < step)
@@ -142,9 +145,9 @@ class Best:
     if not self._every:
       return params
     kept = self._step if self._keep else self._last
-    logging.info('rl: the policy after %d of %d steps is kept; the best on validation patients, AUROC %.3f, was that '
-                 'after %d', kept, self._last, self._auroc, self._step)
-    summary = {'kept_step': kept, 'steps': self._last, 'best_step': self._step, 'best_auroc': self._auroc,
+    logging.info('rl: the policy after %d of %d steps is kept; the best on validation patients, %s %.3f, was that '
+                 'after %d', kept, self._last, self._by, self._best, self._step)
+    summary = {'kept_step': kept, 'steps': self._last, 'best_step': self._step, 'by': self._by, 'best': self._best,
                'patients': len(self._asked.rows), 'positive': int(self._asked.label.sum())}
     processes.first(lambda: disk.write_json(self._stage / 'summary.json', summary))
     if kept == self._last:

@@ -6,7 +6,7 @@ Each step:
    are asked while groups of equal rewards leave places.
 3. `rl.epochs` passes over the batch, `rl.minibatches` updates each, with the alignment loss on the
    policy's attention.
-4. With `rl.validate_every`, validation patients are asked in between, and `rl.keep=best` leaves the best policy.
+4. With `rl.validate_every`, validation patients are asked in between, and `rl.keep` may leave the best policy.
 """
 
 from __future__ import annotations

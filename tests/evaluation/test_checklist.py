@@ -161,7 +161,7 @@ def test_a_policy_that_started_from_base_was_not_distilled(start, said):
   assert ('distilled from a tree search, then' in known, 'without distillation' in known) == (said, not said)
 
 
-@pytest.mark.parametrize(('keep', 'said'), [('last', False), ('best', True)])
+@pytest.mark.parametrize(('keep', 'said'), [('last', False), ('auroc', True)])
 def test_a_step_that_validation_patients_chose_is_said(keep, said):
   known = answers(lm={'checkpoint': 'tiny'}, rl={'keep': keep})['12c']
   assert ('of the last stage the best by validation patients' in known) == said

@@ -178,7 +178,8 @@ def test_looped_tree_ends():
 def test_the_policy_that_was_kept_is_named_where_validation_patients_were_asked(run, html, tmp_path):
   assert 'steps is kept' not in html
   fake_run(tmp_path, n=40)
-  summary = {'kept_step': 6, 'steps': 24, 'best_step': 6, 'best_auroc': 0.71234, 'patients': 200, 'positive': 31}
+  summary = {'kept_step': 6, 'steps': 24, 'best_step': 6, 'by': 'auroc', 'best': 0.71234, 'patients': 200,
+             'positive': 31}
   asked = '0.712 on 200 validation patients, 31 of them positive'
   for last, said in ((6, f'after 6 of 24 steps is kept: the best by AUROC {asked}.'),
                      (24, f'after 24 of 24 steps is kept: the last; the best, AUROC {asked}, was that after 6.')):

@@ -13,6 +13,6 @@ def get_config():
   c.data.update(n=64, test=12)
   c.base.update(short_steps=0, steps=2, checkpoint_every=1)
   c.sft.update(epochs=1)
-  c.rl.update(steps=2, max_new=16, checkpoint_every=1, kl=0.0, validate_every=1, keep='best')
+  c.rl.update(steps=2, max_new=16, checkpoint_every=1, kl=0.0, validate_every=1, keep='auroc')
   c.evaluate.update(samples=2, batch=4, max_new=16)
   return c

@@ -7,7 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, log_loss, roc_auc_score
 
 from eagrl_jax.lm import lora, model
 from eagrl_jax.lm.config import LoraConfig
@@ -54,7 +54,7 @@ class Said:
     if (auroc := self.aurocs.pop(0)) is None:
       raise RuntimeError('cut off')
     self.asked.append(jax.tree.leaves(jax.device_get(params)))
-    return {'validation_auroc': auroc}
+    return {'validation_auroc': auroc, 'validation_log_loss': auroc}
 
 
 @pytest.fixture(scope='module')
@@ -78,12 +78,13 @@ def test_asking_changes_nothing_of_the_training(plain, finished, micro_config, t
   assert summary['kept_step'] == 4 and summary['patients'] == 9 and 0 < summary['positive'] < 9
 
 
-@pytest.mark.parametrize(('aurocs', 'kept'), [((.5, .7, .6, .7, .6), 1), ((.5, .5, .5, .5, .6), 4)])
-def test_the_first_of_the_best_is_kept(aurocs, kept, finished, micro_config, tmp_path, monkeypatch):
-  said = Said(monkeypatch, *aurocs)
-  pipeline.run(config_of(micro_config, steps=4, validate_every=1, keep='best'), begin(finished, tmp_path))
+@pytest.mark.parametrize(('by', 'said', 'kept'), [
+    ('auroc', (.5, .7, .6, .7, .6), 1), ('auroc', (.5, .5, .5, .5, .6), 4), ('log_loss', (.6, .7, .5, .5, .6), 2)])
+def test_the_first_of_the_best_is_kept(by, said, kept, finished, micro_config, tmp_path, monkeypatch):
+  seen = Said(monkeypatch, *said)
+  pipeline.run(config_of(micro_config, steps=4, validate_every=1, keep=by), begin(finished, tmp_path))
   left = weights(tmp_path / 'rl')
-  assert [same(left, asked) for asked in said.asked] == [step == kept for step in range(5)]
+  assert [same(left, asked) for asked in seen.asked] == [step == kept for step in range(5)]
   assert json.loads((tmp_path / 'rl' / 'summary.json').read_text())['kept_step'] == kept
   assert not (tmp_path / 'rl' / 'best').exists()
 
@@ -94,7 +95,7 @@ def test_the_first_of_the_best_is_kept(aurocs, kept, finished, micro_config, tmp
     (True, (.7, .4, .4), 2),  # goes on from the checkpoint before, loses its best and finds it again
     (True, (.4, .4, .4), 1)])  # and finds it no more so good: whatever lay there must not be taken
 def test_a_run_that_was_cut_off_knows_its_best(spoilt, after, kept, finished, micro_config, tmp_path, monkeypatch):
-  config = config_of(micro_config, steps=4, validate_every=1, keep='best', checkpoint_every=9)
+  config = config_of(micro_config, steps=4, validate_every=1, keep='auroc', checkpoint_every=9)
   begin(finished, tmp_path)
   first = Said(monkeypatch, .5, .6, .7, None)
   with pytest.raises(RuntimeError, match='cut off'):
@@ -157,12 +158,13 @@ def test_the_figures_are_those_of_the_answers(world):
   score = [np.mean([(row % 7 + 1) / 10 + g / 100 for g in range(2)]) if row % 3 else 0.45 for row in asked.rows]
   assert got['validation_auroc'] == pytest.approx(roc_auc_score(asked.label, score))
   assert got['validation_auprc'] == pytest.approx(average_precision_score(asked.label, score))
+  assert got['validation_log_loss'] == pytest.approx(log_loss(asked.label, score))
   assert got['validation_parse_rate'] == pytest.approx(np.mean(asked.rows % 3 > 0)) and len(keys) == 1
 
 
 def test_of_adapters_nothing_else_is_kept(world, micro_config, tmp_path, monkeypatch):
   begun, data, encoder = world
-  context = Context(config_of(micro_config, steps=3, validate_every=1, keep='best'), tmp_path, begun.mesh)
+  context = Context(config_of(micro_config, steps=3, validate_every=1, keep='auroc'), tmp_path, begun.mesh)
   plain = policy.load(begun.workdir / 'sft', begun.mesh).config
   lm = dataclasses.replace(plain, lora=LoraConfig(2, 4.0, ('q_proj',)))
   Said(monkeypatch, .7, .8, .6, .6)
@@ -181,7 +183,7 @@ def test_of_adapters_nothing_else_is_kept(world, micro_config, tmp_path, monkeyp
 
 
 @pytest.mark.parametrize(('rl', 'said'), [
-    ({'keep': 'best'}, r'rl\.keep=.best. .*rl\.validate_every=1'),
+    ({'keep': 'log_loss'}, r'rl\.keep=.log_loss. .*rl\.validate_every=1'),
     ({'keep': 'worst'}, r'rl\.keep'), ({'validate_every': -1}, r'rl\.validate_every'),
     ({'validate_every': 1, 'validate_patients': 1}, r'rl\.validate_patients=1'),
     ({'validate_every': 1, 'rollouts': 'http://localhost:1/v1', 'rollouts_refresh': 2}, r'rl\.rollouts_refresh=2')])

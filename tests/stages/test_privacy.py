@@ -38,7 +38,7 @@ def run(tmp_path_factory, micro_config):
   c.data.outcomes = write(folder / 'outcomes.csv', ('patient', 'label', 'age', 'sex'),
                           [(p, i % 2, 40 + i % 30, 'fm'[i % 3 == 0]) for i, p in enumerate(patients)])
   c.data.test = 0.4
-  c.rl.update(validate_every=1, keep='best')
+  c.rl.update(validate_every=1, keep='auroc')
   said = io.StringIO()
   handler = logging.StreamHandler(said)
   absl_logging.get_absl_logger().addHandler(handler)

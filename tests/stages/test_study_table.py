@@ -185,7 +185,8 @@ def test_what_validation_patients_said_in_training_is_told_of_present_policies(m
     folder.mkdir(parents=True)
     digest = graph.stage_hashes(cells.own(c, seed, cell))['rl'] if current else 'of before'
     (folder / 'done.json').write_text(json.dumps({'hash': digest}))
-    wrote[cell, seed] = {'kept_step': 2, 'steps': 6, 'best_step': 2, 'best_auroc': .61, 'patients': 9, 'positive': 3}
+    wrote[cell, seed] = {'kept_step': 2, 'steps': 6, 'best_step': 2, 'by': 'auroc', 'best': .61, 'patients': 9,
+                         'positive': 3}
     (folder / 'summary.json').write_text(json.dumps(wrote[cell, seed]))
   out, text = make['gather']()
   assert out['validated'] == {'eag': {'0': wrote['eag', 0]}, 'grpo': {'1': wrote['grpo', 1]}}

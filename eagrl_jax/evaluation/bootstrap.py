@@ -146,7 +146,7 @@ def paired_difference(label: ArrayLike, prob_a: ArrayLike, prob_b: ArrayLike, n:
 
 
 def paired_rows(label: ArrayLike, probs: Mapping[str, ArrayLike], pairs: Sequence[tuple[str, str]],
-                names: Sequence[str] = ('auroc', 'auprc'), n: int = 1000, seed: int = 42,
+                names: Sequence[str] = ('auroc', 'auprc', 'log_loss'), n: int = 1000, seed: int = 42,
                 patient: ArrayLike | None = None) -> list[dict]:
   """`paired_difference` of named arms as the rows of metrics.json: {'a', 'b', 'metric', 'diff', 'ci95', 'p', …}."""
   rows = []

@@ -108,7 +108,7 @@ def paired(result: Mapping) -> list[dict]:
   rows = []
   for row in result.get('paired') or []:
     p = row.get('p')
-    rows.append({'a': row['a'], 'b': row['b'], 'metric': row['metric'].upper(),
+    rows.append({'a': row['a'], 'b': row['b'], 'metric': NAMES.get(row['metric'], row['metric']),
                  'diff': interval({'mean': row['diff'], 'ci95': row.get('ci95')}),
                  'p': '–' if not finite(p) else f'{p:.3f}' if p >= 0.001 else '<0.001'})
   return rows

@@ -127,7 +127,8 @@ def test_paired_difference():
 def test_paired_rows_name_the_arms():
   label, good, bad = cohort()
   rows = bs.paired_rows(label, {'rl': good, 'base': bad}, [('rl', 'base')], n=50)
-  assert [(r['a'], r['b'], r['metric']) for r in rows] == [('rl', 'base', 'auroc'), ('rl', 'base', 'auprc')]
+  assert [(r['a'], r['b'], r['metric']) for r in rows] == [
+      ('rl', 'base', metric) for metric in ('auroc', 'auprc', 'log_loss')]
   assert rows[1]['diff'] == bs.paired_difference(label, good, bad, n=50)['auprc']['diff']
 
 

@@ -122,8 +122,9 @@ def test_transfer_shows_calibration_and_paired_differences(run, html):
   assert row_of(html, 'Calibration on elsewhere', 'rl') == [
       with_interval(arm['brier']), with_interval(arm['log_loss']), f'{arm["calibration"]["slope"]:.2f}',
       f'{arm["calibration"]["intercept"]:.2f}'.replace('-', '−'), '0.123']
+  said = {'auroc': 'AUROC', 'auprc': 'AUPRC', 'log_loss': 'log loss'}
   for row in result['paired']:
-    cells = row_of(html, 'Paired differences on elsewhere', f'{row["a"]} − {row["b"]} {row["metric"].upper()}')
+    cells = row_of(html, 'Paired differences on elsewhere', f'{row["a"]} − {row["b"]} {said[row["metric"]]}')
     assert cells[0] == f'{row["diff"]:+.3f}'.replace('-', '−')
     assert cells[1] == ' to '.join(f'{x:.3f}'.replace('-', '−') for x in row['ci95']) and cells[2]
 

@@ -12,14 +12,18 @@ from matplotlib.ticker import MaxNLocator
 
 from eagrl_jax.evaluation import drawing
 
+FIRST = ('validation_', 'reward', 'loss')  # what a stage is for; a report folds all but six away
+
 
 def learning_curves(rows: Sequence[Mapping], stage: str) -> list[tuple[str, str]]:
   """One figure for each numeric metric of a stage's metrics.jsonl: (metric, svg).
 
   Rows are {'step': …, '<metric>': …}; of several rows with one step (after a resume) the last
-  counts. The thin line is the raw series, the thick one a centred moving mean.
+  counts. The thin line is the raw series, the thick one a centred moving mean. `FIRST` come first.
   """
-  return [(name, _curve(points, stage, name)) for name, points in _series(rows).items() if len(points) > 1]
+  series = {name: points for name, points in _series(rows).items() if len(points) > 1}
+  order = sorted(series, key=lambda name: not name.startswith(FIRST))  # otherwise as they are logged
+  return [(name, _curve(series[name], stage, name)) for name in order]
 
 
 def overlaid(logs: Mapping[str, Sequence[Mapping]], stage: str) -> list[tuple[str, str]]:

@@ -99,6 +99,8 @@ def test_learning_curves_one_a_metric_last_row_of_a_step_counts():
   assert 'aria-label="rl: loss from 10 at step 0 to 2.5 at step 4."' in curves['loss']
   assert 'rl · loss' in texts(curves['loss'])
   assert learning.learning_curves([], 'rl') == []
+  logged = [{'step': s, 'entropy': 1.0, 'reward': 2.0, 'kl': 3.0, 'validation_auroc': 4.0} for s in range(3)]
+  assert [name for name, _ in learning.learning_curves(logged, 'rl')] == ['reward', 'validation_auroc', 'entropy', 'kl']
 
 
 def test_smoothing_does_not_bend_a_constant_series_at_its_ends():

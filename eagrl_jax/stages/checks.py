@@ -17,7 +17,7 @@ from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.rl import advantages, alignment
 from eagrl_jax.rl.update import check_taps
-from eagrl_jax.stages import best, fields, lengths, settings, sizes
+from eagrl_jax.stages import fields, lengths, settings, sizes
 from eagrl_jax.stages.policy import POLICIES
 from eagrl_jax.train import nonfinite
 from eagrl_jax.types import EagrlError
@@ -30,6 +30,7 @@ FEATURE_FILES = ('meds', 'yaib', 'csv', 'wide_csv')  # the sources that `data.fe
 INFERENCE = ('samples', 'greedy', 'digits', 'search')  # see `stages.inference`
 EXPORT_DTYPES = ('float32', 'bfloat16')
 CONTROLS = ('expert', 'random', 'prevalence')
+KEEP = ('last', 'auroc', 'auprc', 'log_loss')  # see `stages.best`
 
 
 def check(config: ConfigDict) -> None:
@@ -234,7 +235,7 @@ def _check_validation(c: ConfigDict) -> None:
   fields.at_least(0, c, 'rl.validate_every', 'rl.validate_patients')
   if rl.validate_every and rl.validate_patients == 1:
     raise EagrlError('rl.validate_patients=1: an AUROC needs patients of both outcomes; give some hundred, or 0 = all')
-  fields.one_of('rl.keep', rl.keep, ('last', *best.KEPT_BY))
+  fields.one_of('rl.keep', rl.keep, KEEP)
   if rl.keep != 'last' and not rl.validate_every:
     raise EagrlError(f'rl.keep={rl.keep!r} is told by validation patients; have them asked with '
                      f'--config.rl.validate_every={max(1, rl.steps // 8)}, or set rl.keep=last')

@@ -65,7 +65,7 @@ def test_prompt_and_report_call_it_usual(values):
   say = lambda table: render(table, values[60].astype(np.float64), np.array([24.0, 48.0]), 60, 1, setting='patients',
                              config=PromptConfig()).text
   assert re.search(r'- bare \(Unit: mg/dL. Usual range: [\d.]+ to [\d.]+.\)', say(made))
-  assert 'Usual' not in say(TABLE) and '- known (Unit: /. Reference range: 1 to.)' in say(made)
+  assert 'Usual' not in say(TABLE) and '- known (Unit: /. Reference range: 1 or more.)' in say(made)
   shown = {'label': 'case 1', 'hours': [24.0], 'features': [
       {'name': 'bare', 'unit': '', 'ref_low': 8.0, 'ref_high': 12.0, 'values': [13.0], 'usual': True},
       {'name': 'known', 'unit': '', 'ref_low': 1.0, 'ref_high': None, 'values': [13.0]}]}

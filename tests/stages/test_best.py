@@ -182,6 +182,10 @@ def test_of_adapters_nothing_else_is_kept(world, micro_config, tmp_path, monkeyp
   assert not same(jax.tree.leaves(left), jax.tree.leaves(after[-1]))
 
 
+def test_every_figure_to_keep_by_is_known_to_the_checks():
+  assert checks.KEEP == ('last', *best.KEPT_BY)
+
+
 @pytest.mark.parametrize(('rl', 'said'), [
     ({'keep': 'log_loss'}, r'rl\.keep=.log_loss. .*rl\.validate_every=1'),
     ({'keep': 'worst'}, r'rl\.keep'), ({'validate_every': -1}, r'rl\.validate_every'),

@@ -35,8 +35,10 @@ CONFIG = ROOT / 'tests' / 'multi_process' / 'small.py'
 WEIGHTS = ('policy/params', 'members')  # folders of weights; Orbax notes the time in them
 CLOCKS = ('done.json', 'started.json')
 TIMES = ('seconds', 'with_compilation')
-# Answers of the smallest policy cannot be parsed and all earn the same: without these its rl changes no weight.
-MOVING = ('--config.rl.align_rows=all', '--config.rl.dynamic_sampling=False', '--config.rl.warmup=0')
+# Answers of the smallest policy cannot be parsed and all earn the same: without these its rl changes no weight, and of
+# policies that validation patients cannot tell apart the first would be kept.
+MOVING = ('--config.rl.align_rows=all', '--config.rl.dynamic_sampling=False', '--config.rl.warmup=0',
+          '--config.rl.keep=last')
 
 
 def share_salt(one: pathlib.Path, two: pathlib.Path) -> None:

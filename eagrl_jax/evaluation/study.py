@@ -234,7 +234,7 @@ def kept(validated: Mapping[str, Mapping[int, Mapping]]) -> str:
   of = rows[0][2]
   lines = ['## Validation in training', '',
            f'{of["patients"]} patients of the validation split, {of["positive"]} of them positive, in {of["steps"]} '
-           f'steps. The best of several such figures is too good; test patients have no part in it.', '',
+           'steps. The best of several such figures is too good; test patients have no part in it.', '',
            f'| arm | seed | policy kept, after so many steps | best on validation | its {NAMES[of["by"]]} there |',
            '|---|---|---|---|---|']
   lines += [f'| {arm} | {seed} | {found["kept_step"]} | {found["best_step"]} | {found["best"]:.3f} |'

@@ -122,9 +122,9 @@ def calibration(label: ArrayLike, prob: ArrayLike) -> dict[str, float]:
   y, p = check(label, prob)
   if undefined(y):
     return {'slope': float('nan'), 'intercept': float('nan')}
-  logit, ones = _logits(p), np.ones_like(p)
-  intercept = _logistic_fit(ones[:, None], y, logit)
-  both = _logistic_fit(np.stack([ones, logit], 1), y, 0 * logit)
+  x = _design(p)
+  intercept = _logistic_fit(x[:, :1], y, x[:, 1])
+  both = _logistic_fit(x, y, 0 * p)
   return {'slope': float(both[-1]), 'intercept': float(intercept[0])}
 
 
@@ -136,7 +136,7 @@ def recalibrated_log_loss(label: ArrayLike, prob: ArrayLike) -> float:
   y, p = check(label, prob)
   if undefined(y):
     return float('nan')
-  x = np.stack([np.ones_like(p), _logits(p)], 1)
+  x = _design(p)
   fit = _logistic_fit(x, y, 0 * p)
   if not np.isfinite(fit).all():
     return float('nan')
@@ -144,9 +144,10 @@ def recalibrated_log_loss(label: ArrayLike, prob: ArrayLike) -> float:
   return float(np.mean(np.logaddexp(0, logit) - y * logit))
 
 
-def _logits(p: np.ndarray) -> np.ndarray:
+def _design(p: np.ndarray) -> np.ndarray:
+  """One and the logit of each probability. [N] -> [N, 2]"""
   p = np.clip(p, FINITE, 1 - FINITE)
-  return np.log(p) - np.log1p(-p)
+  return np.stack([np.ones_like(p), np.log(p) - np.log1p(-p)], 1)
 
 
 def _logistic_fit(x: np.ndarray, y: np.ndarray, offset: np.ndarray) -> np.ndarray:

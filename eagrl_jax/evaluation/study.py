@@ -123,7 +123,7 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
   Args:
     rows: a `table` whose reference is the arm ahead.
     shuffled: the row of `perturbed.table` with the largest share of features moved; its p is adjusted over that table.
-    transfers: metrics.json of a seed's transfers, by cohort; p is adjusted over all their pairs of a metric.
+    transfers: other cohorts, of `elsewhere.gather`; their p is adjusted over all of them.
   """
   out = []
   for text, ahead, behind in CLAIMS:
@@ -135,27 +135,15 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
   else:
     out.append({'claim': SHUFFLED, 'verdict': 'untested',
                 'why': 'no records with all features shuffled were judged as the config is now (study.robustness)'})
-  elsewhere = _with_holm(transfers or {})
   for behind, text in TRANSFER:
-    if not elsewhere:
-      out.append({'claim': text, 'verdict': 'untested', 'why': 'no transfer was run'})
-    for cohort, rows_of in elsewhere.items():
-      pairs = {r['metric']: r for r in rows_of if (r['a'], r['b']) == ('rl', behind)}
-      gaps = {f'{m.upper()} eag - {behind}': pairs[m] for m in METRICS} if set(METRICS) <= set(pairs) else None
-      out.append(_judged(f'{text}: {cohort}', gaps))
+    if not transfers:
+      out.append({'claim': text, 'verdict': 'untested',
+                  'why': 'no transfer of these policies was run, or none that kept its answers'})
+    for cohort, of in (transfers or {}).items():
+      found = of['arms'].get(behind, {}).get('against')
+      out.append(_judged(f'{text}: {cohort}', found and {f'{m.upper()} eag - {behind}': found[m] for m in METRICS}))
   return [*out, {'claim': 'an average gain of 14.62 %', 'verdict': 'untested',
                  'why': 'of pretrained models of 3 to 8 B; the mean of which figures is not said'}]
-
-
-def _with_holm(transfers: Mapping[str, Mapping]) -> dict[str, list[dict]]:
-  """Cohort -> its paired rows with 'p_holm' over the rows of their metric in all cohorts."""
-  out = {cohort: [dict(row) for row in found['paired']] for cohort, found in transfers.items()}
-  every = [row for rows in out.values() for row in rows]
-  for m in {row['metric'] for row in every}:
-    rows = [row for row in every if row['metric'] == m]
-    for row, p in zip(rows, holm([row['p'] for row in rows])):
-      row['p_holm'] = p
-  return out
 
 
 def _judged(text: str, gaps: Mapping[str, Mapping] | None) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from ml_collections import ConfigDict
 
-from eagrl_jax.evaluation import perturbed, rates
+from eagrl_jax.evaluation import elsewhere, perturbed, rates
 from eagrl_jax.evaluation import study as study_lib
 from eagrl_jax.evaluation.files import read_columns, read_json
 from eagrl_jax.stages import cells, disk, graph
@@ -25,7 +25,7 @@ BySeed = dict[str, dict[int, np.ndarray]]  # arm or cell -> seed -> [N]
 
 
 def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
-  """Writes study.json and study.md from every finished cell, all seeds' perturbed records and the first's transfers.
+  """Writes study.json and study.md from every finished cell, all seeds' perturbed records and transfers.
 
   Args:
     resamples: of patients. No p is below 2 / (resamples + 1), nor by Holm below that times the number of arms.
@@ -69,15 +69,17 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   arms = {a: rows[a] | _means([*figures[a].values()]) for a in shown}
   changed = perturbed.gather({seed: at for seed in config.study.seeds if robustness_is_finished(
       at := run_folder(workdir, seed) / 'robustness', known[seed])}, NAMES, resamples)
-  claims = study_lib.claims(rows, perturbed.all_shuffled(changed['rows']) if changed else None,
-                            _transfers(run_folder(workdir, config.study.seeds[0]), known[config.study.seeds[0]]))
+  others = elsewhere.gather(_transfers(workdir, known), NAMES, resamples)
+  claims = study_lib.claims(rows, perturbed.all_shuffled(changed['rows']) if changed else None, others)
   study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
            **({'rates': tried} if config.study.learning_rates else {}),
-           **({'validated': validated} if validated else {}), **({'perturbed': changed} if changed else {})}
+           **({'validated': validated} if validated else {}), **({'perturbed': changed} if changed else {}),
+           **({'elsewhere': others} if others else {})}
   text = '\n'.join([study_lib.markdown(study),
                     *([rates.markdown(tried, 'eag')] if config.study.learning_rates else []),
                     *([study_lib.kept(validated)] if validated else []),
-                    *([perturbed.markdown(**changed)] if changed else [])])
+                    *([perturbed.markdown(**changed)] if changed else []),
+                    *([elsewhere.markdown(others)] if others else [])])
   disk.write_json(workdir / 'study.json', study)
   disk.write_text(workdir / 'study.md', text)
   return text
@@ -124,13 +126,18 @@ def _source(hashes: Mapping[str, str]) -> dict[str, str]:
   return {'prepare': hashes['prepare']}
 
 
-def _transfers(run: pathlib.Path, hashes: Mapping[str, str]) -> dict[str, dict]:
-  """Cohort -> metrics.json of the transfers of the run's present policies and expert."""
-  out = {}
-  for folder in sorted(path.parent for path in run.glob('transfer/[!.]*/manifest.json')):
-    made_from = read_json(folder / 'manifest.json')['made_from']['run']
-    if all(hashes[stage] == digest for stage, digest in made_from.items()):
-      out[folder.name] = read_json(folder / 'metrics.json')
+def _transfers(workdir: pathlib.Path, known: Mapping[int, Mapping[str, str]]) -> dict[str, dict[int, pathlib.Path]]:
+  """Name -> seed -> folder of the transfers of the seeds' present policies and experts.
+
+  What was judged before transfers kept their answers is not among them.
+  """
+  out: dict[str, dict[int, pathlib.Path]] = {}
+  for seed, hashes in known.items():
+    for folder in sorted(path.parent for path in run_folder(workdir, seed).glob('transfer/[!.]*/manifest.json')):
+      made_from = read_json(folder / 'manifest.json')['made_from']['run']
+      present = all(hashes[stage] == digest for stage, digest in made_from.items())
+      if present and (folder / 'predictions.parquet').exists():
+        out.setdefault(folder.name, {})[seed] = folder
   return out
 
 

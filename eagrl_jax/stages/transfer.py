@@ -5,7 +5,8 @@
 2. Its patients are judged by the policies base, sft and rl, by the expert, and by logistic regression and boosting
    that are fitted on the run's train patients.
 3. `<workdir>/transfer/<name>/metrics.json`: AUROC, AUPRC and calibration with intervals by patient, paired differences,
-   how many features met, the AUROC of the same arms at home, and the leakage audit of the other cohort.
+   how many features met, the AUROC of the same arms at home, and the leakage audit of the other cohort;
+   predictions.parquet, by which a study judges all seeds.
 
 The expert and the baselines are the controls of the policies: they meet the same missing features.
 """
@@ -17,12 +18,14 @@ import json
 import pathlib
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from absl import logging
 from ml_collections import ConfigDict
 
 from eagrl_jax.ehr import splits
 from eagrl_jax.ehr.records import Cohort, hashed_order
-from eagrl_jax.evaluation import baselines, bootstrap, metrics, provenance, report
+from eagrl_jax.evaluation import baselines, bootstrap, metrics, provenance, pseudonyms, report
 from eagrl_jax.stages import beside, checks, disk, early, fields, finished, foreign, graph, inference, pipeline, prepare
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import policy as policy_lib
@@ -68,8 +71,8 @@ def run(config: ConfigDict, workdir: pathlib.Path, dry_run: bool = False) -> Non
                    | graph.new_fields(context.config, 'evaluate')}
 
     def write(folder: pathlib.Path) -> dict:
-      summary = judge(context, home, data, match, splits.kept_apart(config.data.source),
-                      folder / PARTS)
+      probs, summary = judge(context, home, data, match, splits.kept_apart(config.data.source), folder / PARTS)
+      write_predictions(context, data, probs, folder)
       disk.write_json(folder / 'metrics.json', summary)
       print('\n' + report.summary_table(json.loads((folder / 'metrics.json').read_text())))
       return {'attrition': data.cohort.attrition, 'environment': pipeline.environment()}
@@ -128,8 +131,8 @@ def chosen(cohort: Cohort, patients: int, seed: int) -> Cohort:
 
 
 def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: foreign.Match, unit: str,
-          kept: pathlib.Path | None = None) -> dict:
-  """The content of metrics.json.
+          kept: pathlib.Path | None = None) -> tuple[dict[str, np.ndarray], dict]:
+  """Every arm's probabilities `[N]`, and the content of metrics.json.
 
   Args:
     unit: what ids of the other cohort name, see `splits.kept_apart`.
@@ -154,12 +157,23 @@ def judge(context: Context, home: data_lib.Data, data: data_lib.Data, match: for
         'auroc_at_home': known.get(name), **(ahead.entry(prob) if ahead else {})}
     if name in arms:
       table[name] |= {'parse_rate': float(arms[name].parsed.mean()), 'refusal_rate': float(arms[name].refused.mean())}
-  return {
+  return probs, {
       'task': data.cohort.task, 'cohort': data.cohort.name, 'trained_on': home.cohort.name, 'n_test': len(rows),
       'n_train': len(home.splits.train), 'prevalence': float(label.mean()), 'unparsed_score': unparsed,
       'mapped_features': len(match.mapped), 'features': dataclasses.asdict(match), 'arms': table,
       'paired': bootstrap.paired_rows(label, probs, PAIRS, n=n), **({'early': ahead.settings()} if ahead else {}),
       'audit': beside.audit_elsewhere(context, home, data, probs, unit)}
+
+
+def write_predictions(context: Context, data: data_lib.Data, probs: dict[str, np.ndarray],
+                      folder: pathlib.Path) -> None:
+  """One row an arm and patient, the patients of every arm in the same order."""
+  ids = pseudonyms.shown(data.cohort.subject_id, context.workdir, context.config.evaluate.plain_ids)
+  label = data.cohort.label.astype(bool)
+  pq.write_table(pa.concat_tables(pa.table({
+      'subject_id': ids, 'arm': [arm] * len(ids), 'boolean_value': label,
+      'predicted_boolean_probability': prob.astype(np.float64)}) for arm, prob in probs.items()),
+                 folder / 'predictions.parquet')
 
 
 def fitted_at_home(kind: str, home: data_lib.Data, data: data_lib.Data, seed: int) -> np.ndarray:

@@ -102,32 +102,20 @@ def test_shuffling_and_other_hospitals_are_claims_too():
   assert [verdict(shuffled(*ci)) for ci in ((0.1, 0.3), (-0.1, 0.2), (-0.2, -0.09))] == [
       'reproduced', 'not reproduced', 'reversed']
   assert verdict(None) == 'untested'
-  pair = lambda b, low: [{'a': 'rl', 'b': b, 'metric': m, 'diff': low + 0.1, 'ci95': [low, low + 0.2], 'p': 0.01}
-                         for m in (*study.METRICS, 'brier')]
+  gap = lambda low: {'against': {
+      m: {'diff': low + 0.1, 'ci95': [low, low + 0.2], 'p_holm': 0.01} for m in study.METRICS}}
   found = {c['claim']: c['verdict'] for c in study.claims({'eag': {}}, None, {
-      'tjh': {'paired': [*pair('expert', -0.3), *pair('sft', 0.01)]}})}
-  assert (found['elsewhere it is ahead of the expert: tjh'], found['elsewhere it is ahead of SFT: tjh']) == (
-      'reversed', 'reproduced')
-
-
-def test_transfers_are_judged_by_holm_over_the_pairs_of_all_cohorts():
-  p = {('expert', 'auroc'): 0.02, ('expert', 'auprc'): 0.012, ('sft', 'auroc'): 0.03, ('sft', 'auprc'): 0.4}
-  pairs = lambda p: [{'a': 'rl', 'b': b, 'metric': m, 'diff': 0.1, 'ci95': [0.01, 0.2], 'p': v}
-                     for (b, m), v in p.items()]
-  verdict = lambda **cohorts: {c['claim']: c['verdict'] for c in study.claims({'eag': {}}, None, {
-      name: {'paired': rows} for name, rows in cohorts.items()})}['elsewhere it is ahead of the expert: tjh']
-  assert verdict(tjh=pairs(p)) == 'reproduced'  # .02 of two pairs is .04, .012 is .024
-  more = {('expert', 'auroc'): 0.9, ('expert', 'auprc'): 0.001}
-  assert verdict(tjh=pairs(p), elsewhere=pairs(more)) == 'not by Holm'  # .02 of three is .06
-  assert verdict(tjh=pairs({k: v for k, v in p.items() if k[1] == 'auroc'})) == 'untested'
+      'tjh': {'arms': {'eag': {}, 'expert': gap(-0.3), 'sft': gap(0.01)}},
+      'other': {'arms': {'eag': {}, 'sft': gap(0.01)}}})}
+  of = lambda claim: found[f'elsewhere it is ahead of {claim}']
+  assert (of('the expert: tjh'), of('SFT: tjh'), of('the expert: other')) == ('reversed', 'reproduced', 'untested')
 
 
 @pytest.mark.parametrize('nothing', [float('nan'), None])  # None: as disk.write_json leaves it
 def test_a_claim_without_an_interval_is_untested(nothing):
   gap = {'diff': nothing, 'ci95': [nothing, nothing], 'p': nothing, 'p_holm': nothing}
   rows = {'eag': {}, 'sft': {'against': dict.fromkeys(study.METRICS, gap)}}
-  pairs = [{'a': 'rl', 'b': 'sft', 'metric': m, **gap} for m in study.METRICS]
-  found = study.claims(rows, {'less_than_expert': dict.fromkeys(study.METRICS, gap)}, {'tjh': {'paired': pairs}})
+  found = study.claims(rows, {'less_than_expert': dict.fromkeys(study.METRICS, gap)}, {'tjh': {'arms': rows}})
   assert {c['verdict'] for c in found} == {'untested'}
   assert sum('does not exist' in c['why'] for c in found) == 4
 

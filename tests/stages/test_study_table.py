@@ -63,11 +63,23 @@ def made(micro_config, tmp_path):
                                      for arm in ('rl', 'expert')]), folder / 'predictions.parquet')
     return folder
 
+  def transfer(seed):
+    folder = cells.run_folder(tmp_path, seed) / 'transfer/other'
+    folder.mkdir(parents=True)
+    hashes = graph.stage_hashes(cells.own(c, seed))
+    (folder / 'manifest.json').write_text(json.dumps({
+        'made_from': {'run': {stage: hashes[stage] for stage in ('base', 'sft', 'rl', 'expert')}}}))
+    (folder / 'metrics.json').write_text(json.dumps({'mapped_features': 7}))
+    probs = {'sft': told(LABEL[''], 0), 'rl': told(LABEL[''], 2), 'expert': told(LABEL[''], 5)}
+    pq.write_table(pa.table({
+        'arm': [arm for arm in probs for _ in range(N)], 'boolean_value': np.tile(LABEL[''], len(probs)),
+        'predicted_boolean_probability': np.concatenate([*probs.values()])}), folder / 'predictions.parquet')
+
   def gather():
     text = study_table.gather(c, tmp_path, 200)
     return json.loads((tmp_path / 'study.json').read_text()), text
 
-  return c, {'run': run, 'cell': cell, 'robust': robust, 'gather': gather}
+  return c, {'run': run, 'cell': cell, 'robust': robust, 'transfer': transfer, 'gather': gather}
 
 
 def whole(make, seed):
@@ -147,20 +159,20 @@ def test_perturbed_records_count_if_they_are_those_that_the_config_asks_for(made
 
 def test_a_transfer_counts_while_the_run_is_the_one_that_was_judged(made, tmp_path):
   c, make = made
-  make['run'](0)
-  folder = tmp_path / 'seed_0/transfer/other'
-  folder.mkdir(parents=True)
-  hashes = graph.stage_hashes(cells.own(c, 0))
-  made_from = {'run': {stage: hashes[stage] for stage in ('base', 'sft', 'rl', 'expert')}}
-  (folder / 'manifest.json').write_text(json.dumps({'made_from': made_from}))
-  pair = lambda b, metric: {'a': 'rl', 'b': b, 'metric': metric, 'diff': 0.2, 'ci95': [0.1, 0.3], 'p': 0.001}
-  (folder / 'metrics.json').write_text(json.dumps({'paired': [
-      pair(b, m) for b in ('expert', 'sft') for m in study_lib.METRICS]}))
-  verdicts = lambda: {x['claim']: x['verdict'] for x in make['gather']()[0]['claims'] if 'elsewhere' in x['claim']}
-  assert set(verdicts().values()) == {'reproduced'} and len(verdicts()) == 2
+  for seed in (0, 1):
+    make['run'](seed)
+    make['transfer'](seed)
+  verdicts = lambda out: {x['claim']: x['verdict'] for x in out['claims'] if 'elsewhere' in x['claim']}
+  out, text = make['gather']()
+  assert out['elsewhere']['other']['seeds'] == [0, 1] and '## Elsewhere' in text
+  assert verdicts(out) == {'elsewhere it is ahead of the expert: other': 'reversed',
+                           'elsewhere it is ahead of SFT: other': 'reproduced'}
+  (cells.run_folder(tmp_path, 1) / 'transfer/other/predictions.parquet').unlink()  # of before it kept them
+  assert make['gather']()[0]['elsewhere']['other']['seeds'] == [0]
   c.rl.learning_rate = 1e-5
   make['run'](0)  # trained and judged again
-  assert set(verdicts().values()) == {'untested'}
+  out, text = make['gather']()
+  assert set(verdicts(out).values()) == {'untested'} and 'elsewhere' not in out and '## Elsewhere' not in text
 
 
 def test_without_a_current_seed_the_table_of_before_is_left_alone(made, tmp_path):

@@ -8,7 +8,9 @@ import shutil
 import sys
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from sklearn import metrics as sk
 
 from eagrl_jax.ehr import normalise
 from eagrl_jax.ehr.sources import synthetic
@@ -58,6 +60,12 @@ def test_from_one_synthetic_site_to_the_other(run, capsys):
     assert set(arm['calibration']) == {'slope', 'intercept'}
   assert {(row['a'], row['b'], row['metric']) for row in result['paired']} >= {('rl', 'expert', 'auroc'),
                                                                              ('rl', 'expert', 'auprc')}
+  told = pq.read_table(folder / 'predictions.parquet').to_pandas()
+  assert set(told.groupby('arm').size()) == {40} and set(told.arm) == set(result['arms'])
+  for arm, of in told.groupby('arm', sort=False):
+    assert sk.roc_auc_score(of.boolean_value, of.predicted_boolean_probability) == pytest.approx(
+        result['arms'][arm]['auroc']['point'], abs=1e-12)
+  assert told.subject_id.str.fullmatch('[0-9a-f]{16}').all()
   assert (result['trained_on'], result['n_test'], result['mapped_features']) == ('synthetic-mimic', 40, 20)
   assert '20 of 20 features of the run' in capsys.readouterr().out
   audit = {check['name']: check for check in result['audit']}
@@ -119,10 +127,10 @@ def test_outcomes_of_the_other_cohort_only_judge(home, monkeypatch):
   seen = []
   score = transfer.bootstrap.bootstrap
   monkeypatch.setattr(transfer.bootstrap, 'bootstrap', lambda y, p, n: (seen.append(p), score(y, p, n))[1])
-  one = transfer.judge(context, own, data, match, 'patients')
+  _, one = transfer.judge(context, own, data, match, 'patients')
   turned = dataclasses.replace(data.cohort, label=1 - data.cohort.label)
   expert = dataclasses.replace(data.expert, label=1 - data.expert.label)
-  two = transfer.judge(context, own, dataclasses.replace(data, cohort=turned, expert=expert), match, 'patients')
+  _, two = transfer.judge(context, own, dataclasses.replace(data, cohort=turned, expert=expert), match, 'patients')
   assert len(seen) == 22  # six arms, and five of the audit
   assert all(np.array_equal(a, b) for a, b in zip(seen[:11], seen[11:]))
   for name, arm in one['arms'].items():

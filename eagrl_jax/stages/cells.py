@@ -4,7 +4,9 @@ Arms of reinforcement learning start from the same policy, with the same budget,
 GRPO (arXiv 2402.03300) and DAPO (arXiv 2503.14476) as published, but for the optimiser and the sampling, which are the
 config's, and for the rollouts with which DAPO fills a step, four more at most; each ablation leaves one thing out
 (without the attention reward that of the prediction has the whole weight, so KL and alignment have less beside it);
-the controls follow salience that knows nothing of the patient. `direct`
+the controls follow salience that knows nothing of the patient. `no_attention` leaves all of attention out and keeps the
+optimiser's part; `grpo_dr`, `grpo_tokens`, `grpo_clip` and `grpo_dynamic` are GRPO with one of those parts: what a
+difference between GRPO and EAG-RL is owed to (none is in `study.arms` of the defaults). `direct`
 is the base policy without reasoning: the number it would write at once. `think` is the base policy asked in full prose
 to think in any form; the tiny policy reads no instructions, so its answers there are not to be read.
 
@@ -36,17 +38,22 @@ from eagrl_jax.stages.context import Context
 SHARED = ('prepare', 'expert', 'base', 'search', 'sft')  # stages that every arm of a seed starts from
 ASKED = ('direct', 'think')  # arms without training: the base policy
 PLAIN = {'rl.lam': 1.0, 'rl.c_align': 0.0, 'rl.attention_reward': 0.0, 'rl.advantage': 'grpo'}
+GRPO = PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False,
+                'rl.resample': 0}
 CHANGES: dict[str, dict[str, object]] = {
     'direct': {},
     'think': {'prompt.reasoning': 'free', 'prompt.style': 'full'},
-    'grpo': PLAIN | {'rl.loss': 'sequence_mean', 'rl.clip_min': 0.2, 'rl.clip_max': 0.2, 'rl.dynamic_sampling': False,
-                     'rl.resample': 0},
+    'grpo': GRPO,
     'dapo': PLAIN | {'rl.loss': 'token_mean', 'rl.clip_min': 0.28, 'rl.clip_max': 0.28, 'rl.dynamic_sampling': True,
                      'rl.resample': 4, 'rl.kl': 0.0},
     'no_stage1': {'rl.start': 'base'},
     'no_attention_reward': {'rl.lam': 1.0, 'rl.attention_reward': 0.0},
     'no_adaptive_clip': {'rl.clip_min': 0.2, 'rl.clip_max': 0.2},
     'no_alignment': {'rl.c_align': 0.0},
+    'no_attention': {'rl.lam': 1.0, 'rl.attention_reward': 0.0, 'rl.c_align': 0.0},
+    **{arm: {field: value for field, value in GRPO.items() if field not in eags} for arm, eags in {
+        'grpo_dr': ('rl.advantage',), 'grpo_tokens': ('rl.loss',), 'grpo_clip': ('rl.clip_min', 'rl.clip_max'),
+        'grpo_dynamic': ('rl.dynamic_sampling',)}.items()},
     'random_features': {'rl.align_control': 'random'},
     'prevalent_features': {'rl.align_control': 'prevalence'},
 }

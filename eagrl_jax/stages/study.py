@@ -99,9 +99,9 @@ def _check(config: ConfigDict) -> None:
     fields.seed('study.seeds', seed)
   for arm in c.arms:
     fields.one_of('study.arms', arm, tuple(CHANGES))
-  if config.reward.kind == 'authors' and {'grpo', 'dapo', 'no_attention_reward'} & set(c.arms):
+  if config.reward.kind == 'authors' and (weighed := [arm for arm in c.arms if 'rl.lam' in CHANGES[arm]]):
     raise EagrlError("reward.kind='authors' has no weight lam to leave the attention reward out with; use another kind,"
-                     ' or take grpo, dapo and no_attention_reward out of study.arms')
+                     f' or take {", ".join(weighed)} out of study.arms')
   rates_of = (config.rl.learning_rate, *c.learning_rates)
   if len(set(rates_of)) < len(rates_of) or not all(isinstance(r, float) and 0 < r < 1 for r in c.learning_rates):
     raise EagrlError(f'study.learning_rates={tuple(c.learning_rates)}: give different rates between 0 and 1; '

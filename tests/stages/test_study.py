@@ -146,6 +146,23 @@ def test_dapo_punishes_length_beyond_what_the_others_may_write(micro_config):
   assert study.own(c, 0, 'grpo').rl.max_new == c.rl.max_new and c.rl.overlong_buffer == 0
 
 
+def test_an_arm_between_grpo_and_eag_rl_has_one_part_of_the_latter(micro_config):
+  c = small(micro_config)
+  of = lambda arm: study.own(c, 0, arm).rl.to_dict()
+  differing = lambda a, b: {name for name, value in of(a).items() if value != of(b)[name]}
+  assert differing('no_attention', 'eag') == {'lam', 'c_align'} and of('no_attention')['lam'] == 1
+  for arm, parts in (('grpo_dr', {'advantage'}), ('grpo_tokens', {'loss'}), ('grpo_dynamic', {'dynamic_sampling'}),
+                     ('grpo_clip', {'clip_max'})):
+    assert differing(arm, 'grpo') == parts and not parts & differing(arm, 'eag'), arm
+
+
+def test_arms_that_weigh_the_prediction_alone_are_refused_where_nothing_is_weighed(micro_config, tmp_path):
+  c = small(micro_config)
+  c.reward.kind, c.study.arms = 'authors', ('no_alignment', 'no_attention', 'grpo_dr')
+  with pytest.raises(EagrlError, match='take no_attention, grpo_dr out of study.arms'):
+    study.run(c, tmp_path)
+
+
 @pytest.mark.parametrize(('field', 'value', 'says'), [
     ('arms', ('gropo',), 'study.arms'), ('seeds', (), 'study.seeds'), ('seeds', (1, 1), 'study.seeds'),
     ('seeds', (0, -1), 'study.seeds=-1'), ('learning_rates', (1e-3, 1e-3), 'study.learning_rates'),

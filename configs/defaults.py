@@ -13,6 +13,7 @@ def get_config(variant: str = '') -> ConfigDict:
   config = ConfigDict()
   config.seed = 0
   config.target = 'evaluate'  # last stage to run
+  config.remake = True  # finished stages before the target, where settings differ: made again | False: refused
   config.nonfinite = 'stop'  # of base, sft, rl at a NaN or infinity: stop | skip (leave the step out, go on)
   config.data = ConfigDict(dict(
       seed=placeholder(int),  # of the synthetic cohort and of the splits; unset: the experiment's

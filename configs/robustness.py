@@ -1,6 +1,6 @@
 """The whole method, then its robustness: policies and expert under perturbed records and prompts.
 
-On a finished run folder only the robustness stage is done.
+On a finished run folder only the robustness stage is done, given the variant and the flags of that run.
 """
 
 from configs import defaults
@@ -8,5 +8,5 @@ from configs import defaults
 
 def get_config(variant: str = ''):
   config = defaults.get_config(variant)
-  config.target = 'robustness'
+  config.target, config.remake = 'robustness', False
   return config

@@ -17,6 +17,7 @@ from absl import app, flags, logging
 from absl.logging import converter
 from ml_collections import config_flags
 
+_ABSENT = '_CHECKPOINT_METADATA'  # which orbax misses in each checkpoint of ours that it reads, and does without
 PACKAGED = pathlib.Path(__file__).parent / 'packaged'
 
 
@@ -94,6 +95,7 @@ def main(argv: list[str]) -> None:
   if not _WORKDIR.value.strip():
     raise EagrlError('--workdir is empty: name the folder of the run, such as --workdir=runs/first')
   fields.split_commas(_CONFIG.value)
+  fields.expand_home(_CONFIG.value)
   if _CONFIG.value.target in ('predict', 'transfer', 'study'):  # built on whole runs
     importlib.import_module(f'eagrl_jax.stages.{_CONFIG.value.target}').run(_CONFIG.value, workdir, _DRY_RUN.value)
   elif _DRY_RUN.value:
@@ -116,7 +118,8 @@ def run() -> None:
   # Of the libraries only warnings: their narration would bury ours, and so would tracebacks of what they raise anyway.
   warning = converter.STANDARD_WARNING
   logging.get_absl_handler().addFilter(
-      lambda r: 'eagrl_jax' in r.pathname or (r.levelno >= warning and not r.exc_info))
+      lambda r: 'eagrl_jax' in r.pathname or (
+          r.levelno >= warning and not r.exc_info and _ABSENT not in r.getMessage()))
   sys.unraisablehook = _unraisable
   try:
     preemption.listen()
@@ -126,7 +129,7 @@ def run() -> None:
   except Exception as e:
     if preemption.explains(e):
       preemption.say()
-      return
+      sys.exit(preemption.status())
     mistakes = () if flags.FLAGS.is_parsed() else (AttributeError, KeyError, TypeError, ValueError, FileNotFoundError)
     if not isinstance(e, (EagrlError, flags.Error, *mistakes)):
       raise  # a defect of ours: the traceback helps

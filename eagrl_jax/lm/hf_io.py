@@ -12,9 +12,8 @@ import numpy as np
 import safetensors
 from absl import logging
 from jax.sharding import Mesh
-from safetensors import numpy as safetensors_numpy
 
-from eagrl_jax.lm import checkpoint_config, json_file, layout, lora
+from eagrl_jax.lm import checkpoint_config, json_file, layout, lora, tensor_file
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.layout import Dtype
 from eagrl_jax.lm.tokenizer import Tokenizer
@@ -97,7 +96,7 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
   for i, shard in enumerate(shards, 1):
     file = WEIGHTS if len(shards) == 1 else f'model-{i:05d}-of-{len(shards):05d}.safetensors'
     tensors = {layout.hf_key(*leaf): value(*leaf) for leaf in shard}
-    safetensors_numpy.save_file(tensors, directory / file, metadata={'format': 'pt'})
+    tensor_file.save(tensors, directory / file)
     where |= dict.fromkeys(tensors, file)
     del tensors  # before the next shard is built
   for old in {*directory.glob(SHARDS), directory / INDEX, directory / WEIGHTS}:

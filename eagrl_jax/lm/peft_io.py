@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from safetensors import numpy as safetensors_numpy
 
-from eagrl_jax.lm import layout, lora
+from eagrl_jax.lm import layout, lora, tensor_file
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.tokenizer import Tokenizer
 from eagrl_jax.types import EagrlError, Params
@@ -37,7 +36,7 @@ def save_peft(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokeni
       key = 'base_model.model.' + layout.hf_key(name, i).removesuffix('weight')
       tensors[key + 'lora_A.weight'] = np.ascontiguousarray(a[i].reshape(-1, cfg.lora.rank).T)
       tensors[key + 'lora_B.weight'] = np.ascontiguousarray(b[i].reshape(cfg.lora.rank, -1).T)
-  safetensors_numpy.save_file(tensors, directory / WEIGHTS, metadata={'format': 'pt'})
+  tensor_file.save(tensors, directory / WEIGHTS)
   (directory / CONFIG).write_text(json.dumps({
       'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base, 'r': cfg.lora.rank,
       'lora_alpha': cfg.lora.alpha, 'lora_dropout': 0.0, 'target_modules': list(cfg.lora.targets), 'bias': 'none',

@@ -30,6 +30,7 @@ FEATURE_FILES = ('meds', 'yaib', 'csv', 'wide_csv')  # the sources that `data.fe
 INFERENCE = ('samples', 'greedy', 'digits', 'search')  # see `stages.inference`
 EXPORT_DTYPES = ('float32', 'bfloat16')
 CONTROLS = ('expert', 'random', 'prevalence')
+CHECKPOINT_RATE = 2e-4  # what adapters take; whole checkpoints take less
 KEEP = ('last', 'auroc', 'auprc', 'log_loss')  # see `stages.best`
 
 
@@ -128,6 +129,16 @@ def _check_files(data: ConfigDict) -> None:
   for name in ('splits', 'features'):
     if data.get(name):
       fields.existing(f'data.{name}', data[name])
+
+
+def doubtful_rates(c: ConfigDict) -> str:
+  """What to say where a checkpoint would be trained at rates of a small policy from scratch; '' where nothing is."""
+  high = [f'{name}.learning_rate={c[name].learning_rate:g}' for name in ('base', 'sft', 'rl')
+          if c[name].learning_rate > CHECKPOINT_RATE]
+  if c.lm.checkpoint == 'tiny' or not high:
+    return ''
+  return (f'{", ".join(high)}: rates for a small policy from scratch, where checkpoints usually take '
+          f'{CHECKPOINT_RATE:g} at most; configs/rl.py:pretrained has 1e-4, 5e-5 and 1e-5')
 
 
 def _check_expert(c: ConfigDict) -> None:

@@ -55,6 +55,15 @@ def existing(field: str, path: str) -> None:
     raise EagrlError(f'{field}={path!r}: no such file or folder; set --config.{field}=')
 
 
+def expand_home(c: ConfigDict) -> None:
+  """A `~` in a path of patients' files becomes the home folder: a shell leaves it alone behind a `=`."""
+  for section, names in (('data', ('path', 'outcomes', 'splits', 'features')),
+                         ('predict', ('path', 'statics', 'features'))):
+    for name in names:
+      if str(c.get(section, {}).get(name) or '').startswith('~'):
+        c[section][name] = os.path.expanduser(c[section][name])
+
+
 def outside(workdir: pathlib.Path, c: ConfigDict, *names: str) -> None:
   """Refuses a run's folder inside a folder that one of these fields names: the run would change its own input."""
   for name in names:

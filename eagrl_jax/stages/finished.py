@@ -79,7 +79,8 @@ def check_run(workdir: pathlib.Path, config: ConfigDict, needs: tuple[str, ...])
       mark = json.loads((workdir / name / 'done.json').read_text())
       done[name] = {'hash': mark['hash'], 'inputs': dict(mark['inputs'])}
     except (OSError, ValueError, KeyError, TypeError) as e:  # absent, or damaged in whatever way
-      raise EagrlError(f'--workdir={workdir}: the stage {name} is not finished; run configs/rl.py there first') from e
+      raise EagrlError(f'--workdir={workdir}: the stage {name} is not finished; run configs/rl.py there first, with '
+                       'its variant and flags') from e
   mixed = [name for name in done if any(done[n]['hash'] != h for n, h in done[name]['inputs'].items() if n in done)]
   if mixed:
     raise EagrlError(f'--workdir={workdir}: {mixed[0]} was made from other stages than those in the folder; run '

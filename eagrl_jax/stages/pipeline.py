@@ -14,18 +14,21 @@ import json
 import os
 import pathlib
 import platform
+import shutil
 import subprocess
 import time
+from collections.abc import Mapping
 
 import jax
 from absl import logging
 from ml_collections import ConfigDict
 
-from eagrl_jax.evaluation import provenance
+from eagrl_jax.evaluation import files, provenance
 from eagrl_jax.mesh import local_mesh, make_mesh
 from eagrl_jax.stages import disk, graph
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import preemption, processes
+from eagrl_jax.types import EagrlError
 
 
 def run(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -53,7 +56,31 @@ def _checked(config: ConfigDict, workdir: pathlib.Path) -> dict[str, str]:
   checks.check(config)
   fields.outside(workdir, config, 'data.path', 'data.outcomes', 'data.splits', 'data.features',
                  *(() if config.lm.checkpoint == 'tiny' else ('lm.checkpoint',)))
-  return graph.stage_hashes(config)
+  if doubt := checks.doubtful_rates(config):
+    logging.log_first_n(logging.WARNING, '%s', 1, doubt)
+  hashes = graph.stage_hashes(config)
+  others = [name for name in _of_other_settings(config, workdir, hashes) if name != config.target]
+  if others and not config.get('remake', True):
+    raise EagrlError(f'--workdir={workdir}: its {others[0]} was made with other settings{_differing(config, workdir)}; '
+                     'give the variant and the flags of that run, or --config.remake=True to make it again')
+  return hashes
+
+
+def _of_other_settings(config: ConfigDict, workdir: pathlib.Path, hashes: Mapping[str, str]) -> list[str]:
+  """Selected stages that are finished in the folder with another hash."""
+  found = {stage.name: disk.read_hash(workdir / stage.name / 'done.json') for stage in graph.selected(config)}
+  return [name for name, digest in found.items() if digest not in (None, hashes[name])]
+
+
+def _differing(config: ConfigDict, workdir: pathlib.Path) -> str:
+  """In brackets the first fields, without values, in which the folder's config is another; '' where none is known."""
+  try:
+    theirs = dict(files.flat(files.read_json(workdir / 'config.json') or {}, share=False))
+  except EagrlError:
+    return ''
+  ours = dict(files.flat(json.loads(json.dumps(config.to_dict(), default=str)), share=False))
+  apart = [name for name in ours if name not in ('target', 'remake') and theirs.get(name, ours[name]) != ours[name]]
+  return f' ({", ".join(apart[:4])}{", …" if len(apart) > 4 else ""})' if theirs and apart else ''
 
 
 def _open(stack: contextlib.ExitStack, config: ConfigDict, workdir: pathlib.Path, hashes: dict[str, str]) -> None:
@@ -61,6 +88,10 @@ def _open(stack: contextlib.ExitStack, config: ConfigDict, workdir: pathlib.Path
   with disk.faults(workdir):
     workdir.mkdir(parents=True, exist_ok=True)
     stack.enter_context(disk.exclusive(workdir))
+    if _of_other_settings(config, workdir, hashes) and (workdir / 'config.json').exists():
+      attic = workdir / 'superseded' / f'config-{time.time_ns()}.json'  # beside the stages that it made
+      attic.parent.mkdir(exist_ok=True)
+      shutil.copyfile(workdir / 'config.json', attic)
     disk.write_json(workdir / provenance.HASHES, hashes)  # first: cut off here, results look old rather than new
     disk.write_json(workdir / 'config.json', config.to_dict())
     disk.write_json(workdir / 'environment.json', environment())

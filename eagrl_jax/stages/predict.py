@@ -125,6 +125,8 @@ def predict(context: Context, folder: pathlib.Path, data: data_lib.Data, policy_
       'predicted_boolean_probability': arm.prob.astype(np.float64), 'parsed': arm.parsed.astype(np.float64),
       'refused': arm.refused.astype(np.float64),
       'expert_probability': finished.expert_prob(context, data).astype(np.float64)}), folder / 'predictions.parquet')
+  if not plain_ids:
+    logging.info('patients have pseudonyms in these files; --config.evaluate.plain_ids=True shows the source\'s ids')
   reasoning.write(folder / 'reasoning.jsonl', ids, cohort.features.names, {policy_name: arm})
 
 

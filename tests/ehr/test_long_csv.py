@@ -194,6 +194,8 @@ def test_a_byte_order_mark_does_not_hide_a_column(tmp_path):
     ('patient,label\n,0\nb,1\n', "a row has no 'patient'"),
     ('patient,label\n', 'o.csv holds no rows'), ('', 'o.csv is not a CSV'),
     ('patient,labl\na,0\nb,1\n', "o.csv has no column 'label'; the nearest header is 'labl'"),
+    ('patient,label,Until\na,0,5\nb,1,5\n', "o.csv has a column 'Until', and 'until' is what would be read; rename it"),
+    ('patient,label, SEX \na,0,m\nb,1,f\n', "o.csv has a column 'SEX', and 'sex' is what would be read; rename it"),
     ('patient,label\na,0\nb,0\n', 'all 2 patients are negative'),
     ('patient,label\na,1\nb,1\n', 'all 2 patients are positive'),
     ('patient,label,label\na,0,1\nb,1,0\n', "data.outcomes: o.csv has two columns 'label'; keep one"),
@@ -222,6 +224,7 @@ def test_a_column_taken_for_another_shows_no_entry(tmp_path, columns, features, 
 
 @pytest.mark.parametrize(('events', 'match'), [
     ('', 'e.csv is not a CSV'), ('patient,time,feature,value\n', 'holds no row'),
+    ('patient,time,feature,value,Unit\na,0,sodium,1,mmol/L\n', "a column 'Unit', and 'unit' is what would be read"),
     ('patient,time,feature,val\na,0,sodium,1\n', "no column 'value'; the nearest header is 'val'"),
     ('patient,time,feature,value,value\na,0,sodium,1,2\n', "data.path: e.csv has two columns 'value'; keep one"),
     ('patient,time,feature,value\na,0,sodiun,1\n', "unknown feature 'sodiun'; did you mean 'serum sodium'"),

@@ -143,7 +143,7 @@ def test_missing_and_damaged_files(tmp_path):
   with pytest.raises(EagrlError, match='no file or folder'):
     physionet2012.load(tmp_path / 'absent.tar.xz', tmp_path / 'Outcomes-a.txt')
   (tmp_path / 'Outcomes-a.txt').unlink()
-  with pytest.raises(EagrlError, match=r'there is no file Outcomes-a\.txt'):
+  with pytest.raises(EagrlError, match=r'there is no file .*Outcomes-a\.txt'):
     physionet2012.load(path)
 
 

@@ -101,6 +101,8 @@ def test_packed_files_as_long_csv_takes_them(tmp_path, ending, codec):
     ('patient,sodium\na,1\n', "no column 'time'; the nearest header"),
     ('patient,time,sodium,sodium\na,0,1,2\n', "two columns 'sodium'; keep one"),
     ('patient,time,sodium,Sodium\na,0,1,2\n', "two columns 'sodium'; keep one"),
+    ('patient,time,feature,value\na,0,sodium,1\n', 'so it is a long file: choose the variant :csv'),
+    ('patient,time,Available,sodium\na,0,1,2\n', "a column 'Available', and 'available' is what would be read"),
     ('patient,time,sodium,\na,0,1,2\n', 'a column without a header'),
     ('patient,time,sodium,label\na,0,1,1\n', "the column 'label' belongs to the outcomes file; remove it"),
     ('patient,time,sodium,age\na,0,1,1\n', "the column 'age' belongs to the outcomes file; remove it"),

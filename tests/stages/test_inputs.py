@@ -328,6 +328,14 @@ def test_words_may_be_separated_by_commas(published_config):
   assert (c.robustness.kinds, c.evaluate.inference, c.rl.align_layers) == (('order', 'noise'), ('samples',), (0, 1))
 
 
+def test_a_tilde_behind_an_equals_sign_is_the_home_folder(published_config, monkeypatch):
+  monkeypatch.setenv('HOME', '/home/me')
+  c = published_config('csv')
+  c.data.path, c.data.outcomes = '~/a.csv', 'b~.csv'
+  fields.expand_home(c)
+  assert (c.data.path, c.data.outcomes, c.data.splits) == ('/home/me/a.csv', 'b~.csv', '')
+
+
 def test_settings_of_a_hub_name_are_refused_too(published_config):
   config = published_config()
   config.lm.update(checkpoint='some/model', remat='half')

@@ -13,7 +13,7 @@ from eagrl_jax.ehr import store
 from eagrl_jax.evaluation import meds_predictions, provenance, pseudonyms
 from eagrl_jax.lm import hf_io
 from eagrl_jax.mesh import make_mesh
-from eagrl_jax.stages import disk, graph, pipeline, policy, settings
+from eagrl_jax.stages import checks, disk, graph, pipeline, policy, settings
 from eagrl_jax.stages.search import guided_label
 from eagrl_jax.train.checkpoint import Checkpoints
 from eagrl_jax.types import EagrlError
@@ -80,11 +80,40 @@ def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(fini
   config.evaluate.bootstrap = 30
   pipeline.run(config, workdir)
   assert [s for s, t in times().items() if before[s] != t] == ['evaluate']
-  assert len(list((workdir / 'superseded').iterdir())) == 1  # the old evaluation is kept
+  kept = sorted(path.name.partition('-')[0] for path in (workdir / 'superseded').iterdir())
+  assert kept == ['config', 'evaluate']  # the old evaluation and what it was made with
   assert ids() == pseudonymous and provenance.outdated(workdir) == set()
   config.target, config.rl.steps = 'sft', 3
   pipeline.run(config, workdir)  # config.json is of a policy that there is not yet
   assert provenance.outdated(workdir) == {'rl', 'evaluate'}
+
+
+def test_a_finished_run_is_not_made_again_by_a_command_for_finished_runs(finished, micro_config, tmp_path):
+  workdir = tmp_path / 'w'
+  shutil.copytree(finished, workdir)
+  files = lambda: {p: p.stat().st_mtime_ns for p in workdir.rglob('*')}
+  before = files()
+  config = micro_config(target='robustness')
+  config.remake = False
+  config.data.prevalence, config.rl.learning_rate = 0.4, 1e-5
+  for call in (pipeline.run, pipeline.describe):
+    with pytest.raises(EagrlError, match=r'its prepare was made with other .*\(data.prevalence, rl.learning_rate\)'):
+      call(config, workdir)
+  assert files() == before
+  config = micro_config()
+  config.remake = False
+  config.evaluate.bootstrap = 30  # of the target itself
+  pipeline.run(config, workdir)
+  assert provenance.outdated(workdir) == set()
+
+
+def test_rates_of_a_policy_from_scratch_are_doubted_of_a_checkpoint(micro_config):
+  config = micro_config()
+  assert checks.doubtful_rates(config) == ''
+  config.lm.checkpoint = 'model'
+  config.base.learning_rate, config.sft.learning_rate, config.rl.learning_rate = 1e-3, 1e-4, 5e-4
+  said = checks.doubtful_rates(config)
+  assert 'base.learning_rate=0.001' in said and 'rl.learning_rate=0.0005' in said and 'sft' not in said
 
 
 def test_hashes_follow_config_and_inputs(micro_config):

@@ -46,6 +46,24 @@ def test_one_of_several_that_wait_for_each_other_ends_at_once():
   assert call(body, 'True, False')[:2] == (0, [])  # another one speaks
 
 
+def test_ctrl_c_ends_where_it_can_go_on_and_twice_at_once(tmp_path):
+  body = '''
+import sys
+preemption.defer(); os.kill(os.getpid(), signal.SIGINT)
+while not preemption.requested(): time.sleep(.01)
+'''
+  assert call(body + 'time.sleep(.1); preemption.say(); sys.exit(preemption.status())')[:2] == (
+      130, [preemption.WAIT, preemption.LINE])
+  twice = 'preemption.GRACE = 600\n' + body + f'time.sleep(.1); os.kill(os.getpid(), signal.SIGINT)\n{STUCK}'
+  assert call(twice)[:2] == (130, [preemption.WAIT, preemption.LINE])
+  ignored = f'''
+import subprocess, sys
+body = {HEAD.format(listen='')!r} + "assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN"
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.exit(subprocess.run([sys.executable, '-c', body]).returncode)'''
+  assert call(ignored)[0] == 0
+
+
 def test_a_checkpoint_under_way_is_waited_for(tmp_path):
   body = f'''
 preemption.defer(); term()

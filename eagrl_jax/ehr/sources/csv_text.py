@@ -15,6 +15,7 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from eagrl_jax.ehr import validation
+from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.sources import damage
 from eagrl_jax.ehr.sources import headers as headers_lib
 from eagrl_jax.types import EagrlError
@@ -82,6 +83,9 @@ def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) 
   for name in (n for n, required in wanted.items() if required and n not in plain):
     needed = [n for n, required in wanted.items() if required]
     raise EagrlError(f'{field}: {path.name} {headers_lib.lacking(name, plain, needed, wanted, headers_lib.OF_CSV)}')
+  for name in (n for n, required in wanted.items() if not required and n not in plain):
+    if near := next((header for header in plain if canonical(header) == canonical(name)), None):
+      raise EagrlError(headers_lib.misspelt(field, path.name, near, name))
   if twice := [name for name in wanted if sum(header.strip() == name for header in headers) > 1]:
     raise EagrlError(f'{field}: {path.name} has two columns {twice[0]!r}; keep one')
   return {name: plain[name] for name in wanted if name in plain}

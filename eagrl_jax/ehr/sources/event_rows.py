@@ -177,7 +177,12 @@ def features_of(events: Events, path: str | Path | None, columns: Columns) -> tu
     if stranger or not all(_may_be_shown(name, events) for name in unknown):
       raise EagrlError(f'data.path: {len(unknown)} of {len(names)} names in the column {columns.feature!r} are not in '
                        'data.features; check --config.data.columns.feature and the features file')
-    return table, np.array([table.require(name, 'data.path') for name in names], np.int32)
+    if unknown:
+      near = table.near(unknown[0], 0.6)
+      meant = f'; did you mean {near!r}?' if near else ''
+      raise EagrlError(f'data.path: unknown feature {unknown[0]!r}{meant} ({len(unknown)} of {len(names)} are not in '
+                       'data.features: list them there, or remove their rows)')
+    return table, np.array([table.find(name) for name in names], np.int32)
   spellings: dict[str, list[str]] = collections.defaultdict(list)
   for name in sorted(names):
     spellings[canonical(name)].append(name)

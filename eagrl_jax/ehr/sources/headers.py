@@ -10,6 +10,12 @@ from eagrl_jax.ehr.features import canonical
 OF_CSV = 'check its header line, --config.data.delimiter and --config.data.columns'
 
 
+def misspelt(field: str, file: str, header: str, name: str) -> str:
+  """What to say where the column `name`, which may be absent, is there by a header in another spelling."""
+  return (f'{field}: {file} has a column {header!r}, and {name!r} is what would be read; rename it, or give its header '
+          'by --config.data.columns')
+
+
 def lacking(name: str, headers: Iterable[str], wanted: Iterable[str], may_be: Iterable[str] = (),
             fix: str = 'does it have a header line with these names?') -> str:
   """What is wrong with a file without the column `name`, to be read after the file's name.

@@ -194,7 +194,8 @@ def _outcomes(files: list[Path]) -> tuple[dict[str, int], dict[str, float]]:
   days: dict[str, float] = {}
   for file in files:
     if not file.is_file():
-      raise EagrlError(f'data.outcomes: there is no file {file.name}; it belongs beside the set')
+      raise EagrlError(f'data.outcomes: there is no file {file}; with --config.data.outcomes= (empty) it is looked for '
+                       'beside the set')
     try:
       table = pacsv.read_csv(file, convert_options=pacsv.ConvertOptions(
           column_types={'RecordID': pa.string(), _LABEL: pa.float64(), _STAY: pa.float64()}))

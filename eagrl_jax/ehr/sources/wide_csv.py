@@ -96,9 +96,15 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
 def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> None:
   renamed = [columns.available] if columns.available != event_rows.Columns.available else []
   wanted = (columns.patient, columns.time, *renamed)
+  if {columns.feature, columns.value} <= set(header):
+    raise EagrlError(f'data.path: {file} has the columns {columns.feature!r} and {columns.value!r}, so it is a long '
+                     'file: choose the variant :csv')
   for name in wanted:
     if name not in header:
       raise EagrlError(f'data.path: {file} {headers.lacking(name, header, wanted, fix=headers.OF_CSV)}')
+  may_be = canonical(columns.available)
+  if near := next((name for name in header if name != columns.available and canonical(name) == may_be), None):
+    raise EagrlError(headers.misspelt('data.path', file, near, columns.available))
   if any(re.fullmatch(_NO_HEADER, name) for name in header):
     raise EagrlError(f'data.path: {file} has a column without a header; name it or remove it')
   twice = [name for name, n in collections.Counter(map(canonical, header)).items() if n > 1]

@@ -1,7 +1,8 @@
 """Numbers that stand for a missing value although no spec lists them: frequent, at an end, and far from all others.
 
-One that is written like a code (-1, 99, 888, -999) or is negative where all others are not is taken for one. Any other
-such value is kept and counted: it may be an assay's limit.
+One that is written like a code (-1, 99, 888, -999) or is negative where all others are not is taken for one; one that
+is both need not be far away, for the range of a skewed laboratory value is wider than that. Any other such value is
+kept and counted: it may be an assay's limit.
 """
 
 from __future__ import annotations
@@ -33,9 +34,11 @@ def suspected(low: Sequence[Edge], high: Sequence[Edge], total: int) -> tuple[li
       if len(ends[side]) < 2 or not ends[other]:
         continue
       (value, count), nearest, furthest = ends[side][0], ends[side][1][0], ends[other][0][0]
-      if count < _SHARE * total or not abs(nearest - value) > abs(furthest - nearest) > 0:
+      negative = value < 0 <= min(nearest, furthest)
+      far = abs(nearest - value) > abs(furthest - nearest) > 0
+      if count < _SHARE * total or not (far or (negative and value in _CODES and nearest != furthest)):
         continue
-      if value in _CODES or value < 0 <= min(nearest, furthest):
+      if value in _CODES or negative:
         codes.append(value)
         del ends[side][0]
         found = True

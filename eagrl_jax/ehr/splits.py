@@ -16,6 +16,7 @@ from eagrl_jax.types import EagrlError
 PROTOCOLS = {'tjh_140_21_200': (140, 21, 200), 'mimic4_8750_1250_200': (8750, 1250, 200)}
 FOLDS = 10
 _OF_STAYS = ('yaib',)  # sources whose tables name no patients
+_PROTOCOL = 'eagrl_protocol'  # key of a split file's metadata
 _MEDS_NAMES = {'train': 'train', 'valid': 'tuning', 'test': 'held_out'}
 
 
@@ -144,12 +145,17 @@ def _stratified(order: np.ndarray, label: np.ndarray, count: int) -> np.ndarray:
   return np.concatenate([positive[:take], negative[:count - take]])
 
 
-def save(path: str | Path, splits: Splits, subject_id: np.ndarray) -> None:
-  """Writes a MEDS subject-split table: subject_id, split in {train, tuning, held_out}."""
+def save(path: str | Path, splits: Splits, subject_id: np.ndarray, protocol: str = '') -> None:
+  """Writes a MEDS subject-split table: subject_id, split in {train, tuning, held_out}.
+
+  Args:
+    protocol: the published one that made it, which may have drawn some patients of the cohort only.
+  """
   name = np.empty(len(subject_id), object)
   for part, meds in _MEDS_NAMES.items():
     name[getattr(splits, part)] = meds
-  pq.write_table(pa.table({'subject_id': subject_id.astype(str).tolist(), 'split': name.tolist()}), path)
+  table = pa.table({'subject_id': subject_id.astype(str).tolist(), 'split': name.tolist()})
+  pq.write_table(table.replace_schema_metadata({_PROTOCOL: protocol}) if protocol else table, path)
 
 
 def load(path: str | Path, subject_id: np.ndarray, *, others: bool = False) -> Splits:
@@ -175,6 +181,19 @@ def load(path: str | Path, subject_id: np.ndarray, *, others: bool = False) -> S
       raise EagrlError(f'splits: {count} {problem}')
   rows, name = np.array([row[i] for i in ids[known]], np.int64), name[known]
   return Splits(*(np.sort(rows[name == _MEDS_NAMES[part]]) for part in ('train', 'valid', 'test')))
+
+
+def drawn_by(path: str | Path) -> str:
+  """The protocol that made a split file; '' where it names none."""
+  try:
+    return (pq.read_schema(path).metadata or {}).get(_PROTOCOL.encode(), b'').decode('utf-8', 'replace')
+  except (OSError, ValueError, pa.ArrowException):
+    return ''  # its reader says what is wrong with it
+
+
+def listed(path: str | Path) -> np.ndarray:
+  """The ids of a split file."""
+  return _read(path)[0]
 
 
 def outside(path: str | Path, subject_id: np.ndarray) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 
 from eagrl_jax.evaluation import study
 from eagrl_jax.evaluation.files import read_columns, read_json
-from eagrl_jax.evaluation.study import METRICS, PROPER
+from eagrl_jax.evaluation.study import METRICS, PROPER, rarer
 from eagrl_jax.types import EagrlError
 
 
@@ -25,8 +25,8 @@ def gather(folders: Mapping[str, Mapping[int, Path]], names: Mapping[str, str], 
     n: resamples of patients.
 
   Returns:
-    name -> {'n', 'prevalence', 'mapped_features', 'seeds', 'arms': `study.table` with EAG-RL as reference}; 'p_holm' is
-    over the arms of a metric in all cohorts.
+    name -> {'n', 'prevalence', 'events' (patients of the rarer outcome), 'mapped_features', 'seeds', 'arms':
+    `study.table` with EAG-RL as reference}; 'p_holm' is over the arms of a metric in all cohorts.
 
   Raises:
     EagrlError: predictions are broken, or two seeds judged other patients.
@@ -48,7 +48,7 @@ def gather(folders: Mapping[str, Mapping[int, Path]], names: Mapping[str, str], 
     if label is not None:
       summary = read_json(folder / 'metrics.json')
       out[name] = {'n': len(label), 'prevalence': float(label.mean()), 'mapped_features': summary['mapped_features'],
-                   'seeds': sorted(by_seed), 'arms': study.table(label, whole, 'eag', n)}
+                   'events': rarer(label), 'seeds': sorted(by_seed), 'arms': study.table(label, whole, 'eag', n)}
   for m in (*METRICS, *PROPER):
     tests = [row['against'][m] for found in out.values() for row in found['arms'].values() if 'against' in row]
     for test, p in zip(tests, study.holm([test['p'] for test in tests])):

@@ -47,7 +47,10 @@ def gather(folders: Mapping[int, Path], names: Mapping[str, str], n: int = 1000)
         probs.setdefault(at, {}).setdefault(names.get(arm, arm), {})[seed] = prob
   # Means over seeds are comparable between arms of the same seeds alone.
   whole = {at: {arm: by for arm, by in arms.items() if by.keys() == folders.keys()} for at, arms in probs.items()}
-  return None if label is None else {'n': len(label), 'rows': table(label, whole, n)}
+  if label is None:
+    return None
+  rows = table(label, whole, n)
+  return {'n': len(label), 'rows': [row | {'events': study.rarer(label)} for row in rows]}
 
 
 def _read(folder: Path) -> tuple[np.ndarray, dict[Condition, dict[str, np.ndarray]]]:

@@ -21,6 +21,7 @@ COLUMNS = ('arm', 'AUROC', 'between seeds', 'AUPRC', 'between seeds', 'parsed', 
 FURTHER = {'min_precision_recall': 'min(P+, Se)', 'calibration_error': 'calibration error', 'slope': 'slope',
            'intercept': 'intercept', 'recalibrated': 'log loss, recalibrated'}
 ALPHA = 0.05
+FEWEST = 10  # patients of either outcome, below which nothing is claimed
 # Claims of arXiv 2508.13579: what is said, the arm that should be ahead, the one that should be behind.
 CLAIMS = (
     ('EAG-RL is ahead of SFT', 'eag', 'sft'),
@@ -85,6 +86,12 @@ def further(label: np.ndarray, prob: np.ndarray) -> dict[str, float]:
   return {**found.pop('calibration'), **found, 'recalibrated': metrics.recalibrated_log_loss(label, prob)}
 
 
+def rarer(label: ArrayLike) -> int:
+  """How many have the rarer outcome. `[N] ->` a number"""
+  y = np.asarray(label).astype(bool)
+  return int(min(y.sum(), (~y).sum()))
+
+
 def over_seeds(points: Sequence[float] | np.ndarray, scores: Sequence[np.ndarray] | np.ndarray) -> dict:
   """A score over seeds: {'mean', 'ci95', 'by_seed', 'sd'} of one value and `[R]` resamples a seed."""
   mean = np.mean(scores, 0)
@@ -113,25 +120,27 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
-           transfers: Mapping[str, Mapping] | None = None) -> list[dict]:
+           transfers: Mapping[str, Mapping] | None = None, events: int = FEWEST) -> list[dict]:
   """What becomes of each claim: {'claim', 'verdict', 'why'}.
 
   'reproduced': both metrics' intervals lie above 0 and both p by Holm below .05; 'not by Holm': the intervals alone do;
-  'reversed': both intervals lie below 0; 'untested': what it needs was not run, or has no interval; else 'not
-  reproduced'.
+  'reversed' and 'reversed, not by Holm': the same below 0; 'untested': what it needs was not run, has no interval, or
+  fewer than `FEWEST` patients of an outcome; else 'not reproduced'.
 
   Args:
     rows: a `table` whose reference is the arm ahead.
     shuffled: the row of `perturbed.table` with the largest share of features moved; its p is adjusted over that table.
     transfers: other cohorts, of `elsewhere.gather`; their p is adjusted over all of them.
+    events: test patients of the rarer outcome.
   """
   out = []
   for text, ahead, behind in CLAIMS:
     found = rows.get(behind, {}).get('against') if ahead in rows else None
-    out.append(_judged(text, found and {f'{m.upper()} {ahead} - {behind}': found[m] for m in METRICS}))
+    out.append(_judged(text, found and {f'{m.upper()} {ahead} - {behind}': found[m] for m in METRICS}, events))
   if shuffled:
     less = shuffled['less_than_expert']
-    out.append(_judged(SHUFFLED, {f'{m.upper()} change of eag - change of expert': less[m] for m in METRICS}))
+    out.append(_judged(SHUFFLED, {f'{m.upper()} change of eag - change of expert': less[m] for m in METRICS},
+                       shuffled.get('events', events)))
   else:
     out.append({'claim': SHUFFLED, 'verdict': 'untested',
                 'why': 'no records with all features shuffled were judged as the config is now (study.robustness)'})
@@ -141,21 +150,26 @@ def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,
                   'why': 'no transfer of these policies was run, or none that kept its answers'})
     for cohort, of in (transfers or {}).items():
       found = of['arms'].get(behind, {}).get('against')
-      out.append(_judged(f'{text}: {cohort}', found and {f'{m.upper()} eag - {behind}': found[m] for m in METRICS}))
+      out.append(_judged(f'{text}: {cohort}', found and {f'{m.upper()} eag - {behind}': found[m] for m in METRICS},
+                         of.get('events', events)))
   return [*out, {'claim': 'an average gain of 14.62 %', 'verdict': 'untested',
                  'why': 'of pretrained models of 3 to 8 B; the mean of which figures is not said'}]
 
 
-def _judged(text: str, gaps: Mapping[str, Mapping] | None) -> dict:
-  """A claim by differences, {name: {'diff', 'ci95', 'p_holm'}}."""
+def _judged(text: str, gaps: Mapping[str, Mapping] | None, events: int) -> dict:
+  """A claim by differences, {name: {'diff', 'ci95', 'p_holm'}}, of so many patients of the rarer outcome."""
   if not gaps:
     return {'claim': text, 'verdict': 'untested', 'why': 'an arm was not run'}
+  if events < FEWEST:
+    return {'claim': text, 'verdict': 'untested',
+            'why': f'{events} patients of the rarer outcome are too few: resamples of them hold next to nothing'}
   if not all(finite(x) for g in gaps.values() for x in (g['diff'], *g['ci95'])):
     return {'claim': text, 'verdict': 'untested',
             'why': 'a difference or its interval does not exist: one outcome alone, or fewer than two resamples'}
   above, below = (all(side(g['ci95']) for g in gaps.values()) for side in (lambda c: c[0] > 0, lambda c: c[1] < 0))
   sure = all(g['p_holm'] < ALPHA for g in gaps.values())
-  verdict = ('reproduced' if sure else 'not by Holm') if above else 'reversed' if below else 'not reproduced'
+  verdict = (('reproduced' if sure else 'not by Holm') if above else
+             ('reversed' if sure else 'reversed, not by Holm') if below else 'not reproduced')
   return {'claim': text, 'verdict': verdict, 'why': '; '.join(
       f'{name} {g["diff"]:+.3f} ({g["ci95"][0]:+.3f} to {g["ci95"][1]:+.3f})' for name, g in gaps.items())}
 

@@ -29,8 +29,7 @@ def train(texts: Iterable[str], names: Iterable[str], vocab_size: int) -> tokeni
   Raises:
     EagrlError: `vocab_size` is too small for the bytes.
   """
-  if vocab_size < ALPHABET + 2:
-    raise EagrlError(f'lm.vocab_size={vocab_size} is too small; the byte alphabet needs {ALPHABET + 2} or more')
+  check_size(vocab_size)
   names = sorted(set(names), key=lambda name: (-len(name), name))
   fast = tokenizers.Tokenizer(models.BPE())
   fast.pre_tokenizer = pre_tokenizers.Sequence([
@@ -42,6 +41,11 @@ def train(texts: Iterable[str], names: Iterable[str], vocab_size: int) -> tokeni
                                 initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
   fast.train_from_iterator(_with_names(texts, names), trainer)
   return fast
+
+
+def check_size(vocab_size: int) -> None:
+  if vocab_size < ALPHABET + 2:
+    raise EagrlError(f'lm.vocab_size={vocab_size} is too small; the byte alphabet needs {ALPHABET + 2} or more')
 
 
 def build(vocab: dict[str, int], merges: list[tuple[str, str]], *, split: pre_tokenizers.PreTokenizer,

@@ -10,6 +10,7 @@ from eagrl_jax.lm.config import LMConfig, Mistral, RopeScaling
 from eagrl_jax.types import EagrlError
 
 ARCHITECTURES = ('llama', 'mistral', 'qwen2', 'qwen3')  # SmolLM2 and SmolLM are 'llama'
+UNBOUNDED = 32_768  # positions to state of a model that has no limit of its own: rotary ones have no end
 SLIDING_WINDOW = 4096  # of a config that has one and does not say how long, in transformers
 CLASS_NAMES = {'llama': 'LlamaForCausalLM', 'mistral': 'MistralForCausalLM', 'qwen2': 'Qwen2ForCausalLM',
                'qwen3': 'Qwen3ForCausalLM'}
@@ -51,6 +52,11 @@ def from_hf(c: dict[str, Any]) -> LMConfig:
     )
   except KeyError as e:
     raise EagrlError(f'config.json lacks {e.args[0]!r}; copy it again from its source') from e
+
+
+def bounded(cfg: LMConfig) -> LMConfig:
+  """The same model with a number of positions to state: without one, libraries take a Llama for one of 2,048."""
+  return cfg if cfg.max_positions or cfg.mistral else dataclasses.replace(cfg, max_positions=UNBOUNDED)
 
 
 def to_hf(cfg: LMConfig) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from eagrl_jax.types import Array
 
 BLOCK = 256
 TOP_BLOCK = 64  # of the blocks that top-p looks for its candidates in
+COLDEST = 1e-6  # temperature below which nothing changes but that float32 overflows
 TOP_P_CANDIDATES = 64  # top-p is taken within the most probable 64
 
 
@@ -26,7 +27,7 @@ def sample_from_logits(logits: Array, u: Array, temperature: float | Array = 1.0
   """
   if isinstance(temperature, (int, float)) and temperature == 0:
     return jnp.argmax(logits, -1).astype(jnp.int32)
-  temperature = jnp.reshape(jnp.asarray(temperature, jnp.float32), (-1, 1))
+  temperature = jnp.maximum(jnp.reshape(jnp.asarray(temperature, jnp.float32), (-1, 1)), COLDEST)
   weight = jnp.exp((logits - logits.max(-1, keepdims=True)) / temperature)
   if top_p >= 1:
     return _two_level(weight, u)
@@ -58,7 +59,7 @@ def _two_level(weight: Array, u: Array) -> Array:
   block, rest = _invert(sums, u * sums.sum(-1))
   inside = jnp.take_along_axis(blocks, block[:, None, None], 1)[:, 0]
   place, _ = _invert(inside, rest)
-  return (block * BLOCK + place).astype(jnp.int32)
+  return jnp.minimum(block * BLOCK + place, v - 1).astype(jnp.int32)  # of a row of NaN nothing is found
 
 
 def _invert(mass: Array, target: Array) -> tuple[Array, Array]:

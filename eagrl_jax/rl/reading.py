@@ -17,7 +17,7 @@ from eagrl_jax.types import Array, ArrayLike, Params, PromptBatch, Rollout
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames='micro')
 def read_attention(lm: LMConfig, cfg: UpdateConfig, n_features: int, params: Params, prompt: PromptBatch,
-                   rollout: Rollout, align_mask: ArrayLike, micro: int | None = None) -> Array:
+                   rollout: Rollout, align_mask: ArrayLike, *, micro: int | None = None) -> Array:
   """p_LM over the features, `[B, G, F]`; the rows, layers and heads are those that the update aligns.
 
   Args:

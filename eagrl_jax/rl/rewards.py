@@ -57,6 +57,9 @@ class RewardConfig:
                        'Jaccard')
     if not 0 < self.clip_low < 0.5 < self.clip_high < 1:
       raise EagrlError(f'reward.clip_low={self.clip_low}, clip_high={self.clip_high}: need 0 < low < .5 < high < 1')
+    if self.unparsed is not None and self.unparsed > (undecided := self._of(0.5)):
+      raise EagrlError(f'reward.unparsed={self.unparsed}: an answer without a probability would earn more than one of '
+                       f'.5, which earns {undecided:.3f}; give less')
     if self.top_k < 1:
       raise EagrlError(f'reward.top_k={self.top_k} must be at least 1')
 
@@ -65,10 +68,13 @@ class RewardConfig:
     """R_cls of an answer that states no probability."""
     if self.unparsed is not None:
       return self.unparsed
-    wrong = min(self.clip_low, 1 - self.clip_high)
+    return self._of(min(self.clip_low, 1 - self.clip_high))
+
+  def _of(self, likelihood: float) -> float:
+    """R_cls where what happened was given a probability of .5 at most."""
     if self.kind == 'brier':
-      return -((1 - wrong) ** 2)
-    return math.log(wrong) * (self.authors_weights[0] if self.kind == 'authors' else 1)
+      return -((1 - likelihood) ** 2)
+    return math.log(likelihood) * (self.authors_weights[0] if self.kind == 'authors' else 1)
 
 
 @struct.dataclass

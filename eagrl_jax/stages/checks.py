@@ -131,6 +131,16 @@ def _check_files(data: ConfigDict) -> None:
       fields.existing(f'data.{name}', data[name])
 
 
+def patients_a_step(c: ConfigDict, train: int) -> int:
+  """How many of so many train patients a step of rl takes: as many as fill whole micro-batches of every update."""
+  share = c.rl.minibatches * c.rl.micro_batch
+  n = min(c.rl.prompts, train) // share * share
+  if not n:
+    raise EagrlError(f'rl.minibatches={c.rl.minibatches} updates of rl.micro_batch={c.rl.micro_batch} prompts need '
+                     f'more than the {train} train patients; lower both')
+  return n
+
+
 def doubtful_rates(c: ConfigDict) -> str:
   """What to say where a checkpoint would be trained at rates of a small policy from scratch; '' where nothing is."""
   high = [f'{name}.learning_rate={c[name].learning_rate:g}' for name in ('base', 'sft', 'rl')

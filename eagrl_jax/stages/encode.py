@@ -74,8 +74,9 @@ class Encoder:
     """
     prompt = self.prompt(row, order, values, censor)
     text = self.tokenizer.apply_chat(prompt.text)
-    shift = text.find(prompt.text)
-    if shift < 0:
+    kept = prompt.text.strip()  # templates of Llama 2 and 3 trim what they are given
+    shift = text.find(kept) - prompt.text.find(kept)
+    if kept not in text:
       raise EagrlError('lm.checkpoint: its chat template rewrites the prompt, so feature spans are lost')
     begin = self.tokenizer.begin_ids
     ids, offsets = self.tokenizer.encode_with_offsets(text)

@@ -16,7 +16,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from eagrl_jax.evaluation import report
-from eagrl_jax.lm import hf_io, peft_io
+from eagrl_jax.lm import checkpoint_config, hf_io, peft_io
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages.context import Context
 from eagrl_jax.train import processes
@@ -34,7 +34,7 @@ def write(context: Context, policy: policy_lib.Policy) -> None:
   if c.adapter:
     peft_io.save_peft(target, policy.params, policy.config, policy.tokenizer, start_name(context.config))
   else:
-    hf_io.save_hf(target, policy.params, policy.config, policy.tokenizer, c.dtype)
+    hf_io.save_hf(target, policy.params, checkpoint_config.bounded(policy.config), policy.tokenizer, c.dtype)
   (target / 'README.md').write_text(model_card(context), 'utf-8')
   logging.info('export: %s in %s', c.policy, target)
 

@@ -35,7 +35,7 @@ from eagrl_jax.ehr.sources import (
     yaib,
 )
 from eagrl_jax.ehr.sources.bounded import Grid
-from eagrl_jax.stages import settings
+from eagrl_jax.stages import checks, graph, settings
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.data import grid
 from eagrl_jax.types import EagrlError
@@ -49,6 +49,8 @@ def run(context: Context) -> None:
   cohort = with_records(read_source(c, seed), c.window_hours)
   validation.check(cohort)
   cohort, parts = split(cohort, c, seed)
+  if any(stage.name == 'rl' for stage in graph.selected(context.config)):
+    checks.patients_a_step(context.config, len(parts.train))  # told now, not when all before it is trained
   visits = grid(cohort, c)
   # The other sources' own tables are looked up in textbooks, which have no normal weight.
   if c.ranges == 'usual' or c.source in ('csv', 'wide_csv') or c.features:
@@ -58,7 +60,8 @@ def run(context: Context) -> None:
       logging.info('%d of %d features are flagged by what is usual among train patients', n, len(table))
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   store.save(cohort, folder)
-  splits.save(folder / 'splits.parquet', parts, cohort.subject_id)
+  splits.save(folder / 'splits.parquet', parts, cohort.subject_id,
+              c.protocol or (splits.drawn_by(c.splits) if c.splits else ''))
   made_of = normalise.origin(store.recorded_sha256(folder), cohort.subject_id[parts.train])
   normalise.save(folder / 'statistics.json', dataclasses.replace(statistics, made_of=made_of))
   logging.info('%s\n%s', cohort.name, attrition_table(cohort))
@@ -75,6 +78,9 @@ def split(cohort: Cohort, c: ConfigDict, seed: int) -> tuple[Cohort, splits.Spli
   """Who trains, validates and tests, and the cohort of just those patients."""
   if c.splits:
     path = pathlib.Path(c.splits)
+    if name := splits.drawn_by(path):  # the file is of some patients, and says so
+      rows = np.flatnonzero(np.isin(cohort.subject_id.astype(str), splits.listed(path)))
+      cohort = counted(cohort.take(rows), f'not in the split file, which {name} drew', len(cohort) - len(rows))
     parts = splits.load(path, cohort.subject_id, others=c.source == 'meds')
     splits.check(parts, cohort.label, 'data.splits')
     return counted(cohort, 'of the split file, not in the cohort', splits.outside(path, cohort.subject_id)), parts

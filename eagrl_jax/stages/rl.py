@@ -29,11 +29,11 @@ from eagrl_jax.rl.reading import read_attention
 from eagrl_jax.rl.refill import refill
 from eagrl_jax.rl.rollouts import Generate, scores
 from eagrl_jax.rl.update import RLBatch, make_update, over_updates, policy_steps
+from eagrl_jax.stages import checks, settings
 from eagrl_jax.stages import data as data_lib
 from eagrl_jax.stages import expert as expert_stage
 from eagrl_jax.stages import policy as policy_lib
 from eagrl_jax.stages import rollouts as rollouts_lib
-from eagrl_jax.stages import settings
 from eagrl_jax.stages.best import Best
 from eagrl_jax.stages.context import Context
 from eagrl_jax.stages.encode import Encoder, parse_rollout
@@ -44,7 +44,7 @@ from eagrl_jax.train.metrics import MetricWriter
 from eagrl_jax.train.nonfinite import Watch
 from eagrl_jax.train.optimizer import make_optimizer
 from eagrl_jax.train.progress import Progress
-from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
+from eagrl_jax.types import Array, Params, PromptBatch, Rollout
 
 
 def run(context: Context) -> None:
@@ -121,12 +121,7 @@ def draw(context: Context, train: np.ndarray, step: int) -> np.ndarray:
 
   A cohort smaller than `rl.prompts` gives as many as fill whole micro-batches of every update.
   """
-  c = context.config.rl
-  share = c.minibatches * c.micro_batch
-  n = min(c.prompts, len(train)) // share * share
-  if not n:
-    raise EagrlError(f'rl.minibatches={c.minibatches} updates of rl.micro_batch={c.micro_batch} prompts need more than '
-                     f'the {len(train)} train patients; lower both')
+  n = checks.patients_a_step(context.config, len(train))
   per_epoch = len(train) // n
   epoch, i = divmod(step, per_epoch)
   order = rng.host(context.config.seed, 'rl patients', epoch).permutation(train)
@@ -178,7 +173,7 @@ def score(context: Context, encoder: Encoder, data: data_lib.Data, prompt: Promp
   attention = None
   if context.config.rl.attention_reward:
     attention = read_attention(policy.config, settings.update(context.config), salience.shape[-1], params, prompt,
-                               rollout, answers.align_mask, context.config.rl.micro_batch)
+                               rollout, answers.align_mask, micro=context.config.rl.micro_batch)
   batch, figures = judge(settings.judge(context.config), prompt, rollout, answers, data.cohort.label[rows],
                          salience[rows], attention)
   return batch, {name: float(value) for name, value in figures.items()}

@@ -24,7 +24,7 @@ import numpy as np
 from absl import logging
 
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax.lm import hf_io
+from eagrl_jax.lm import checkpoint_config, hf_io
 from eagrl_jax.rl import engine
 from eagrl_jax.rl import rollouts as rollouts_lib
 from eagrl_jax.stages import policy as policy_lib
@@ -91,7 +91,7 @@ class External:
     """Replaces the folder's files one by one: a server that has one of them mapped keeps the old one."""
     fresh = pathlib.Path(f'{self._folder}.new')
     shutil.rmtree(fresh, ignore_errors=True)  # of a run that was cut short
-    hf_io.save_hf(fresh, params, self._config, self._tokenizer, self._dtype)
+    hf_io.save_hf(fresh, params, checkpoint_config.bounded(self._config), self._tokenizer, self._dtype)
     self._folder.mkdir(parents=True, exist_ok=True)
     made = sorted(fresh.iterdir())
     for file in made:

@@ -19,6 +19,7 @@ from eagrl_jax.ehr.tasks import Task
 from eagrl_jax.ehr.warmup import USEFUL, final_question
 from eagrl_jax.expert.concare import ConCareConfig
 from eagrl_jax.expert.train import ExpertTrainConfig
+from eagrl_jax.lm import bpe
 from eagrl_jax.lm.config import LMConfig, LoraConfig
 from eagrl_jax.rl.clip import ClipConfig
 from eagrl_jax.rl.judge import JudgeConfig
@@ -62,6 +63,7 @@ def expert(c: ConfigDict) -> ExpertTrainConfig:
 
 def tiny(c: ConfigDict) -> LMConfig:
   """The shape of the `tiny` policy; its vocabulary is an upper bound until the tokenizer is trained."""
+  bpe.check_size(c.lm.vocab_size)
   return LMConfig(**{k: v for k, v in c.lm.to_dict().items() if k != 'checkpoint' and not k.startswith('lora_')})
 
 

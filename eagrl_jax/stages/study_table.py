@@ -70,7 +70,8 @@ def gather(config: ConfigDict, workdir: pathlib.Path, resamples: int) -> str:
   changed = perturbed.gather({seed: at for seed in config.study.seeds if robustness_is_finished(
       at := run_folder(workdir, seed) / 'robustness', known[seed])}, NAMES, resamples)
   others = elsewhere.gather(_transfers(workdir, known), NAMES, resamples)
-  claims = study_lib.claims(rows, perturbed.all_shuffled(changed['rows']) if changed else None, others)
+  claims = study_lib.claims(rows, perturbed.all_shuffled(changed['rows']) if changed else None, others,
+                            study_lib.rarer(label))
   study = {**cohort, 'seeds': list(config.study.seeds), 'resamples': resamples, 'arms': arms, 'claims': claims,
            **({'rates': tried} if config.study.learning_rates else {}),
            **({'validated': validated} if validated else {}), **({'perturbed': changed} if changed else {}),

@@ -272,6 +272,16 @@ def test_09_duplicates_are_counted_and_conflicts_averaged():
   assert count['identical duplicate'] == 1 and count['conflicting values at one time, averaged'] == 1
 
 
+def test_07_a_code_below_a_skewed_value_is_found_though_its_range_is_wide():
+  creatinine = np.exp(np.linspace(-1.2, 2.2, 60)).round(2).tolist()
+  for code in (-1.0, -9.0, -99.0):
+    cohort, count, _ = checked(spread(creatinine + [code] * 9), FeatureSpec('x'))
+    assert count['looks like a code for missing: x'] == 9 and len(cohort.value) == 60
+  for kept in ([-1.0], [-0.5] * 9, [-1.0] * 9 + [-2.0] * 9 + [-1.5]):  # a single one, no code, and values below 0
+    cohort, count, _ = checked(spread(creatinine + kept), FeatureSpec('x'))
+    assert len(cohort.value) == 60 + len(kept)
+
+
 def test_07_a_code_has_no_unit(tmp_path):
   spec = '- {name: glucose, unit: mmol/L, hard_low: 0.5, hard_high: 80, sentinels: [999]}\n'
   cohort = read(tmp_path, 'a,0,glucose,999,mg/dL\na,1,glucose,90.08,mg/dL\nb,0,glucose,6,mmol/L\n', spec=spec)

@@ -87,12 +87,21 @@ def test_decimals_show_three_digits_of_tiny_values(tmp_path, values, decimals):
   assert cohort.features[0].decimals == decimals
 
 
-@pytest.mark.parametrize('zone', ['', 'Z', '+08:00', '-0500'])
+@pytest.mark.parametrize('zone', ['', 'Z', '+08:00', '-0500', '+08'])
 def test_timestamps(tmp_path, zone):
   events = (f'patient,time,feature,value\na,2020-01-31 23:30:00{zone},x,1\na,2020-02-01T01:00:00{zone},x,2\n'
             f'b,2021-05-05T00:00{zone},x,3\n')
   cohort = long_csv.load(*make(tmp_path, events, 'patient,label\na,0\nb,1\n'))
   assert rows_of(cohort) == [('a', 0.0, 'x', 1.0), ('a', 1.5, 'x', 2.0), ('b', 0.0, 'x', 3.0)]
+
+
+def test_the_oldest_are_one_group(tmp_path):
+  events = 'patient,time,feature,value\n' + ''.join(f'{p},0,x,{i}\n' for i, p in enumerate('abcdef'))
+  ages = ('>89', '> 89', '90+', '>=90', '90', '41')
+  outcomes = 'patient,label,age\n' + ''.join(f'{p},{i % 2},{a}\n' for i, (p, a) in enumerate(zip('abcdef', ages)))
+  cohort = long_csv.load(*make(tmp_path, events, outcomes))
+  assert dict(zip(cohort.subject_id, cohort.age)) == dict(zip('abcdef', (90, 90, 90, 90, 90, 41)))
+  refused("entries of 'age' are not plain numbers", *make(tmp_path, events, outcomes.replace('>89', '>40')))
 
 
 def test_dates_alone_are_midnights(tmp_path):
@@ -196,6 +205,8 @@ def test_a_byte_order_mark_does_not_hide_a_column(tmp_path):
     ('patient,labl\na,0\nb,1\n', "o.csv has no column 'label'; the nearest header is 'labl'"),
     ('patient,label,Until\na,0,5\nb,1,5\n', "o.csv has a column 'Until', and 'until' is what would be read; rename it"),
     ('patient,label, SEX \na,0,m\nb,1,f\n', "o.csv has a column 'SEX', and 'sex' is what would be read; rename it"),
+    ('patient,label,age\na,0,"4\nb,1,50\n', "o.csv has a row inside an entry of 'age'; close the quote"),
+    ('PATIENT,LABEL\na,0\nb,1\n', "o.csv has no column 'patient'; the nearest header is 'PATIENT'"),
     ('patient,label\na,0\nb,0\n', 'all 2 patients are negative'),
     ('patient,label\na,1\nb,1\n', 'all 2 patients are positive'),
     ('patient,label,label\na,0,1\nb,1,0\n', "data.outcomes: o.csv has two columns 'label'; keep one"),

@@ -193,4 +193,6 @@ def test_demo(task, index, window, patients, positives):
   assert seen == set(cohort.features.names)
   assert len(np.unique(cohort.patient[cohort.feature == cohort.features.find('height')])) > 0.3 * len(cohort)
   assert not window or cohort.hour.max() < window
+  if cohort.stay_end is not None:  # neither discharge nor death, whichever comes first; rounded to a microsecond
+    assert (cohort.hour <= cohort.stay_end[cohort.patient] + 1e-4).all()
   assert 18 <= cohort.age.min() and set(cohort.sex.tolist()) == {0, 1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import shutil
 
 import mimic4_fixture
 import numpy as np
@@ -111,6 +112,18 @@ def test_patients_beyond_a_protocol_are_left_out_and_counted(tmp_path, monkeypat
   config.data.protocol = 'mimic4_8750_1250_200'
   cohort = store.load(prepared(config, tmp_path))
   assert len(cohort) == 50 and ('not drawn by the protocol', 10, 'patients') in cohort.attrition
+  given = tmp_path / 'given.parquet'
+  shutil.copyfile(prepared(config, tmp_path) / 'splits.parquet', given)
+  drawn = splits.load(given, cohort.subject_id)
+  for _ in range(2):  # back again, also the file that this writes
+    config.data.update(protocol='', splits=str(given))
+    folder = prepared(config, tmp_path)
+    again = store.load(folder)
+    assert ('not in the split file, which mimic4_8750_1250_200 drew', 10, 'patients') in again.attrition
+    found = splits.load(folder / 'splits.parquet', again.subject_id)
+    for part in ('train', 'valid', 'test'):
+      assert again.subject_id[getattr(found, part)].tolist() == cohort.subject_id[getattr(drawn, part)].tolist()
+    shutil.copyfile(folder / 'splits.parquet', given)
 
 
 @pytest.mark.parametrize(('change', 'match'), [

@@ -103,6 +103,7 @@ def test_packed_files_as_long_csv_takes_them(tmp_path, ending, codec):
     ('patient,time,sodium,Sodium\na,0,1,2\n', "two columns 'sodium'; keep one"),
     ('patient,time,feature,value\na,0,sodium,1\n', 'so it is a long file: choose the variant :csv'),
     ('patient,time,Available,sodium\na,0,1,2\n', "a column 'Available', and 'available' is what would be read"),
+    ('patient,time,sodium\na,0,"1\na,1,2\na,2,3\n', "e.csv has a row inside an entry of 'sodium'; close the"),
     ('patient,time,sodium,\na,0,1,2\n', 'a column without a header'),
     ('patient,time,sodium,label\na,0,1,1\n', "the column 'label' belongs to the outcomes file; remove it"),
     ('patient,time,sodium,age\na,0,1,1\n', "the column 'age' belongs to the outcomes file; remove it"),

@@ -111,6 +111,24 @@ def test_shuffling_and_other_hospitals_are_claims_too():
   assert (of('the expert: tjh'), of('SFT: tjh'), of('the expert: other')) == ('reversed', 'reproduced', 'untested')
 
 
+def test_reversed_needs_holm_as_reproduced_does():
+  gap = lambda p: {'against': {m: {'diff': -0.1, 'ci95': [-0.2, -0.01], 'p_holm': p} for m in study.METRICS}}
+  verdict = lambda p: study.claims({'eag': {}, 'expert': gap(p)})[10]['verdict']
+  assert (verdict(0.01), verdict(0.2)) == ('reversed', 'reversed, not by Holm')
+
+
+def test_nothing_is_claimed_of_a_handful_of_events():
+  gap = {'against': {m: {'diff': 0.5, 'ci95': [0.4, 0.6], 'p_holm': 0.001} for m in study.METRICS}}
+  rows = {'eag': {}, 'sft': gap}
+  shuffled = {'less_than_expert': gap['against'], 'events': 9}
+  found = {c['claim']: c for c in study.claims(rows, shuffled, {'there': {'arms': rows, 'events': 9}}, events=10)}
+  assert found['EAG-RL is ahead of SFT']['verdict'] == 'reproduced'
+  for claim in (study.SHUFFLED, 'elsewhere it is ahead of SFT: there'):
+    assert found[claim]['verdict'] == 'untested' and found[claim]['why'].startswith('9 patients')
+  assert {c['verdict'] for c in study.claims(rows, events=9)} == {'untested'}
+  assert study.rarer([0, 1, 1, 1, 0]) == study.rarer([1, 0, 0, 0, 1]) == 2
+
+
 @pytest.mark.parametrize('nothing', [float('nan'), None])  # None: as disk.write_json leaves it
 def test_a_claim_without_an_interval_is_untested(nothing):
   gap = {'diff': nothing, 'ci95': [nothing, nothing], 'p': nothing, 'p_holm': nothing}

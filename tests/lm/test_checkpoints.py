@@ -50,6 +50,12 @@ def assert_same(a, b):
   jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
+def test_an_exported_policy_without_a_limit_states_one():
+  plain = dataclasses.replace(ref.CFG, qk_norm=False, qkv_bias=False, mistral=None)
+  stated = lambda n: checkpoint_config.to_hf(checkpoint_config.bounded(dataclasses.replace(plain, max_positions=n)))
+  assert [stated(n)['max_position_embeddings'] for n in (0, 100)] == [32_768, 100]
+
+
 @pytest.mark.parametrize('name', list(CONFIGS))
 def test_load_inverts_save(name, tokenizer, tmp_path):
   cfg = CONFIGS[name]

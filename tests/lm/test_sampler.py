@@ -123,6 +123,14 @@ def test_frequencies_follow_the_softmax():
   assert abs(chi2 - freedom) < 4 * np.sqrt(2 * freedom)
 
 
+def test_no_token_lies_outside_the_vocabulary():
+  x = jax.random.normal(jax.random.key(0), (4, 700))
+  u = jnp.array([0.0, 0.3, 0.6, 0.999])
+  for cold in (jnp.zeros(4), 1e-45):
+    np.testing.assert_array_equal(draw.sample_from_logits(x, u, cold), jnp.argmax(x, 1))
+  assert draw.sample_from_logits(x.at[1, 3].set(jnp.nan), u, 1.0).max() < 700
+
+
 def test_top_p_keeps_the_smallest_set_and_renormalises():
   counts, p = drawn(0.3)
   order = np.argsort(-p)

@@ -80,6 +80,14 @@ def test_unparsed_answers():
   np.testing.assert_allclose(joint_reward(*args, RewardConfig(unparsed=-2.0)).classification[0], -2)
 
 
+@pytest.mark.parametrize(('kind', 'undecided'), [
+    ('eag', -0.693), ('log', -0.693), ('brier', -0.25), ('authors', -0.693)])
+def test_no_answer_may_earn_more_than_an_undecided_one(kind, undecided):
+  assert RewardConfig(kind=kind, unparsed=undecided - 0.01).unparsed_score == undecided - 0.01
+  with pytest.raises(EagrlError, match='reward.unparsed'):
+    RewardConfig(kind=kind, unparsed=undecided + 0.01)
+
+
 def test_other_kinds_by_hand():
   args = (jnp.array(0.8), jnp.array(True), jnp.array(1), jnp.array([0]), jnp.array([True, True]))
   total = lambda kind: float(joint_reward(*args, RewardConfig(kind=kind)).total)

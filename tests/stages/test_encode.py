@@ -36,6 +36,23 @@ def encoder():
   return Encoder(cohort, visits, tokenizer, PromptConfig(style='compact'), 32)
 
 
+TRIMMING = (  # as the chat templates of Llama 3 do
+    "{% for m in messages %}{{ '<|start|>' + m['role'] + '\n\n' + m['content'] | trim + '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|start|>assistant\n\n' }}{% endif %}")
+
+
+@pytest.mark.parametrize('style', ['compact', 'full'])
+def test_a_template_that_trims_its_message_keeps_the_features_tokens(encoder, style):
+  plain = dataclasses.replace(encoder, config=PromptConfig(style=style))
+  chat = lambda template: Tokenizer(encoder.tokenizer._fast, encoder.tokenizer._eos, template=template)
+  trimmed = dataclasses.replace(plain, vocabulary=chat(TRIMMING))
+  named = lambda e: [(f, e.tokenizer.decode([i for i, g in zip(*e.tokens(3)) if g == f]).strip())
+                     for f in sorted(set(e.tokens(3)[1].tolist()) - {-1})]
+  assert named(trimmed) == named(plain) and len(named(plain)) > 5
+  with pytest.raises(EagrlError, match='rewrites the prompt'):
+    dataclasses.replace(plain, vocabulary=chat('x')).tokens(3)
+
+
 def test_every_feature_token_lies_in_its_own_line(encoder):
   batch = encoder.batch(np.arange(12), (0, 'x', 1))
   assert batch.tokens.shape[1] % 32 == 0 and batch.valid[:, -1].all()

@@ -11,7 +11,7 @@ import transformers
 
 from eagrl_jax.ehr import store
 from eagrl_jax.evaluation import meds_predictions, provenance, pseudonyms
-from eagrl_jax.lm import hf_io
+from eagrl_jax.lm import checkpoint_config, hf_io
 from eagrl_jax.mesh import make_mesh
 from eagrl_jax.stages import checks, disk, graph, pipeline, policy, settings
 from eagrl_jax.stages.search import guided_label
@@ -65,6 +65,29 @@ def test_first_update_sees_the_samplers_log_probabilities(finished, micro_config
   pipeline.run(config, tmp_path)
   rows = [json.loads(line) for line in (tmp_path / 'rl/metrics.jsonl').read_text().splitlines()]
   assert 0 < max(r['sampler_gap_max'] for r in rows) < 1e-3
+
+
+def test_attention_that_is_rewarded_is_read_in_the_rl_stage(finished, micro_config, tmp_path):
+  for done in graph.NAMES[:graph.NAMES.index('rl')]:
+    shutil.copytree(finished / done, tmp_path / done)
+  config = micro_config(target='rl')
+  config.rl.steps, config.rl.attention_reward = 1, 0.5
+  pipeline.run(config, tmp_path)
+  row = json.loads((tmp_path / 'rl/metrics.jsonl').read_text().splitlines()[-1])
+  plain = json.loads((finished / 'rl/metrics.jsonl').read_text().splitlines()[0])
+  assert row['jaccard'] == plain['jaccard'] and row['reward'] > plain['reward']  # the same answers, paid for more
+
+
+def test_patients_too_few_for_a_step_are_told_of_before_anything_is_trained(micro_config, tmp_path):
+  config = micro_config()
+  config.rl.prompts, config.rl.minibatches, config.rl.micro_batch = 128, 2, 64
+  with pytest.raises(EagrlError, match='rl.minibatches=2 updates of rl.micro_batch=64 prompts need more than'):
+    pipeline.run(config, tmp_path)
+  assert not (tmp_path / 'expert').exists()
+  config = micro_config()
+  config.lm.vocab_size = 200
+  with pytest.raises(EagrlError, match='lm.vocab_size=200 is too small'):
+    checks.check(config)
 
 
 def test_a_second_run_skips_and_a_changed_section_redoes_only_what_reads_it(finished, micro_config, tmp_path):
@@ -217,7 +240,8 @@ def test_export_is_a_hugging_face_directory_of_the_same_weights(finished, micro_
   trained = policy.load(workdir / 'rl', make_mesh())
   params, config, tokenizer = hf_io.load_hf(folder)
   jax.tree.map(np.testing.assert_array_equal, params, jax.device_get(trained.params))
-  assert config == trained.config and tokenizer.encode('lactate 3.1') == trained.tokenizer.encode('lactate 3.1')
+  assert config == checkpoint_config.bounded(trained.config) and config.max_positions == 32_768
+  assert tokenizer.encode('lactate 3.1') == trained.tokenizer.encode('lactate 3.1')
   loaded = transformers.AutoConfig.from_pretrained(folder)
   assert loaded.model_type == 'qwen3' and loaded.eos_token_id == tokenizer.eos_id
   assert 'AUROC' in (folder / 'README.md').read_text()

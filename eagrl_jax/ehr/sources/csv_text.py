@@ -28,6 +28,7 @@ _SODIUM = 'NA'  # the one mark of a missing entry that is also a feature's name
 HOURS = {'seconds': 1 / 3600, 'minutes': 1 / 60, 'hours': 1.0, 'days': 24.0}  # of a time that is a number
 _LATEST = 1.5e6  # hours: 171 years, for days may be counted from 1900
 _OFFSET = r'(?P<offset>[Zz]|[+-][0-9]{2}:?[0-9]{2})$'
+_HOUR_OFFSET = r'(:[0-9]{2}(?:\.[0-9]+)?[+-][0-9]{2})$'  # of PostgreSQL: hours alone, behind a time of day
 _BELOW_MICROSECONDS = r'(\.[0-9]{6})[0-9]+$'
 
 
@@ -73,8 +74,16 @@ def blocks(path: Path, field: str, wanted: dict[str, bool], reading: Reading, na
   marks = {name: pa.array([m for m in _EMPTY if name != names or m != _SODIUM]) for name in wanted}
   for batch in record_batches(path, field, reading, chosen, times):
     trimmed = {name: pc.utf8_trim_whitespace(batch.column(header)) for name, header in found.items()}
+    for name, column in trimmed.items():
+      check_quotes(column, name, path, field, reading)
     yield {name: pc.if_else(pc.is_in(column, marks[name]), pa.scalar(None, pa.string()), column)
            for name, column in trimmed.items()}
+
+
+def check_quotes(column: pa.Array, name: str, path: Path, field: str, reading: Reading) -> None:
+  """Refuses an entry that holds a line with separators: behind a quote that nobody closed, rows are lost in it."""
+  if pc.any(pc.match_substring_regex(column, rf'[\r\n][^\r\n]*{re.escape(reading.delimiter)}')).as_py():
+    raise EagrlError(f'{field}: {path.name} has a row inside an entry of {name!r}; close the quote before it')
 
 
 def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) -> dict[str, str]:
@@ -182,7 +191,7 @@ def hours(text: pa.Array, kinds: set[str], field: str, reading: Reading) -> np.n
                        f'({", ".join(HOURS)}), or give ISO 8601 instead of dates written as numbers')
   dated = ~numeric & ~empty
   if dated.any():
-    stamps = text.filter(pa.array(dated))
+    stamps = pc.replace_substring_regex(text.filter(pa.array(dated)), _HOUR_OFFSET, r'\1:00')
     offset = pc.struct_field(pc.extract_regex(stamps, _OFFSET), 'offset')
     kinds |= {'no zone' if o is None else o.upper() for o in pc.unique(offset).to_pylist()}
     try:

@@ -30,5 +30,6 @@ def lacking(name: str, headers: Iterable[str], wanted: Iterable[str], may_be: It
   headers, wanted = list(headers), list(wanted)
   if {canonical(w) for w in (*wanted, *may_be)}.isdisjoint(map(canonical, headers)):
     return f'holds none of the columns {", ".join(map(repr, wanted))} in its first line; {fix}'
-  near = difflib.get_close_matches(name, headers, n=1, cutoff=0.0)
-  return f'has no column {name!r}; the nearest header is {near[0]!r}'
+  plain = {canonical(header): header for header in headers}
+  near = difflib.get_close_matches(canonical(name), plain, n=1, cutoff=0.0)
+  return f'has no column {name!r}; the nearest header is {plain[near[0]]!r}'

@@ -184,7 +184,8 @@ def setting(index: str, window_hours: float) -> str:
 
 
 def _end() -> str:
-  return 'least(stop, coalesce(death, stop))'
+  # Of some who died the discharge is noted before the death, and charting goes on after either.
+  return 'least(stop, coalesce(death, stop), coalesce(discharge, stop))'
 
 
 def _hours(hours: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from eagrl_jax.ehr.sources.event_rows import Columns
 from eagrl_jax.types import EagrlError
 
 SEX = {'m': 1, 'male': 1, 'f': 0, 'female': 0}
+_OLD, _OLDEST = r'> ?89|>= ?90|≥ ?90|90 ?\+', '90'  # one group in released data, for privacy
 _LABEL = {'1': 1, '1.0': 1, 'true': 1, '0': 0, '0.0': 0, 'false': 0}
 
 
@@ -72,7 +74,8 @@ def people(path: Path, field: str, columns: Columns, sex_codes: Mapping[str, int
   if None in who:
     raise EagrlError(f'{field}: a row has no {columns.outcome_patient!r}; fill it in or remove the row')
   absent = [None] * len(who)
-  ages = validation.parse_numbers(rows.get(columns.age) or absent, reading.decimal)
+  ages = validation.parse_numbers([_OLDEST if age and re.fullmatch(_OLD, age) else age
+                                   for age in rows.get(columns.age) or absent], reading.decimal)
   if ages.text or ages.censored:
     raise EagrlError(f'{field}: {ages.text + ages.censored} entries of {columns.age!r} are not plain numbers; '
                      'give years')

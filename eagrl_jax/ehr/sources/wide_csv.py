@@ -79,6 +79,8 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
   units: dict[str, str] | None = None
   for block in csv_text.record_batches(path, 'data.path', reading, times=names[1:3]):
     cells = {name.strip(): pc.utf8_trim_whitespace(block.column(i)) for i, name in enumerate(block.schema.names)}
+    for name, column in cells.items():
+      csv_text.check_quotes(column, name, path, 'data.path', reading)
     if units is None:  # the first block: header and units
       _check_header([name.strip() for name in block.schema.names], path.name, columns)
       first = block.num_rows and (cells[columns.patient][0].as_py() or '').lower() in ('unit', 'units')

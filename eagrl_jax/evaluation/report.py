@@ -26,6 +26,7 @@ from eagrl_jax.evaluation import (
   patients,
   provenance,
   sections,
+  study,
   subgroups,
 )
 from eagrl_jax.evaluation.files import flat, read_columns, read_json, read_lines
@@ -142,7 +143,9 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
                          'min_ps': metrics.min_precision_recall(*yp),
                          'early': interval((result.get('arms') or {}).get(arm, {}).get('early_score'))}
                         for arm, yp in predictions.items()],
-      'audit': result.get('audit') or [], 'subgroups': groups,
+      # Before anything is evaluated, that of the expert's stage.
+      'audit': result.get('audit') or of_stage('expert/audit.json') or [], 'early_audit': not result.get('audit'),
+      'few': few(result), 'subgroups': groups,
       'plots': [Markup(svg) for svg in (
           figures.roc(drawn(predictions), notes['auroc']), figures.precision_recall(drawn(predictions), notes['auprc']),
           figures.calibration(drawn(predictions), subgroups.SMALLEST if share else 1),
@@ -159,6 +162,15 @@ def _context(workdir: Path, share: bool) -> dict[str, Any]:
       'attrition': _attrition(manifest), 'config': flat(config, share),
       'environment': flat(environment, share), 'headline': headline,
       'cohort': flat({k: v for k, v in manifest.items() if k != 'attrition'}, share)}
+
+
+def few(result: Mapping[str, Any]) -> int | None:
+  """How many test patients have the rarer outcome where they are fewer than anything can be said of; else None."""
+  share, n = result.get('prevalence'), result.get('n_test')
+  if share is None or not n:
+    return None
+  events = round(min(share, 1 - share) * n)
+  return events if events < study.FEWEST else None
 
 
 def _predictions(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -88,6 +88,29 @@ def test_one_class_run_gives_the_reason(tmp_path):
   assert not re.search(r'\b(None|nan|NaN)\b', text)
 
 
+@pytest.mark.parametrize(('n', 'prevalence', 'says'), [
+    (200, 0.045, '9'), (200, 0.955, '9'), (30, 0.0, '0'), (200, 0.05, None), (200, 0.95, None)])
+def test_few_events_are_told_beside_the_headline(tmp_path, n, prevalence, says):
+  arm = bootstrap.bootstrap([0, 1, 0], [0.1, 0.2, 0.3], n=10)
+  dump(tmp_path / 'evaluate/metrics.json', {'task': 'mortality', 'n_test': n, 'prevalence': prevalence,
+                                            'arms': {'rl': arm}})
+  text = ' '.join(Page(report.write_report(tmp_path).read_text(encoding='utf-8')).text)
+  assert (f'Only {says} test patients of the rarer outcome' in text) == (says is not None)
+  assert ('of the rarer outcome' in text) == (says is not None)
+
+
+def test_a_run_that_is_not_evaluated_shows_the_experts_audit(tmp_path):
+  check = lambda value: {'name': 'patients in two splits', 'value': value, 'ci95': None, 'warning': ''}
+  dump(tmp_path / 'expert/audit.json', [check(3.0)])
+  page = Page(report.write_report(tmp_path).read_text(encoding='utf-8'))
+  text = ' '.join(page.text)
+  assert 'patients in two splits 3' in re.sub(r'\s+', ' ', text) and 'nothing is evaluated yet' in text
+  arm = bootstrap.bootstrap([0, 1, 0], [0.1, 0.2, 0.3], n=10)
+  dump(tmp_path / 'evaluate/metrics.json', {'task': 't', 'n_test': 3, 'arms': {'rl': arm}, 'audit': [check(4.0)]})
+  text = ' '.join(Page(report.write_report(tmp_path).read_text(encoding='utf-8')).text)
+  assert 'patients in two splits 4' in re.sub(r'\s+', ' ', text) and 'nothing is evaluated yet' not in text
+
+
 @pytest.mark.parametrize('name', ['evaluate/metrics.json', 'rl/metrics.jsonl', 'evaluate/predictions.parquet'])
 def test_broken_file_is_named(tmp_path, name):
   path = tmp_path / name

@@ -237,7 +237,7 @@ def render(features: FeatureTable, values: np.ndarray, hours: np.ndarray, age: f
   signs = np.zeros(values.shape, np.int8) if censor is None else censor
   lines, keep, dropped_values, dropped_features = _fit(series, signs, features, config)
   who = {1: 'male', 0: 'female'}.get(int(sex), 'unknown')
-  years = 'unknown' if np.isnan(age) else f'{min(age, 90):.0f}'
+  years = 'unknown' if np.isnan(age) else '>89' if age > 89 else f'{age:.0f}'  # one group in released data
 
   if config.style == 'compact':
     head = (f'Sex: {who} Age: {years} Visits: {len(hours)}\n' if standard else

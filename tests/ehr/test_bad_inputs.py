@@ -21,7 +21,7 @@ from test_validation import cohort_of
 
 from eagrl_jax.ehr import normalise, splits, store, validation
 from eagrl_jax.ehr.features import FeatureSpec, FeatureTable
-from eagrl_jax.ehr.prompt import PromptConfig
+from eagrl_jax.ehr.prompt import PromptConfig, render
 from eagrl_jax.ehr.records import to_visits
 from eagrl_jax.ehr.sources import csv_text, long_csv, mimic4, outcomes_csv, physionet2012, tjh, wide_csv
 from eagrl_jax.ehr.sources.bounded import Grid
@@ -537,6 +537,10 @@ def test_17_above_89_years_there_is_one_group(tmp_path):
   age = dict(zip(cohort.subject_id.tolist(), cohort.age.tolist()))
   assert (age['a'], age['b'], age['c']) == (89, 90, 90) and np.isnan(age['d'])
   assert steps_of(cohort)['older than 89 years, given 90'] == 1
+  text = lambda years, style: render(cohort.features, np.ones((1, 1)), np.zeros(1), years, 1, setting='patients',
+                                     config=PromptConfig(style=style)).text
+  for style in ('compact', 'full'):
+    assert 'Age: >89' in text(90.0, style) and 'Age: 89' in text(89.0, style)
   refused('1 ages are outside 0 to 120 years', lambda: read(
       tmp_path, 'a,0,x,1,\nb,0,x,1,\n', outcomes.replace('97', '300')), '300')
 

@@ -166,7 +166,7 @@ def test_a_level_that_float32_does_not_hold_is_written_as_its_word():
 
 def test_old_age_is_not_written():
   prompt = render(TABLE, VALUES, np.zeros(3), 97.0, -1, setting='x', config=PromptConfig(task=READMISSION))
-  assert 'Sex: unknown. Age: 90 years' in prompt.text
+  assert 'Sex: unknown. Age: >89 years' in prompt.text
 
 
 def test_unknown_style_is_refused():

@@ -68,7 +68,10 @@ def _checked(config: ConfigDict, workdir: pathlib.Path) -> dict[str, str]:
 
 def _of_other_settings(config: ConfigDict, workdir: pathlib.Path, hashes: Mapping[str, str]) -> list[str]:
   """Selected stages that are finished in the folder with another hash."""
-  found = {stage.name: disk.read_hash(workdir / stage.name / 'done.json') for stage in graph.selected(config)}
+  try:
+    found = {stage.name: disk.read_hash(workdir / stage.name / 'done.json') for stage in graph.selected(config)}
+  except OSError:  # a file where a folder should be: told where it is opened to be written
+    return []
   return [name for name, digest in found.items() if digest not in (None, hashes[name])]
 
 

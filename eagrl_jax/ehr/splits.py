@@ -149,7 +149,7 @@ def save(path: str | Path, splits: Splits, subject_id: np.ndarray, protocol: str
   """Writes a MEDS subject-split table: subject_id, split in {train, tuning, held_out}.
 
   Args:
-    protocol: the published one that made it, which may have drawn some patients of the cohort only.
+    protocol: the published one that made it, where it drew some patients of the cohort only.
   """
   name = np.empty(len(subject_id), object)
   for part, meds in _MEDS_NAMES.items():
@@ -184,7 +184,7 @@ def load(path: str | Path, subject_id: np.ndarray, *, others: bool = False) -> S
 
 
 def drawn_by(path: str | Path) -> str:
-  """The protocol that made a split file; '' where it names none."""
+  """The protocol that made a split file of some patients of a cohort; '' where it names none."""
   try:
     return (pq.read_schema(path).metadata or {}).get(_PROTOCOL.encode(), b'').decode('utf-8', 'replace')
   except (OSError, ValueError, pa.ArrowException):

@@ -106,6 +106,12 @@ def test_a_fold_by_name(tmp_path):
     prepared(config, tmp_path)
 
 
+def test_the_split_file_of_a_protocol_that_draws_all_still_needs_everybody(tmp_path):
+  config = csv(tmp_path)
+  config.data.protocol = '10fold:3'
+  assert splits.drawn_by(prepared(config, tmp_path) / 'splits.parquet') == ''
+
+
 def test_patients_beyond_a_protocol_are_left_out_and_counted(tmp_path, monkeypatch):
   monkeypatch.setitem(splits.PROTOCOLS, 'mimic4_8750_1250_200', (30, 10, 10))
   config = csv(tmp_path)

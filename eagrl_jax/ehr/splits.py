@@ -198,7 +198,7 @@ def listed(path: str | Path) -> np.ndarray:
 
 def outside(path: str | Path, subject_id: np.ndarray) -> int:
   """How many patients of a split file are not among these."""
-  return int((~np.isin(_read(path)[0], subject_id.astype(str))).sum())
+  return int((~np.isin(listed(path), subject_id.astype(str))).sum())
 
 
 def _read(path: str | Path) -> tuple[np.ndarray, np.ndarray]:

@@ -50,9 +50,7 @@ def gather(folders: Mapping[str, Mapping[int, Path]], names: Mapping[str, str], 
       out[name] = {'n': len(label), 'prevalence': float(label.mean()), 'mapped_features': summary['mapped_features'],
                    'events': rarer(label), 'seeds': sorted(by_seed), 'arms': study.table(label, whole, 'eag', n)}
   for m in (*METRICS, *PROPER):
-    tests = [row['against'][m] for found in out.values() for row in found['arms'].values() if 'against' in row]
-    for test, p in zip(tests, study.holm([test['p'] for test in tests])):
-      test['p_holm'] = p
+    study.adjust([row['against'][m] for found in out.values() for row in found['arms'].values() if 'against' in row])
   return out
 
 

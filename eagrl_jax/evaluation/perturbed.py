@@ -47,10 +47,7 @@ def gather(folders: Mapping[int, Path], names: Mapping[str, str], n: int = 1000)
         probs.setdefault(at, {}).setdefault(names.get(arm, arm), {})[seed] = prob
   # Means over seeds are comparable between arms of the same seeds alone.
   whole = {at: {arm: by for arm, by in arms.items() if by.keys() == folders.keys()} for at, arms in probs.items()}
-  if label is None:
-    return None
-  rows = table(label, whole, n)
-  return {'n': len(label), 'rows': [row | {'events': study.rarer(label)} for row in rows]}
+  return None if label is None else {'n': len(label), 'rows': table(label, whole, n)}
 
 
 def _read(folder: Path) -> tuple[np.ndarray, dict[Condition, dict[str, np.ndarray]]]:
@@ -80,9 +77,9 @@ def table(label: ArrayLike, probs: Mapping[Condition, Mapping[str, Mapping[int, 
     n: resamples of patients.
 
   Returns:
-    [{'kind', 'level', 'seeds', 'arms': arm -> metric -> {'mean', 'ci95', 'by_seed', 'sd'}, and of all but the first row
-    'change' in each arm: metric -> {'diff', 'ci95', 'by_seed', 'p'}, and 'less_than_expert': metric -> the same of
-    EAG-RL's change minus the expert's, with 'p_holm' over the conditions}].
+    [{'kind', 'level', 'seeds', 'events' (patients of the rarer outcome), 'arms': arm -> metric -> {'mean', 'ci95',
+    'by_seed', 'sd'}, and of all but the first row 'change' in each arm: metric -> {'diff', 'ci95', 'by_seed', 'p'}, and
+    'less_than_expert': metric -> the same of EAG-RL's change minus the expert's, with 'p_holm' over the conditions}].
   """
   y = np.asarray(label).astype(int)
   counts, _ = bootstrap.resamples(y, n)
@@ -99,7 +96,7 @@ def table(label: ArrayLike, probs: Mapping[Condition, Mapping[str, Mapping[int, 
   change = lambda of, at, arm, m: of[at, arm, m] - of[UNCHANGED, arm, m]
   rows: list[dict] = []
   for at, arms in probs.items():
-    row: dict = {'kind': at[0], 'level': at[1], 'seeds': seeds,
+    row: dict = {'kind': at[0], 'level': at[1], 'seeds': seeds, 'events': study.rarer(y),
            'arms': {arm: {m: study.over_seeds(point[at, arm, m], drawn[at, arm, m]) for m in METRICS} for arm in arms}}
     if at != UNCHANGED:
       for arm in arms:
@@ -109,9 +106,7 @@ def table(label: ArrayLike, probs: Mapping[Condition, Mapping[str, Mapping[int, 
           change(of, at, 'eag', m) - change(of, at, 'expert', m) for of in (point, drawn))) for m in METRICS}
     rows.append(row)
   for m in METRICS:
-    tests = [row['less_than_expert'][m] for row in rows if 'less_than_expert' in row]
-    for test, p in zip(tests, study.holm([test['p'] for test in tests])):
-      test['p_holm'] = p
+    study.adjust([row['less_than_expert'][m] for row in rows if 'less_than_expert' in row])
   return sorted(rows, key=lambda row: (row['kind'], row['level']) != UNCHANGED)
 
 

@@ -74,9 +74,7 @@ def table(label: ArrayLike, probs: Mapping[str, Mapping[int, ArrayLike]], refere
           [points[reference][s][m] - points[arm][s][m] for s in common],
           [scores[reference][s][m] - scores[arm][s][m] for s in common]) | {'seeds': common} for m in every}
   for m in every:
-    rows = [row['against'][m] for row in out.values() if 'against' in row]
-    for row, p in zip(rows, holm([row['p'] for row in rows])):
-      row['p_holm'] = p
+    adjust([row['against'][m] for row in out.values() if 'against' in row])
   return out
 
 
@@ -117,6 +115,12 @@ def holm(p: Sequence[float]) -> list[float]:
   adjusted = values.copy()
   adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1) if len(order) else scaled
   return adjusted.tolist()
+
+
+def adjust(tests: Sequence[dict]) -> None:
+  """Gives each of these tests, which have 'p', its 'p_holm' among them."""
+  for test, p in zip(tests, holm([test['p'] for test in tests])):
+    test['p_holm'] = p
 
 
 def claims(rows: Mapping[str, dict], shuffled: Mapping | None = None,

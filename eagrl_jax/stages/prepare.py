@@ -41,7 +41,6 @@ from eagrl_jax.stages.data import grid
 from eagrl_jax.types import EagrlError
 
 _CHANCE = 1e-3  # p value below which the outcomes of the sexes differ by more than chance
-_NOT_DRAWN = 'not drawn by the protocol'
 
 
 def run(context: Context) -> None:
@@ -49,6 +48,7 @@ def run(context: Context) -> None:
   folder = context.folder('prepare')
   cohort = with_records(read_source(c, seed), c.window_hours)
   validation.check(cohort)
+  everybody = len(cohort)
   cohort, parts = split(cohort, c, seed)
   if any(stage.name == 'rl' for stage in graph.selected(context.config)):
     checks.patients_a_step(context.config, len(parts.train))  # told now, not when all before it is trained
@@ -61,9 +61,8 @@ def run(context: Context) -> None:
       logging.info('%d of %d features are flagged by what is usual among train patients', n, len(table))
   statistics = normalise.fit(visits, parts.train, cohort.features, cohort.age)
   store.save(cohort, folder)
-  drew = any(step == _NOT_DRAWN for step, *_ in cohort.attrition)
-  splits.save(folder / 'splits.parquet', parts, cohort.subject_id,
-              splits.drawn_by(c.splits) if c.splits else c.protocol if drew else '')
+  protocol = c.protocol or (splits.drawn_by(c.splits) if c.splits else '')
+  splits.save(folder / 'splits.parquet', parts, cohort.subject_id, protocol if len(cohort) < everybody else '')
   made_of = normalise.origin(store.recorded_sha256(folder), cohort.subject_id[parts.train])
   normalise.save(folder / 'statistics.json', dataclasses.replace(statistics, made_of=made_of))
   logging.info('%s\n%s', cohort.name, attrition_table(cohort))
@@ -89,7 +88,7 @@ def split(cohort: Cohort, c: ConfigDict, seed: int) -> tuple[Cohort, splits.Spli
   if c.protocol:
     rows = splits.protocol_rows(c.protocol, cohort.label, cohort.subject_id, seed)
     if len(rows) < len(cohort):
-      cohort = counted(cohort.take(rows), _NOT_DRAWN, len(cohort) - len(rows))
+      cohort = counted(cohort.take(rows), 'not drawn by the protocol', len(cohort) - len(rows))
     return cohort, splits.by_protocol(c.protocol, cohort.label, cohort.subject_id, seed)
   test = c.test if c.test < 1 else int(c.test)
   return cohort, splits.make_splits(cohort.label, cohort.subject_id, test=test, valid_fraction=c.valid_fraction,

@@ -71,6 +71,12 @@ def test_durations_say_when_a_value_is_known_and_a_stay_ends_too(tmp_path):
   assert len(cohort.value) == 200 and cohort.hour.max() == 198  # of hour 199 it is known at 200
 
 
+def test_lines_within_a_cell_are_no_lost_rows(tmp_path):
+  path, where = long(tmp_path, HOURS, value=['1', '2', '3,\nseen,by,hand', '4'])  # text where a number should be
+  cohort = long_csv.load(path, where)
+  assert len(cohort.value) == 3 and ('text', 1, 'values') in cohort.attrition
+
+
 def test_a_duration_is_no_value(tmp_path):
   paths = long(tmp_path, HOURS, value=pa.array(SECOND, pa.duration('s')))
   with pytest.raises(EagrlError, match=r"^data.path: 'value' in e.parquet is of type duration\[s\].*write numbers$"):

@@ -15,7 +15,6 @@ import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
 from eagrl_jax.ehr import validation
-from eagrl_jax.ehr.features import canonical
 from eagrl_jax.ehr.sources import damage
 from eagrl_jax.ehr.sources import headers as headers_lib
 from eagrl_jax.types import EagrlError
@@ -74,16 +73,8 @@ def blocks(path: Path, field: str, wanted: dict[str, bool], reading: Reading, na
   marks = {name: pa.array([m for m in _EMPTY if name != names or m != _SODIUM]) for name in wanted}
   for batch in record_batches(path, field, reading, chosen, times):
     trimmed = {name: pc.utf8_trim_whitespace(batch.column(header)) for name, header in found.items()}
-    for name, column in trimmed.items():
-      check_quotes(column, name, path, field, reading)
     yield {name: pc.if_else(pc.is_in(column, marks[name]), pa.scalar(None, pa.string()), column)
            for name, column in trimmed.items()}
-
-
-def check_quotes(column: pa.Array, name: str, path: Path, field: str, reading: Reading) -> None:
-  """Refuses an entry that holds a line with separators: behind a quote that nobody closed, rows are lost in it."""
-  if pc.any(pc.match_substring_regex(column, rf'[\r\n][^\r\n]*{re.escape(reading.delimiter)}')).as_py():
-    raise EagrlError(f'{field}: {path.name} has a row inside an entry of {name!r}; close the quote before it')
 
 
 def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) -> dict[str, str]:
@@ -92,9 +83,8 @@ def _found(headers: list[str], path: Path, field: str, wanted: dict[str, bool]) 
   for name in (n for n, required in wanted.items() if required and n not in plain):
     needed = [n for n, required in wanted.items() if required]
     raise EagrlError(f'{field}: {path.name} {headers_lib.lacking(name, plain, needed, wanted, headers_lib.OF_CSV)}')
-  for name in (n for n, required in wanted.items() if not required and n not in plain):
-    if near := next((header for header in plain if canonical(header) == canonical(name)), None):
-      raise EagrlError(headers_lib.misspelt(field, path.name, near, name))
+  for name in wanted:
+    headers_lib.check_spelling(name, plain, field, path.name)
   if twice := [name for name in wanted if sum(header.strip() == name for header in headers) > 1]:
     raise EagrlError(f'{field}: {path.name} has two columns {twice[0]!r}; keep one')
   return {name: plain[name] for name in wanted if name in plain}
@@ -126,7 +116,13 @@ def _csv(path: Path, field: str, reading: Reading,
     convert = pacsv.ConvertOptions(
         include_columns=chosen(headers) if chosen else None, column_types={h: pa.string() for h in headers},
         strings_can_be_null=True, null_values=[''])
-    yield from pacsv.open_csv(path, read, parse, convert)
+    swallowed = rf'[\r\n][^\r\n]*{re.escape(reading.delimiter)}'  # a row, behind a quote that nobody closed
+    for batch in pacsv.open_csv(path, read, parse, convert):
+      for name, column in zip(batch.schema.names, batch.columns):
+        if pc.any(pc.match_substring_regex(column, swallowed)).as_py():
+          header = name.strip().partition('\n')[0]  # what follows would be rows
+          raise EagrlError(f'{field}: {path.name} has a row inside an entry of {header!r}; close the quote before it')
+      yield batch
   except (pa.ArrowException, OSError, UnicodeError, LookupError) as error:
     row = re.search(r'Row #(\d+)', str(error))  # the rest of Arrow's message quotes the row
     where = damage.where(path, reading.encoding) or (f' at row {row[1]}' if row else '')

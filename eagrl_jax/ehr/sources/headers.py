@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from eagrl_jax.ehr.features import canonical
+from eagrl_jax.types import EagrlError
 
 OF_CSV = 'check its header line, --config.data.delimiter and --config.data.columns'
 
 
-def misspelt(field: str, file: str, header: str, name: str) -> str:
-  """What to say where the column `name`, which may be absent, is there by a header in another spelling."""
-  return (f'{field}: {file} has a column {header!r}, and {name!r} is what would be read; rename it, or give its header '
-          'by --config.data.columns')
+def check_spelling(name: str, headers: Collection[str], field: str, file: str) -> None:
+  """Refuses a file where the column `name`, which may be absent, is there by a header in another spelling."""
+  if name not in headers and (near := next((h for h in headers if canonical(h) == canonical(name)), None)):
+    raise EagrlError(f'{field}: {file} has a column {near!r}, and {name!r} is what would be read; rename it, or give '
+                     'its header by --config.data.columns')
 
 
 def lacking(name: str, headers: Iterable[str], wanted: Iterable[str], may_be: Iterable[str] = (),

@@ -79,8 +79,6 @@ def _long(path: Path, columns: event_rows.Columns, reading: csv_text.Reading) ->
   units: dict[str, str] | None = None
   for block in csv_text.record_batches(path, 'data.path', reading, times=names[1:3]):
     cells = {name.strip(): pc.utf8_trim_whitespace(block.column(i)) for i, name in enumerate(block.schema.names)}
-    for name, column in cells.items():
-      csv_text.check_quotes(column, name, path, 'data.path', reading)
     if units is None:  # the first block: header and units
       _check_header([name.strip() for name in block.schema.names], path.name, columns)
       first = block.num_rows and (cells[columns.patient][0].as_py() or '').lower() in ('unit', 'units')
@@ -104,9 +102,7 @@ def _check_header(header: list[str], file: str, columns: event_rows.Columns) -> 
   for name in wanted:
     if name not in header:
       raise EagrlError(f'data.path: {file} {headers.lacking(name, header, wanted, fix=headers.OF_CSV)}')
-  may_be = canonical(columns.available)
-  if near := next((name for name in header if name != columns.available and canonical(name) == may_be), None):
-    raise EagrlError(headers.misspelt('data.path', file, near, columns.available))
+  headers.check_spelling(columns.available, header, 'data.path', file)
   if any(re.fullmatch(_NO_HEADER, name) for name in header):
     raise EagrlError(f'data.path: {file} has a column without a header; name it or remove it')
   twice = [name for name, n in collections.Counter(map(canonical, header)).items() if n > 1]

@@ -187,10 +187,11 @@ class ConCare(nn.Module):
         'gru': (w['gru_in'].transpose(2, 0, 1, 3), w['gru_in_bias'].swapaxes(0, 1), tuple(w['gru_rec']),
                 w['gru_rec_bias']),
         'query': w['time_query'], 'key': w['time_key'], 'rate': w['time_rate']}
-    # A CPU takes a channel a core at a time: its weights and states then stay in the second-level cache.
+    # A CPU takes a channel a core at a time: its weights and states then stay in the second-level cache. Computed
+    # again in the backward pass, they do not go to memory and back, which takes longer than the arithmetic.
     tokens = jax.lax.platform_dependent(
         jax.tree.map(jnp.asarray, per_channel), inputs, default=jax.vmap(one),
-        cpu=lambda *args: jax.lax.map(lambda x: one(*x), args, batch_size=cores()))
+        cpu=lambda *args: jax.lax.map(jax.checkpoint(lambda x: one(*x), prevent_cse=False), args, batch_size=cores()))
     return tokens.transpose(2, 1, 0, 3)
 
   def readout(self, tokens: Array, static: Array, rows: Array | None = None, *,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from eagrl_jax.lm import layers
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.matmul import matmul
 from eagrl_jax.mesh import constrain, shards
@@ -52,6 +53,20 @@ def decode_logits(params: Params, cfg: LMConfig, hidden: Array) -> Array:
 
   x = jax.lax.platform_dependent(hidden, cpu=from_the_head, default=lambda h: logits(params, cfg, h))
   return constrain(x, drawn)
+
+
+def word_logits(params: Params, cfg: LMConfig, hidden: Array, words: Array) -> Array:
+  """`logits` of a few words alone, `[..., W]`: the rest of the head is not read.
+
+  Args:
+    hidden: normed states `[..., D]`.
+    words: `[W]` token ids.
+  """
+  if cfg.tie_embeddings:
+    head = layers.embed(params, cfg, words).T
+  else:
+    head = constrain(params['lm_head'], ('embed', 'vocab')).astype(cfg.compute_dtype)[:, words]
+  return matmul(hidden.astype(cfg.compute_dtype), constrain(head, (None, None)), exact=True)
 
 
 def token_logprobs(params: Params, cfg: LMConfig, hidden: Array, targets: ArrayLike) -> tuple[Array, Array]:

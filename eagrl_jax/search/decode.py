@@ -16,7 +16,7 @@ from eagrl_jax.lm import cache
 from eagrl_jax.lm.cache import KV
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.lm.forward import extend
-from eagrl_jax.lm.logprobs import decode_logits, logits
+from eagrl_jax.lm.logprobs import decode_logits, word_logits
 from eagrl_jax.lm.sampler import sample_from_logits
 from eagrl_jax.search import grammar as g
 from eagrl_jax.search.grammar import Grammar, State
@@ -187,5 +187,5 @@ def _score_usefulness(params: Params, cfg: LMConfig, grammar: Grammar, context: 
   positions = (context.position[:, None] + asked)[:, :, None] + query[None, None, :]
   tokens = jnp.broadcast_to(jnp.asarray(grammar.useful)[None, None, :], (b, c, n))
   hidden, _ = extend(params, cfg, tokens, positions, context.shared, own, seen, slots)
-  x = logits(params, cfg, hidden[:, :, -1])
-  return jax.nn.sigmoid(x[:, :, grammar.yes] - x[:, :, grammar.no])
+  x = word_logits(params, cfg, hidden[:, :, -1], jnp.stack([jnp.asarray(grammar.yes), jnp.asarray(grammar.no)]))
+  return jax.nn.sigmoid(x[:, :, 0] - x[:, :, 1])

@@ -50,6 +50,16 @@ def test_decoding_from_the_heads_side_gives_the_same_logits(rows, monkeypatch):
   assert ('optimization_barrier' in decode.lower(hidden).as_text()) == (rows <= logprobs.FEW_ROWS)
 
 
+@pytest.mark.parametrize('tied', [True, False])
+def test_logits_of_a_few_words_are_those_of_all(tied):
+  cfg = dataclasses.replace(ref.CFG, tie_embeddings=tied)
+  p, words = ref.params(cfg), jnp.array([5, 0])
+  hidden = jnp.asarray(np.random.default_rng(2).normal(size=(3, 2, cfg.d_model)), jnp.float32)
+  few = jax.jit(lambda h: logprobs.word_logits(p, cfg, h, words))
+  np.testing.assert_allclose(few(hidden), logprobs.logits(p, cfg, hidden)[..., words], rtol=1e-5, atol=1e-6)
+  assert f'3x2x{cfg.vocab_size}' not in few.lower(hidden).as_text()
+
+
 def test_forbidden_tokens_leave_the_entropy_finite():
   logp, entropy = logprobs.log_prob_and_entropy(jnp.array([[0.0, -jnp.inf, 0.0]]), jnp.array([2]))
   np.testing.assert_allclose((logp, entropy), [[-np.log(2)], [np.log(2)]], rtol=1e-6)

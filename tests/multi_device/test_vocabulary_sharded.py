@@ -62,7 +62,8 @@ def check() -> None:
       hidden = layers.embed(params, cfg, targets) ** 2 - 1
       parts = logprobs.token_logprobs(params, cfg, hidden, targets)
       few = logprobs.decode_logits(params, cfg, jax.lax.stop_gradient(hidden[:, 0, 0]))
-      return sum((a * w).sum() for a, w in zip(parts, weight)), (*parts, few)
+      two = logprobs.word_logits(params, cfg, jax.lax.stop_gradient(hidden), jnp.array([29, 3]))
+      return sum((a * w).sum() for a, w in zip(parts, weight)), (*parts, few, two)
 
     run = lambda *x, loss=loss: jax.jit(jax.grad(loss, has_aux=True))(*x)
     one = run(params, targets, weight)

@@ -65,7 +65,7 @@ def word_logits(params: Params, cfg: LMConfig, hidden: Array, words: Array) -> A
   if cfg.tie_embeddings:
     head = layers.embed(params, cfg, words).T
   else:
-    head = constrain(params['lm_head'], ('embed', 'vocab')).astype(cfg.compute_dtype)[:, words]
+    head = constrain(params['lm_head'], ('embed', 'vocab'))[:, words].astype(cfg.compute_dtype)
   return matmul(hidden.astype(cfg.compute_dtype), constrain(head, (None, None)), exact=True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401  registers bfloat16, which safetensors' numpy reader returns
@@ -62,7 +63,7 @@ def load_hf(path: str | Path, dtype: Dtype = np.float32, mesh: Mesh | None = Non
 
 
 def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenizer, dtype: Dtype | None = None,
-            shard_bytes: int = 5 * 10**9) -> None:
+            shard_bytes: int = 5 * 10**9, change: Callable[[str, np.ndarray], np.ndarray] = lambda _, x: x) -> None:
   """Writes config.json, safetensors and what belongs to the tokenizer, as transformers and `load_hf` read them.
 
   One shard of weights is on the host at a time; adapters are merged into their weights, one weight at a time.
@@ -70,13 +71,14 @@ def save_hf(path: str | Path, params: Params, cfg: LMConfig, tokenizer: Tokenize
   Args:
     dtype: of the weights in the files; None keeps that of `params`.
     shard_bytes: a weight that would make a file larger than this begins the next one.
+    change: what to write for a weight, given its name in `model.declare` and its values, without the axis of layers.
   """
   directory = Path(path)
   directory.mkdir(parents=True, exist_ok=True)
   plain = dataclasses.replace(cfg, lora=None)
 
   def value(name, index):
-    x = np.asarray(lora.merged(params, cfg, name, index))
+    x = change(name, np.asarray(lora.merged(params, cfg, name, index)))
     return np.ascontiguousarray(layout.to_hf(name, x if dtype is None else x.astype(dtype)))
 
   def size(name, index):

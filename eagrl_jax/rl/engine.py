@@ -133,6 +133,20 @@ def served(server: Server, folder: str) -> Server:
   return dataclasses.replace(server, model=str(mine[0].get('id')))
 
 
+def prompt_logprobs(server: Server, prompt: list[int]) -> list[float]:
+  """Of every token of `prompt` but the first, given those before it, under the weights that it serves."""
+  reply = _call(server, f'{server.url}/completions', {
+      'model': server.model, 'prompt': prompt, 'max_tokens': 1, 'temperature': 0.0, 'prompt_logprobs': 0})
+  try:
+    values = [entry[str(token)]['logprob'] for token, entry in
+              zip(prompt[1:], reply['choices'][0]['prompt_logprobs'][1:], strict=True)]
+  except (TypeError, KeyError, IndexError, ValueError):
+    values = [None]
+  if not all(_is_logprob(x) for x in values):
+    raise server.refuse('the reply holds no log-probability for every token of the prompt (prompt_logprobs)')
+  return values
+
+
 def reload(server: Server) -> None:
   """Makes it read its folder again and forget the keys of the old weights; needs VLLM_SERVER_DEV_MODE=1."""
   root = server.url.removesuffix('/v1')
@@ -170,5 +184,6 @@ def _meaning(status: int, url: str) -> str:
   if status == 404 and last in ('collective_rpc', 'reset_prefix_cache'):
     return f'it has no /{last}, by which new weights are read; start it with VLLM_SERVER_DEV_MODE=1'
   why = {400: "the prompt or rl.max_new is longer than its context, or its vocabulary is not the policy's",
-         401: 'it wants a key; serve without --api-key', 404: 'it does not serve rl.rollouts_model'}
+         401: 'it wants a key; serve without --api-key', 404: 'it does not serve rl.rollouts_model',
+         500: 'the server failed, and its log says of what'}
   return f'/{last} was refused with status {status}' + (f': {why[status]}' if status in why else '')

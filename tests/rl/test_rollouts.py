@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import http.server
 import json
@@ -17,8 +18,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from eagrl_jax import mesh as mesh_lib
-from eagrl_jax.lm import hf_io, model, sampler
+from eagrl_jax.lm import forward, hf_io, model, sampler
 from eagrl_jax.lm.config import LMConfig
+from eagrl_jax.lm.logprobs import token_logprobs
 from eagrl_jax.lm.tokenizer import train_tokenizer
 from eagrl_jax.rl import engine, rollouts
 from eagrl_jax.rl.clip import ClipConfig
@@ -53,13 +55,21 @@ def written(params, key, sampling=ASKED):
   return rollouts.own(LM, sampling)(params, prompts(), key)
 
 
+def logprobs_of(params, cfg, tokens):
+  """Of every token but the first; a prompt of that one, and one answer of the others."""
+  prompt, answer = np.array([tokens[:1]]), np.array([[tokens[1:]]])
+  out = forward.forward_shared(params, cfg, prompt, np.ones_like(prompt, bool), answer, np.ones_like(answer, bool))
+  return np.asarray(token_logprobs(params, cfg, out.hidden, answer)[0])[0, 0].tolist()
+
+
 class Vllm(http.server.ThreadingHTTPServer):
   """Serves the answers of `rollout` to the prompts above; `spoil` changes a reply before it is sent."""
 
   def __init__(self, rollout=None, root='', spoil=lambda reply: reply):
     super().__init__(('127.0.0.1', 0), Handler)
     self.rollout, self.root, self.spoil, self.seen, self.wait = rollout, root, spoil, [], 0.0
-    self.served = PARAMS
+    self.served = PARAMS, LM
+    self.keep = lambda new, old: new  # which of the weights that it reads, beside those it has, it goes on with
     self.url = f'http://127.0.0.1:{self.server_port}/v1'
     self.status = 200
 
@@ -76,11 +86,16 @@ class Vllm(http.server.ThreadingHTTPServer):
       return {'object': 'list', 'data': [{'id': 'policy', 'object': 'model', 'owned_by': 'vllm', 'root': self.root}]}
     if path == '/collective_rpc':
       assert body == {'method': 'reload_weights'}
-      self.served = hf_io.load_hf(self.root)[0]
+      new, cfg, _ = hf_io.load_hf(self.root)
+      self.served = self.keep(new, self.served[0]), cfg
       return {'results': [None]}
     if path == '/reset_prefix_cache':
       return None
     assert path == '/v1/completions' and body['model'] == 'policy'
+    if 'prompt_logprobs' in body:
+      values = logprobs_of(*self.served, body['prompt'])
+      return {'choices': [{'prompt_logprobs': [None] + [
+          {str(token): {'logprob': x, 'rank': 1}} for token, x in zip(body['prompt'][1:], values)]}]}
     b = rollouts.token_lists(prompts()).index(body['prompt'])
     choices = []
     for g in range(body['n']):
@@ -240,7 +255,7 @@ def test_the_server_reads_new_weights_every_so_many_steps(tmp_path, caplog):
 
     def draw(path, body):
       if path == '/v1/completions':
-        server.rollout = written(server.served, jax.random.key(3), sampling)
+        server.rollout = written(server.served[0], jax.random.key(3), sampling)
       return answer(path, body)
 
     server.answer = draw
@@ -253,8 +268,8 @@ def test_the_server_reads_new_weights_every_so_many_steps(tmp_path, caplog):
       np.testing.assert_allclose(got.logprobs, want.logprobs, atol=1e-6)
       entropy = rollouts.with_entropy(weights(step), LM, prompts(), got, B).entropy
       np.testing.assert_allclose(got.entropy, entropy, atol=1e-6)  # of the current weights
-  paths = [path for path, _ in server.seen]
-  assert paths.count('/collective_rpc') == paths.count('/reset_prefix_cache') == 2
+  paths = [path for path, body in server.seen if body is None or 'prompt_logprobs' not in body]
+  assert paths.count('/collective_rpc') == paths.count('/reset_prefix_cache') == 4  # twice to show that it reads all
   assert paths.index('/collective_rpc') < paths.index('/reset_prefix_cache') < paths.index('/v1/completions')
   assert sorted(p.name for p in (tmp_path / 'rl').iterdir()) == ['rollouts']
   assert not any(file.exists() for file in stale) and (folder / 'model.safetensors').exists()
@@ -277,6 +292,52 @@ def test_a_server_that_cannot_follow_the_policy_is_refused(case, tmp_path):
   assert case == 'no dev mode' or str(e.value).endswith(
       f'VLLM_SERVER_DEV_MODE=1 vllm serve {folder} --dtype float32')  # by itself vLLM serves these in bfloat16
   assert 'VLLM_SERVER_DEV_MODE=1' in str(e.value) and (tmp_path / 'rl' / 'rollouts' / 'model.safetensors').exists()
+
+
+def kept(*names):
+  """Reads all weights but these."""
+  def keep(new, old):
+    old = old | {'lm_head': old.get('lm_head', old['embed'].T)}
+    return {**new, **{n: old[n] for n in names if n in old and n != 'layers'},
+            'layers': {**new['layers'], **{n: old['layers'][n] for n in names if n in old['layers']}}}
+  return keep
+
+
+FORGETFUL = {'all': kept('lm_head', *PARAMS, *PARAMS['layers']), 'the head': kept('lm_head'),
+             'the embedding': kept('embed'), 'a norm': kept('final_norm'), 'a projection': kept('w_down'),
+             'none': lambda new, old: new}
+
+
+@pytest.mark.parametrize('case', FORGETFUL)
+def test_a_server_that_goes_on_with_old_weights_is_refused(case, tmp_path):
+  root = tmp_path.resolve() / 'rl' / 'rollouts'
+  uneven = jax.tree.map(lambda x: x * (1 + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape)), PARAMS)
+  sampling = dataclasses.replace(ASKED, stop_ids=(WORDS.eos_id,))
+  with Vllm(written(uneven, jax.random.key(3), sampling), str(root)) as server:
+    server.served, server.keep = (uneven, LM), FORGETFUL[case]
+    generate = stage.choose(context(tmp_path, server.url), Policy(uneven, LM, WORDS))
+    with contextlib.nullcontext() if case == 'none' else pytest.raises(EagrlError, match='kept old ones') as e:
+      generate(uneven, prompts(), jax.random.key(0))
+  if case != 'none':
+    assert str(e.value).startswith('rl.rollouts=http') and '\n' not in str(e.value)
+  left, cfg, _ = hf_io.load_hf(root)  # the policy, not what the server was tried with
+  assert not cfg.tie_embeddings  # a reader that renews what the files name would else keep a copy of the head
+  np.testing.assert_array_equal(left['embed'], uneven['embed'])
+  np.testing.assert_array_equal(left['lm_head'], uneven['embed'].T)
+
+
+@pytest.mark.parametrize('reply', [
+    {}, {'choices': []}, {'choices': [{}]}, {'choices': [{'prompt_logprobs': None}]},
+    {'choices': [{'prompt_logprobs': [None]}]}, {'choices': [{'prompt_logprobs': [None, {'4': {'logprob': -1.0}}]}]},
+    {'choices': [{'prompt_logprobs': [None, {'5': {'logprob': None}}]}]},
+    {'choices': [{'prompt_logprobs': [None, {'5': {'logprob': -1.0}}, {'5': {'logprob': -1.0}}]}]}])
+def test_a_verdict_on_a_prompt_that_is_none_is_refused(reply):
+  with Vllm() as server:
+    server.answer = lambda path, body: reply
+    with pytest.raises(EagrlError, match='prompt_logprobs'):
+      engine.prompt_logprobs(engine.Server(server.url, 'policy', 20.0), [4, 5])
+    reply['choices'] = [{'prompt_logprobs': [None, {'5': {'logprob': -1.0}}]}]
+    assert engine.prompt_logprobs(engine.Server(server.url, 'policy', 20.0), [4, 5]) == [-1.0]
 
 
 def test_own_is_the_sampler(tmp_path):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 
+from eagrl_jax.lm import model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.types import Array
 
@@ -35,15 +37,29 @@ def empty(cfg: LMConfig, batch: int, group: int, slots: int) -> KV:
 
 
 SHALLOW = 8  # layers
+FEW = 2 << 30  # bytes of a deeper decoder's layers that a CPU may hold twice
+
+
+def unrolled(cfg: LMConfig, backend: str | None = None) -> bool:
+  """Whether decoding goes layer by layer, the weights and keys of each an array of their own, instead of by a scan.
+
+  A scan over layers copies each layer's weights and own keys out of the stack at every token, half of a small
+  decoder's time and a third of a deeper one's on a CPU. Without it the layers' weights are held twice, and compilation
+  takes up to three times as long. In bfloat16 a CPU gains nothing: it multiplies so few rows in float32.
+
+  Args:
+    backend: for which this is asked; None stands for the one at hand.
+  """
+  if cfg.n_layers <= SHALLOW:
+    return True
+  if (backend or jax.default_backend()) != 'cpu' or cfg.compute_dtype != 'float32':
+    return False
+  return 4 * sum(math.prod(spec.shape) for spec in jax.tree.leaves(model.declare(cfg)['layers'])) <= FEW
 
 
 def by_layer(tree: Any, cfg: LMConfig) -> Any:
-  """A shallow decoder's weights or keys layer by layer: a tuple of trees without the leading axis L; else `tree`.
-
-  A scan over layers copies each layer's weights and own keys out of the stack at every token, half of a small
-  decoder's time; a deep one would take long to compile without it, and its weights would be held twice.
-  """
-  if cfg.n_layers > SHALLOW:
+  """Weights or keys layer by layer where decoding is `unrolled`: a tuple of trees without the leading axis L."""
+  if not unrolled(cfg):
     return tree
   return tuple(jax.tree.map(lambda x: x[i], tree) for i in range(cfg.n_layers))
 

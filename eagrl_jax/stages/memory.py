@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from eagrl_jax.lm import logprobs, lora, model
+from eagrl_jax.lm import cache, logprobs, lora, model
 from eagrl_jax.lm.config import LMConfig
 from eagrl_jax.mesh import shards
 from eagrl_jax.stages import graph, programs, settings
@@ -69,9 +69,9 @@ def moment(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str, wh
            elsewhere: bool = False) -> Moment:
   """What a stage holds while it does one of its `things`; `elsewhere` as of `predict`."""
   if what == 'rollout':
-    parts = rollout_parts(c, lm, mesh, sizes, stage)
+    parts = rollout_parts(c, lm, mesh, sizes, stage, elsewhere)
   elif what == 'search':
-    parts = search_parts(c, lm, mesh, sizes)
+    parts = search_parts(c, lm, mesh, sizes, elsewhere)
   elif stage == 'rl':
     batch = c.rl.prompts // c.rl.minibatches
     parts = planned(programs.rl_step(c, lm, mesh, sizes), lm, mesh, batch > c.rl.micro_batch, elsewhere)
@@ -122,20 +122,24 @@ def unplanned(lm: LMConfig, mesh: Mesh, elsewhere: bool = False) -> int:
   return lm.vocab_size * lm.d_model * 4 // mesh.shape['tensor']
 
 
-def rollout_parts(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str) -> dict[str, int]:
-  """What the sampler holds beside the weights."""
-  return _beside(programs.rollout(c, lm, mesh, sizes, stage), lm, mesh, rollout_kv(c, lm, mesh, sizes, stage))
+def rollout_parts(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, stage: str, elsewhere: bool = False
+                  ) -> dict[str, int]:
+  """What the sampler holds beside the weights; `elsewhere` as of `predict`."""
+  kv = rollout_kv(c, lm, mesh, sizes, stage)
+  return _beside(programs.rollout(c, lm, mesh, sizes, stage), lm, mesh, kv, elsewhere)
 
 
-def search_parts(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes) -> dict[str, int]:
-  """What the search of a batch of trees holds beside the weights."""
-  return _beside(programs.search(c, lm, mesh, sizes), lm, mesh, search_kv(c, lm, mesh, sizes))
+def search_parts(c: ConfigDict, lm: LMConfig, mesh: Mesh, sizes: Sizes, elsewhere: bool = False) -> dict[str, int]:
+  """What the search of a batch of trees holds beside the weights; `elsewhere` as of `predict`."""
+  return _beside(programs.search(c, lm, mesh, sizes), lm, mesh, search_kv(c, lm, mesh, sizes), elsewhere)
 
 
-def _beside(program: Any, lm: LMConfig, mesh: Mesh, kv: int) -> dict[str, int]:
+def _beside(program: Any, lm: LMConfig, mesh: Mesh, kv: int, elsewhere: bool) -> dict[str, int]:
   """XLA's plan of a program that reads weights again and again: their copy, keys and values, and the rest."""
   plan, copy = program.memory_analysis(), used_bytes(lm, mesh)
   rest = plan.temp_size_in_bytes + plan.output_size_in_bytes - kv - copy
+  if elsewhere and cache.unrolled(lm) and not cache.unrolled(lm, 'an accelerator'):
+    rest -= local_bytes(model.abstract(lm, mesh)['layers'])  # only a CPU holds them once more, layer by layer
   return {'copy': copy, 'KV': kv, 'activations': max(rest, 0)}
 
 

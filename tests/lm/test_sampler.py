@@ -180,9 +180,10 @@ def test_temperature_may_differ_by_row_and_zero_is_greedy():
   assert list(draw.sample_from_logits(x, u, 0.0)) == [1, 1]
 
 
-@pytest.mark.parametrize(('module', 'name', 'value'), [(sampler, 'CHUNK', 2), (cache, 'SHALLOW', 0)])
+@pytest.mark.parametrize(('module', 'name', 'value'), [
+    (sampler, 'CHUNK', 2), (cache, 'unrolled', lambda cfg: False)])
 def test_chunks_and_a_scan_over_layers_change_nothing(module, name, value, monkeypatch):
-  """Long answers are written in chunks; deep decoders scan over their layers, shallow ones do not."""
+  """Long answers are written in chunks; large decoders scan over their layers, shallow ones do not."""
   plain = sample(prompts(), max_new=11)
   monkeypatch.setattr(module, name, value)
   sampler._generate.clear_cache()

@@ -62,6 +62,19 @@ def test_a_plan_for_accelerators_has_the_logits_that_they_hold_at_a_time(micro_c
   assert there - here == 8 * 2048 * LM.vocab_size - 4 * LM.vocab_size * LM.d_model
 
 
+def test_what_a_cpu_alone_holds_of_a_deep_decoder_is_not_planned_for_accelerators(micro_config):
+  """Its layers one by one, beside the stack."""
+  deep = dataclasses.replace(LM, n_layers=cache.SHALLOW + 1, d_model=64)
+  c, mesh, few = micro_config(), make_mesh(), programs.Sizes(32, 5, 0)
+  here, there = (memory.rollout_parts(c, deep, mesh, few, 'rl', elsewhere) for elsewhere in (False, True))
+  stack = sum(4 * x.size for x in jax.tree.leaves(model.abstract(deep)['layers']))
+  assert here['activations'] - there['activations'] == stack and there['activations'] > 0
+  assert not cache.unrolled(deep, 'gpu') and not cache.unrolled(dataclasses.replace(deep, compute_dtype='bfloat16'))
+  assert not cache.unrolled(dataclasses.replace(deep, d_ff=cache.FEW))
+  shallow = dataclasses.replace(LM, compute_dtype='bfloat16')
+  assert cache.unrolled(shallow, 'gpu') and cache.unrolled(shallow)
+
+
 @pytest.mark.parametrize('lora', [None, LoraConfig(4, 8.0, ('q_proj', 'down_proj'))])
 def test_weights_and_optimiser_are_exact(lora, micro_config):
   lm, mesh = dataclasses.replace(LM, lora=lora, compute_dtype='bfloat16'), make_mesh()

@@ -39,6 +39,7 @@ from eagrl_jax.types import Array, EagrlError, Params, PromptBatch, Rollout
 PROBE = 64  # tokens of a prompt by which a server shows what it has read
 ALIKE = 0.1  # log-probabilities this far apart, as a share of those of another prompt, differ by rounding alone
 
+
 def choose(context: Context, policy: policy_lib.Policy) -> rollouts_lib.Generate:
   """What `rl.rollouts` names, for the policy that is trained."""
   c = context.config.rl

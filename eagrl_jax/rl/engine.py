@@ -4,7 +4,7 @@ A request is `POST <url>/completions` with the fields of vLLM's `CompletionReque
 answers, and every sampling field that the server would else take from the model's generation_config.json.
 `return_token_ids` (vLLM 0.10.2 and later) makes a choice carry `token_ids`; `logprobs=0` adds
 `logprobs.token_logprobs` of the sampled tokens alone, which under `--logprobs-mode raw_logprobs`, vLLM's default, are
-those before temperature: at temperature 1.
+those before temperature: at temperature 1. `prompt_logprobs=0` asks for those of the prompt's own tokens.
 Answer i of a prompt is drawn with `seed + i`. Source: docs.vllm.ai, OpenAI-compatible server, completions; sleep mode.
 
 A prompt is a patient's record: it is sent to that server alone, past any proxy, and no reply is quoted in an error.

@@ -8,9 +8,9 @@
   probabilities that the server gave. The entropies of the upper clip are the current policy's, by one forward pass
   over the answers.
 
-The server must see the folder under the same path. Before the first step it has to show that it reads every weight
-again: one that keeps some of them, as vLLM on a CPU keeps a tied head (seen of vLLM 0.32), would write the
-answers of another policy, and nothing but `sampler_gap_mean` would tell.
+The server must see the folder under the same path. Before the first step it has to show that it reads its weights
+again, QKV biases and QK gains aside: one that keeps some of them, as vLLM on a CPU keeps a tied head (seen of vLLM
+0.32), would write the answers of another policy, and nothing but `sampler_gap_mean` would tell.
 """
 
 from __future__ import annotations
